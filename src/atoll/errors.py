@@ -1,0 +1,180 @@
+"""The one tree of errors.
+
+::
+
+    AtollError                 every error that Atoll raises on purpose
+     +-- UsageError            the caller asked for something that cannot be (bad flag, bad value)
+     +-- ConfigError           a configuration file or variable is wrong
+     +-- PreflightError        the host lacks something: a program, a permission, space
+     +-- ImageError            a kernel bundle or root image cannot be found, built or trusted
+     +-- StoreError            a record on disk is missing, taken, corrupt or newer than this program
+     +-- ProcessError          a program that Atoll ran failed
+     +-- BootError             the guest did not come up; ``stage`` says how far it got
+     +-- ChannelError          the guest channel broke
+     |    +-- ProtocolError    the peer broke the agent protocol
+     +-- GuestError            the agent refused or failed a request
+     |    +-- CommandError     a command could not be started in the guest
+     +-- CommandTimeoutError   a command ran past its time
+
+Each error carries a stable ``code`` (``boot.root``), which programs may rely on, and a ``hint``: the next step.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AtollError",
+    "BootError",
+    "ChannelError",
+    "CommandError",
+    "CommandTimeoutError",
+    "ConfigError",
+    "GuestError",
+    "ImageError",
+    "PreflightError",
+    "ProcessError",
+    "ProtocolError",
+    "StoreError",
+    "UsageError",
+]
+
+
+class AtollError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        code: stable, dotted, lower-case name of the failure.
+        hint: what to do next; empty where nothing can be advised.
+        detail: further lines (a console's last lines, a program's stderr); empty if none.
+        exit_code: the command line's exit status for this error.
+    """
+
+    family = "error"
+    exit_code = 1
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "", detail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = f"{self.family}.{code}" if code else self.family
+        self.hint = hint
+        self.detail = detail
+
+
+class UsageError(AtollError):
+    """The caller asked for something that cannot be."""
+
+    family = "usage"
+    exit_code = 2
+
+
+class ConfigError(AtollError):
+    """A configuration file, variable or flag has a wrong name or value."""
+
+    family = "config"
+    exit_code = 2
+
+
+class PreflightError(AtollError):
+    """The host lacks something that is needed before a VM can be spawned."""
+
+    family = "boot.preflight"
+
+
+class ImageError(AtollError):
+    """A kernel bundle or root image cannot be found, built or trusted."""
+
+    family = "image"
+
+
+class StoreError(AtollError):
+    """A record on disk is missing, taken, corrupt or of a newer schema."""
+
+    family = "store"
+
+
+class ProcessError(AtollError):
+    """A program that Atoll ran failed.
+
+    Attributes:
+        argv: its argument vector.
+        status: its exit status; negative is the number of the signal that ended it.
+    """
+
+    family = "process"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        argv: tuple[str, ...] = (),
+        status: int = 0,
+        code: str = "",
+        hint: str = "",
+        detail: str = "",
+    ) -> None:
+        super().__init__(message, code=code, hint=hint, detail=detail)
+        self.argv = argv
+        self.status = status
+
+
+class BootError(AtollError):
+    """The guest did not come up.
+
+    Attributes:
+        stage: how far it got: spawn, firmware, kernel, initramfs, root, agent or command.
+    """
+
+    family = "boot"
+
+    def __init__(self, message: str, *, stage: str, hint: str = "", detail: str = "") -> None:
+        super().__init__(message, code=stage, hint=hint, detail=detail)
+        self.stage = stage
+
+
+class ChannelError(AtollError):
+    """The guest channel broke: the guest or its VM is gone, or the link was closed."""
+
+    family = "channel"
+
+
+class ProtocolError(ChannelError):
+    """The peer broke the agent protocol (docs/reference/agent-protocol.md)."""
+
+    family = "protocol"
+
+
+class GuestError(AtollError):
+    """The agent answered a request with RESET.
+
+    Attributes:
+        reason: the RESET code of section 5 of the protocol.
+        errno: the guest's errno, or 0.
+        stage: the step that failed, where the agent names one.
+    """
+
+    family = "guest"
+
+    def __init__(
+        self, message: str, *, reason: str, errno: int = 0, stage: str = "", hint: str = "", detail: str = ""
+    ) -> None:
+        super().__init__(message, code=reason, hint=hint, detail=detail)
+        self.reason = reason
+        self.errno = errno
+        self.stage = stage
+
+
+class CommandError(GuestError):
+    """A command could not be started in the guest; ``exit_code`` follows the shell (126, 127)."""
+
+    family = "command"
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        """127 if the program was not found, 126 if it could not be run, as shells have it."""
+        return 127 if self.errno == 2 and self.stage == "exec" else 126
+
+
+class CommandTimeoutError(AtollError):
+    """A command ran past its time and was ended; the status is that of timeout(1)."""
+
+    family = "command.timeout"
+    exit_code = 124
