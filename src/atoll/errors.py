@@ -16,7 +16,8 @@
      |    +-- CommandError     a command could not be started in the guest
      +-- CommandTimeoutError   a command ran past its time
 
-Each error carries a stable ``code`` (``boot.root``), which programs may rely on, and a ``hint``: the next step.
+Each error carries a stable ``code`` (``boot.root``), which programs may rely on, and a ``hint``: the next
+step.
 """
 
 from __future__ import annotations

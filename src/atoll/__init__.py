@@ -1,0 +1,1 @@
+"""Atoll: real Linux virtual machines from one small tool."""

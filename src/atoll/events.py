@@ -1,0 +1,160 @@
+"""The one stream of typed events that drives progress, ``-v``, ``--json`` and the SDK's callbacks.
+
+Whoever does something takes an ``emit`` callable; whoever wants to know passes one. Events carry facts, not
+prose: the command line decides how they read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+__all__ = [
+    "AcceleratorChosen",
+    "CommandRan",
+    "Emit",
+    "Event",
+    "ExecutionEnded",
+    "ExecutionStarted",
+    "StageReached",
+    "TaskAdvanced",
+    "TaskEnded",
+    "TaskStarted",
+    "VmExited",
+    "VmSpawned",
+    "Warned",
+    "ignore",
+    "task",
+    "tee",
+]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Base of all events.
+
+    Attributes:
+        at: seconds since the epoch when it was made.
+    """
+
+    at: float = msgspec.field(default_factory=time.time)
+
+
+class CommandRan(Event, frozen=True, tag="command_ran"):
+    """A program on the host has ended; ``elapsed`` in seconds."""
+
+    argv: tuple[str, ...]
+    status: int
+    elapsed: float
+
+
+class TaskStarted(Event, frozen=True, tag="task_started"):
+    """Long work has begun; ``total`` is 0 where it is unknown."""
+
+    task: str
+    title: str
+    total: int = 0
+    unit: str = ""
+
+
+class TaskAdvanced(Event, frozen=True, tag="task_advanced"):
+    """Long work has come so far; ``note`` is one line of what it does now."""
+
+    task: str
+    done: int = 0
+    note: str = ""
+
+
+class TaskEnded(Event, frozen=True, tag="task_ended"):
+    """Long work is over; ``elapsed`` in seconds."""
+
+    task: str
+    ok: bool
+    elapsed: float
+
+
+class AcceleratorChosen(Event, frozen=True, tag="accelerator_chosen"):
+    """The accelerator of a VM, and why this one."""
+
+    accelerator: str
+    reason: str
+
+
+class VmSpawned(Event, frozen=True, tag="vm_spawned"):
+    """The hypervisor's process runs."""
+
+    vm: str
+    pid: int
+
+
+class StageReached(Event, frozen=True, tag="stage_reached"):
+    """A boot stage is complete; ``elapsed`` in seconds since the VM was spawned."""
+
+    vm: str
+    stage: str
+    elapsed: float
+
+
+class VmExited(Event, frozen=True, tag="vm_exited"):
+    """The hypervisor's process is gone; a negative status is the number of a signal."""
+
+    vm: str
+    status: int
+
+
+class ExecutionStarted(Event, frozen=True, tag="execution_started"):
+    """A command runs in the guest."""
+
+    vm: str
+    execution: str
+    argv: tuple[str, ...]
+    guest_pid: int
+
+
+class ExecutionEnded(Event, frozen=True, tag="execution_ended"):
+    """A command in the guest has ended: by itself with ``code``, or by ``signal``. ``elapsed`` in seconds."""
+
+    vm: str
+    execution: str
+    code: int | None
+    signal: int | None
+    elapsed: float
+
+
+class Warned(Event, frozen=True, tag="warned"):
+    """Something the user should know although the work goes on."""
+
+    message: str
+    hint: str = ""
+
+
+Emit = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Listen to nothing."""
+
+
+def tee(*listeners: Emit) -> Emit:
+    """One listener that passes each event on to all of ``listeners``."""
+
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return emit
+
+
+@contextmanager
+def task(emit: Emit, name: str, title: str, *, total: int = 0, unit: str = "") -> Iterator[Emit]:
+    """Frame long work with its start and end events, the end also on failure."""
+    emit(TaskStarted(task=name, title=title, total=total, unit=unit))
+    began = time.monotonic()
+    ok = False
+    try:
+        yield emit
+        ok = True
+    finally:
+        emit(TaskEnded(task=name, ok=ok, elapsed=time.monotonic() - began))

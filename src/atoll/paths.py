@@ -1,0 +1,89 @@
+"""Every file and directory that Atoll keeps, named in one place.
+
+Directories follow the XDG base directory specification on Linux and the platform's custom elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["AGENT_DIR", "CONFIG_NAME", "SYSTEM_CONFIG", "Paths", "default_paths", "user_config"]
+
+#: Where the wheel carries the guest agent, one file per architecture.
+AGENT_DIR = Path(__file__).parent / "_bin"
+
+CONFIG_NAME = "config.toml"
+SYSTEM_CONFIG = Path("/etc/atoll") / CONFIG_NAME
+
+_ON_LINUX: bool = sys.platform == "linux"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The two roots below which everything lies.
+
+    Attributes:
+        data: what the user would miss: images, machines.
+        cache: what can be made again at any time: kernel bundles, verdicts, downloads.
+    """
+
+    data: Path
+    cache: Path
+
+    @property
+    def images(self) -> Path:
+        """Root images: ``images/<name>/`` holds one image's ``manifest.json`` and file system."""
+        return self.data / "images"
+
+    @property
+    def kernels(self) -> Path:
+        """Kernel bundles: ``kernels/<key>/``."""
+        return self.cache / "kernels"
+
+    @property
+    def downloads(self) -> Path:
+        """Packages fetched by apt, kept for the next build."""
+        return self.cache / "downloads"
+
+    @property
+    def verdicts(self) -> Path:
+        """Cached verdicts of the accelerator probe."""
+        return self.cache / "accelerator.json"
+
+    def image(self, name: str) -> Path:
+        """The directory of one root image."""
+        return self.images / name
+
+    def kernel(self, key: str) -> Path:
+        """The directory of one kernel bundle."""
+        return self.kernels / key
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    value = os.environ.get(variable, "")
+    # The specification: a relative path in these variables is to be ignored.
+    return Path(value) if os.path.isabs(value) else Path.home() / fallback
+
+
+def default_paths() -> Paths:
+    """The directories of this user."""
+    if _ON_LINUX:  # what platformdirs would answer, without its import on every start
+        return Paths(
+            data=_xdg("XDG_DATA_HOME", ".local/share") / "atoll",
+            cache=_xdg("XDG_CACHE_HOME", ".cache") / "atoll",
+        )
+    import platformdirs  # noqa: PLC0415
+
+    return Paths(data=platformdirs.user_data_path("atoll"), cache=platformdirs.user_cache_path("atoll"))
+
+
+def user_config() -> Path:
+    """The user's own configuration file."""
+    if _ON_LINUX:
+        return _xdg("XDG_CONFIG_HOME", ".config") / "atoll" / CONFIG_NAME
+    import platformdirs  # noqa: PLC0415
+
+    return platformdirs.user_config_path("atoll") / CONFIG_NAME

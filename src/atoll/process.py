@@ -1,0 +1,297 @@
+"""The one door for programs on the host.
+
+Every program that Atoll runs goes through here: it is logged so that the line can be pasted into a shell,
+gets no file descriptor it was not given, and its end is told as exit status or signal.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import queue
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from atoll.errors import PreflightError, ProcessError
+from atoll.events import CommandRan, Emit, ignore
+
+__all__ = ["Completed", "Process", "describe_status", "find", "require", "run", "spawn"]
+
+_log = logging.getLogger(__name__)
+
+#: How much of a failed program's stderr an error carries, in lines.
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A program that ran to its end with status 0."""
+
+    argv: tuple[str, ...]
+    stdout: bytes
+    stderr: bytes
+    elapsed: float
+
+
+def find(program: str) -> str | None:
+    """The path of ``program``; administrators' directories count although users lack them in PATH."""
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which(program, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def require(program: str, *, hint: str) -> str:
+    """The path of ``program``.
+
+    Raises:
+        PreflightError: it is not installed; ``hint`` says how to install it.
+    """
+    path = find(program)
+    if path is None:
+        raise PreflightError(f"{program} is not installed", hint=hint)
+    return path
+
+
+def describe_status(status: int) -> str:
+    """Words for an exit status as Python has it: negative is a signal."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    stdin: bytes | IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float | None = None,
+    on_line: Callable[[str], None] | None = None,
+    emit: Emit = ignore,
+) -> Completed:
+    """Run a program to its end and return what it wrote.
+
+    Args:
+        argv: program and arguments.
+        stdin: bytes or an open file for its input; none by default.
+        env: its environment; by default this process's own with messages in English.
+        cwd: its working directory.
+        timeout: seconds after which it is killed.
+        on_line: called with each line of its stderr as it comes, for progress.
+        emit: told when it has ended.
+
+    Raises:
+        ProcessError: it could not be started, failed, or ran past ``timeout``; its last lines are the detail.
+    """
+    _log.debug("run %s", shlex.join(argv))
+    began = time.monotonic()
+    child = _popen(argv, stdin=stdin, env=env, cwd=cwd)
+    timed_out = threading.Event()
+
+    def expire() -> None:
+        timed_out.set()
+        child.kill()
+
+    timer = threading.Timer(timeout, expire) if timeout is not None else None
+    if timer is not None:
+        timer.start()
+    try:
+        stdout, stderr = _communicate(child, stdin if isinstance(stdin, bytes) else None, on_line)
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+    elapsed = time.monotonic() - began
+    emit(CommandRan(argv=tuple(argv), status=child.returncode, elapsed=elapsed))
+    if child.returncode != 0:
+        name = os.path.basename(argv[0])
+        end = f"took longer than {timeout:g} s" if timed_out.is_set() else describe_status(child.returncode)
+        tail = "\n".join(stderr.decode(errors="replace").splitlines()[-_TAIL_LINES:])
+        raise ProcessError(f"{name} {end}", argv=tuple(argv), status=child.returncode, detail=tail)
+    return Completed(tuple(argv), stdout, stderr, elapsed)
+
+
+def _popen(
+    argv: Sequence[str], *, stdin: bytes | IO[bytes] | None, env: Mapping[str, str] | None, cwd: Path | None
+) -> subprocess.Popen[bytes]:
+    source = subprocess.DEVNULL if stdin is None else subprocess.PIPE if isinstance(stdin, bytes) else stdin
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(env) if env is not None else {**os.environ, "LC_ALL": "C.UTF-8"},
+            cwd=cwd,
+        )
+    except OSError as error:
+        message = f"cannot run {argv[0]}: {error.strerror}"
+        raise ProcessError(message, argv=tuple(argv), status=127, code="start") from error
+
+
+def _communicate(
+    child: subprocess.Popen[bytes], data: bytes | None, on_line: Callable[[str], None] | None
+) -> tuple[bytes, bytes]:
+    if on_line is None:
+        return child.communicate(data)
+    assert data is None, "input and progress lines together are not needed"
+    assert child.stdout is not None
+    assert child.stderr is not None
+    out: list[bytes] = []
+    reader = threading.Thread(
+        target=lambda stream: out.append(stream.read()), args=(child.stdout,), daemon=True
+    )
+    reader.start()
+    lines: list[bytes] = []
+    with child.stderr:
+        for line in child.stderr:
+            lines.append(line)
+            on_line(line.decode(errors="replace").rstrip())
+    reader.join()
+    child.stdout.close()
+    child.wait()
+    return b"".join(out), b"".join(lines)
+
+
+class Process:
+    """A long-running child, addressed by pidfd (pidfd_open(2)) so that a reused pid is never hit.
+
+    Attributes:
+        pid: its process id.
+        pidfd: readable once it has ended; -1 where the platform has none.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes], argv: tuple[str, ...]) -> None:
+        self._child = child
+        self._reaping = threading.Lock()
+        self.argv = argv
+        self.pid = child.pid
+        self.pidfd = os.pidfd_open(child.pid) if hasattr(os, "pidfd_open") else -1
+
+    def poll(self) -> int | None:
+        """The exit status if it has ended, else None. Negative is a signal's number."""
+        with self._reaping:
+            return self._child.poll()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for its end, at most ``timeout`` seconds; the exit status, or None when the time was over."""
+        try:
+            return self._child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL); nothing happens if it has ended."""
+        self._child.kill()
+
+    def close(self) -> None:
+        """Kill it if it still runs, reap it, and give back the pidfd."""
+        self.kill()
+        self._child.wait()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class _SpawnThread:
+    """A thread that lives as long as the process and starts those children that must die with it.
+
+    PR_SET_PDEATHSIG fires when the *thread* that forked ends (prctl(2)), so a child started from a
+    short-lived worker would be killed too early. This thread never ends by itself.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], threading.Event]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="atoll-spawn", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            job, done = self._jobs.get()
+            job()
+            done.set()
+
+    def call(self, function: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        outcome: list[subprocess.Popen[bytes] | BaseException] = []
+
+        def job() -> None:
+            try:
+                outcome.append(function())
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+                outcome.append(error)
+
+        done = threading.Event()
+        self._jobs.put((job, done))
+        done.wait()
+        result = outcome[0]
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+
+@functools.cache
+def _spawn_thread(pid: int) -> _SpawnThread:
+    """One per process: a fork does not inherit threads, so the key is the pid."""
+    assert pid == os.getpid()
+    return _SpawnThread()
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    stderr: int | None = None,
+    env: Mapping[str, str] | None = None,
+    die_with_parent: bool = True,
+) -> Process:
+    """Start a program that runs on.
+
+    Args:
+        argv: program and arguments.
+        pass_fds: descriptors it inherits, under the same numbers.
+        stderr: descriptor for its stdout and stderr; discarded by default.
+        env: its environment; by default this process's own.
+        die_with_parent: have the kernel kill it when this process ends, however that happens.
+
+    Raises:
+        ProcessError: it could not be started.
+    """
+    _log.debug("spawn %s", shlex.join(argv))
+    full = tuple(argv)
+    if die_with_parent and sys.platform == "linux":
+        # Set by a helper between fork and exec: Python code there would not be safe beside other threads.
+        setpriv = find("setpriv")
+        full = (setpriv, "--pdeathsig", "KILL", "--", *argv) if setpriv else full
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            full,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if stderr is None else stderr,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            pass_fds=pass_fds,
+            env=dict(env) if env is not None else None,
+            start_new_session=True,  # the terminal's Ctrl-C is for the command in the guest
+        )
+
+    try:
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        child = start() if on_main_thread or not die_with_parent else _spawn_thread(os.getpid()).call(start)
+    except OSError as error:
+        message = f"cannot run {argv[0]}: {error.strerror}"
+        raise ProcessError(message, argv=tuple(argv), status=127, code="start") from error
+    return Process(child, tuple(argv))

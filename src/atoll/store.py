@@ -1,0 +1,213 @@
+"""Durable, atomic, locked state on disk.
+
+A file or directory is written beside its final place, flushed, renamed, and the directory that holds the
+name is flushed too: after a crash either the old state is there or the new one (rename(2), fsync(2)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from atoll.errors import StoreError
+
+__all__ = ["lock", "publish", "read_record", "remove_tree", "staging", "write_file", "write_record"]
+
+T = TypeVar("T")
+
+#: Names that begin so are being written; a crash may leave them, ``staging`` sweeps them.
+_PARTIAL = ".partial-"
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _refuse(error: OSError, path: Path) -> StoreError:
+    """Turn the errors that users meet into ones that say what to do."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        hint = "free some space, or choose another place with ATOLL_DATA_DIR and ATOLL_CACHE_DIR"
+        return StoreError(f"no space left to write {path}", code="full", hint=hint)
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
+        hint = "make it writable, or choose another place with ATOLL_DATA_DIR and ATOLL_CACHE_DIR"
+        return StoreError(f"cannot write {path}: {error.strerror}", code="unwritable", hint=hint)
+    return StoreError(f"cannot write {path}: {error.strerror}", code="io")
+
+
+def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data`` at once and for good.
+
+    Raises:
+        StoreError: ``store.full``, ``store.unwritable`` or ``store.io``; the former content stands.
+    """
+    partial = path.with_name(f"{_PARTIAL}{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            partial.rename(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise _refuse(error, path) from error
+
+
+def write_record(path: Path, record: msgspec.Struct) -> None:
+    """Write ``record`` as JSON that a person can read. Raises as ``write_file``."""
+    write_file(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read a record that ``write_record`` wrote.
+
+    A record has a ``schema`` field; one from a newer Atoll is told apart from a corrupt one. Neither is
+    touched.
+
+    Raises:
+        StoreError: ``store.missing``, ``store.corrupt``, ``store.newer`` or ``store.io``.
+    """
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"{path} does not exist", code="missing") from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}", code="io") from error
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        _refuse_newer(path, data, kind)
+        hint = f"it was kept as it is; move {path} away to go on without it"
+        raise StoreError(f"{path} is corrupt: {error}", code="corrupt", hint=hint) from error
+
+
+def _refuse_newer(path: Path, data: bytes, kind: type[Any]) -> None:
+    try:
+        found = msgspec.json.decode(data, type=dict[str, Any]).get("schema")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    known = getattr(kind, "SCHEMA", 1)
+    if isinstance(found, int) and found > known:
+        message = f"{path} has schema {found}; this Atoll knows up to {known}"
+        raise StoreError(message, code="newer", hint="use the newer Atoll that wrote it")
+
+
+@contextmanager
+def lock(path: Path, *, wait: float | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` (flock(2)); the file stays, the kernel frees a dead holder's lock.
+
+    Args:
+        path: the lock's file, made if it is missing.
+        wait: seconds to wait for another holder; None waits for ever.
+
+    Raises:
+        StoreError: ``store.busy`` when the time is over, or as ``write_file``.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _refuse(error, path) from error
+    try:
+        if wait is None:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        else:
+            _flock_until(fd, path, time.monotonic() + wait)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _flock_until(fd: int, path: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise StoreError(
+                    f"{path} is held by another process", code="busy", hint="try again"
+                ) from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+@contextmanager
+def staging(parent: Path, name: str) -> Iterator[Path]:
+    """A fresh directory beside ``parent/name`` to build in; gone afterwards unless ``publish`` moved it.
+
+    The caller holds the lock of ``name``: what earlier, killed builders of the same name left is swept first.
+
+    Raises:
+        StoreError: as ``write_file``.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for stale in parent.glob(f"{_PARTIAL}{name}-*"):
+            remove_tree(stale)
+        path = parent / f"{_PARTIAL}{name}-{secrets.token_hex(4)}"
+        path.mkdir()
+    except OSError as error:
+        raise _refuse(error, parent) from error
+    try:
+        yield path
+    except OSError as error:
+        raise _refuse(error, path) from error
+    finally:
+        remove_tree(path)
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Flush every file of ``staged`` and rename it to ``final``, replacing what was there.
+
+    Raises:
+        StoreError: as ``write_file``; ``final`` is then as it was.
+    """
+    try:
+        for file in staged.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        _sync_directory(staged)
+        if final.exists():
+            former = final.with_name(f"{_PARTIAL}{final.name}-{secrets.token_hex(4)}")
+            final.rename(former)
+            staged.rename(final)
+            remove_tree(former)
+        else:
+            staged.rename(final)
+        _sync_directory(final.parent)
+    except OSError as error:
+        raise _refuse(error, final) from error
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all it holds, or a file; nothing happens if it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
