@@ -254,7 +254,7 @@ def spawn(
     argv: Sequence[str],
     *,
     pass_fds: Sequence[int] = (),
-    stderr: int | None = None,
+    output: int | None = None,
     env: Mapping[str, str] | None = None,
     die_with_parent: bool = True,
 ) -> Process:
@@ -263,7 +263,7 @@ def spawn(
     Args:
         argv: program and arguments.
         pass_fds: descriptors it inherits, under the same numbers.
-        stderr: descriptor for its stdout and stderr; discarded by default.
+        output: descriptor for its stdout and stderr; discarded by default.
         env: its environment; by default this process's own.
         die_with_parent: have the kernel kill it when this process ends, however that happens.
 
@@ -281,8 +281,8 @@ def spawn(
         return subprocess.Popen(
             full,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if stderr is None else stderr,
-            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            stdout=subprocess.DEVNULL if output is None else output,
+            stderr=subprocess.DEVNULL if output is None else output,
             pass_fds=pass_fds,
             env=dict(env) if env is not None else None,
             start_new_session=True,  # the terminal's Ctrl-C is for the command in the guest

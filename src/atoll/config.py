@@ -1,0 +1,193 @@
+"""Settings: one row each in ``SETTINGS``, merged from defaults, files, environment and flags.
+
+Later sources win: defaults, ``/etc/atoll/config.toml``, the user's file, ``ATOLL_*`` variables, flags. A name that
+no row has is an error, wherever it stands, and the error says which name was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import ConfigError
+from atoll.paths import SYSTEM_CONFIG, Paths, default_paths, user_config
+
+__all__ = ["SETTINGS", "Config", "Resolved", "Setting", "load", "parse_memory"]
+
+_MIB = 1 << 20
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_PREFIX = "ATOLL_"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings, resolved. The rows of ``SETTINGS`` say what each one means."""
+
+    data_dir: Path
+    cache_dir: Path
+    accel: str
+    cpus: int
+    memory: int
+    kernel: Path | None
+    boot_timeout: float
+
+    @property
+    def paths(self) -> Paths:
+        """Where everything is kept."""
+        return Paths(data=self.data_dir, cache=self.cache_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row: how a setting is read, what it is by default, and what it means.
+
+    Attributes:
+        parse: takes what TOML, the environment or a flag gives; raises ``ValueError`` with the reason.
+        default: made when nothing else is said.
+        help: one line for people.
+    """
+
+    name: str
+    parse: Callable[[Any], Any]
+    default: Callable[[], Any]
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The configuration and, for each setting, the source its value comes from."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+
+def parse_memory(value: Any) -> int:
+    """Bytes from a size such as ``512M`` or ``2GiB``; a bare number has no unit and is refused."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(?:i?b)?", str(value).strip().lower())
+    if found is None:
+        raise ValueError("write a size with its unit, such as 512M or 2G")
+    size = int(float(found[1]) * _UNITS[found[2]])
+    if size % _MIB or not size:
+        raise ValueError("the size must be a whole number of MiB")
+    return size
+
+
+def _parse_cpus(value: Any) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,4}", str(value)) or not 1 <= int(value) <= 255:
+        raise ValueError("write a number from 1 to 255")
+    return int(value)
+
+
+def _parse_accel(value: Any) -> str:
+    if value not in {"auto", "kvm", "tcg"}:
+        raise ValueError("write auto, kvm or tcg")
+    return str(value)
+
+
+def _parse_directory(value: Any) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("write a path")
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        raise ValueError("write an absolute path")
+    return path
+
+
+def _parse_kernel(value: Any) -> Path | None:
+    if not isinstance(value, (str, Path)):
+        raise ValueError("write a path")  # noqa: TRY004 - every parser says it so
+    return Path(value).expanduser().absolute() if str(value) else None
+
+
+def _parse_seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("write a number of seconds") from None
+    if isinstance(value, bool) or not 0 < seconds < 86_400:
+        raise ValueError("write a number of seconds above 0 and below a day")
+    return seconds
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("data_dir", _parse_directory, lambda: default_paths().data, "where images are kept"),
+    Setting(
+        "cache_dir", _parse_directory, lambda: default_paths().cache, "where kernels and downloads are kept"
+    ),
+    Setting("accel", _parse_accel, lambda: "auto", "accelerator: auto, kvm or tcg"),
+    Setting("cpus", _parse_cpus, lambda: 1, "vCPUs of a new VM"),
+    Setting("memory", parse_memory, lambda: 512 * _MIB, "memory of a new VM, such as 512M"),
+    Setting("kernel", _parse_kernel, lambda: None, "kernel to boot instead of Debian's cloud kernel"),
+    Setting("boot_timeout", _parse_seconds, lambda: 60.0, "seconds in which a guest must be up"),
+)
+
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+assert set(_BY_NAME) == {field.name for field in fields(Config)}
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    files: tuple[Path, ...] | None = None,
+) -> Resolved:
+    """Merge all sources.
+
+    Args:
+        flags: settings given on the command line or to the SDK; None values count as not given.
+        environment: variables; this process's own by default.
+        files: configuration files, later ones win; the system's and the user's by default.
+
+    Raises:
+        ConfigError: ``config.unknown``, ``config.value`` or ``config.file``.
+    """
+    values: dict[str, Any] = {setting.name: setting.default() for setting in SETTINGS}
+    origins = dict.fromkeys(values, "default")
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    sources = [(str(file), _read(file)) for file in (files or (SYSTEM_CONFIG, user_config()))]
+    sources.append(("", _variables(os.environ if environment is None else environment)))
+    sources.append(("flag", given))
+    for origin, settings in sources:
+        for name, value in settings.items():
+            where = origin or f"{_PREFIX}{name.upper()}"
+            values[name] = _parse(name, value, where)
+            origins[name] = where
+    return Resolved(Config(**values), origins)
+
+
+def _parse(name: str, value: Any, origin: str) -> Any:
+    setting = _BY_NAME.get(name)
+    if setting is None:
+        near = difflib.get_close_matches(name, _BY_NAME, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`atoll config show` lists the settings"
+        raise ConfigError(f"{origin}: there is no setting {name!r}", code="unknown", hint=hint)
+    try:
+        return setting.parse(value)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {name} = {value!r}", code="value", hint=str(error)) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}", code="file", hint="the file is TOML: name = value") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}", code="file", hint="make the file readable") from error
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name.removeprefix(_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(_PREFIX)
+    }

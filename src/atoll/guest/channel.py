@@ -1,0 +1,338 @@
+"""The guest channel: a ``Session`` on a socket, driven by the event loop.
+
+The way of a byte from the guest: ``_on_readable`` takes it from the socket, ``Session.receive`` names the
+stream it belongs to, ``_dispatch`` hands it to that ``Stream``, and ``Stream.read`` to whoever waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from typing import Any, TypeVar
+
+import msgspec
+
+from atoll.errors import ChannelError, GuestError, ProtocolError
+from atoll.guest.messages import Refusal, Request
+from atoll.guest.session import Data, Replied, Reset, Session, SessionEvent, Welcomed, Writable
+
+__all__ = ["Channel", "LinkResetError", "Stream"]
+
+T = TypeVar("T")
+
+#: Most bytes queued for the link before writers wait.
+_LINK_QUEUE = 262_144
+#: Size of one read from the link, bytes.
+_READ_SIZE = 262_144
+#: Buffers given to one sendmsg(2).
+_GATHER = 16
+#: Resyncs after broken frames that are tried before the channel is given up.
+_MAX_RESYNCS = 4
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class LinkResetError(ChannelError):
+    """The link was brought in step again; this stream died with the former session, its execution lives."""
+
+    family = "channel.reset"
+
+
+class Channel:
+    """The host's end of the channel to one guest. Lives on one event loop; not thread-safe.
+
+    Args:
+        sock: the connected stream socket whose other end the hypervisor has; owned from here on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._socket = sock
+        self._session = Session(lambda: os.urandom(16))
+        self._streams: dict[int, Stream] = {}
+        self._buffer = bytearray(_READ_SIZE)
+        self._writing = False
+        self._room = asyncio.Event()
+        self._room.set()
+        self._welcome: asyncio.Future[int] = self._loop.create_future()
+        self._resyncs = 0
+        self._broken: ChannelError | None = None
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LINK_QUEUE)
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+        self._session.begin()
+        self._flush()
+
+    @property
+    def broken(self) -> ChannelError | None:
+        """Why the channel cannot be used any more; None while it can."""
+        return self._broken
+
+    async def ready(self) -> int:
+        """Wait until the guest has answered HELLO; the protocol version spoken.
+
+        Raises:
+            ChannelError: the link broke first.
+        """
+        return await asyncio.shield(self._welcome)
+
+    def resync(self) -> None:
+        """Bring the link in step again, as after a restore. Streams end with ``LinkResetError``."""
+        self._check_usable()
+        if self._welcome.done():
+            self._welcome = self._loop.create_future()
+        streams, self._streams = self._streams, {}
+        self._session.begin()
+        for stream in streams.values():
+            stream._fail(LinkResetError("the link was brought in step again"))  # noqa: SLF001
+        self._flush()
+
+    async def call(self, request: Request, reply: type[T]) -> T:
+        """Send a request that has no body and return its reply.
+
+        Raises:
+            GuestError: the agent refused it.
+            ChannelError: the link broke.
+        """
+        stream = self.open(request, end=True)
+        try:
+            return await stream.reply(reply)
+        finally:
+            stream.cancel()
+
+    def open(self, request: Request, *, end: bool = False) -> Stream:
+        """Send a request whose stream carries data; ``end`` if none will be sent from here."""
+        self._check_usable()
+        stream = Stream(self, self._session.open(_encode(request), end=end))
+        self._streams[stream.id] = stream
+        self._flush()
+        return stream
+
+    def close(self) -> None:
+        """Give up the link; whoever waits gets ``ChannelError``. Closing twice is fine."""
+        self._lose(ChannelError("the channel was closed", code="closed"))
+
+    def _check_usable(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    def _lose(self, error: ChannelError) -> None:
+        if self._broken is not None:
+            return
+        self._broken = error
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._room.set()
+        if not self._welcome.done():
+            self._welcome.set_exception(error)
+        self._welcome.exception()  # it may be that nobody awaits it
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream._fail(error)  # noqa: SLF001
+
+    def _on_readable(self) -> None:
+        try:
+            count = self._socket.recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self._lose(ChannelError("the guest is gone: its channel was closed", code="gone"))
+            return
+        try:
+            for event in self._session.receive(memoryview(self._buffer)[:count]):
+                self._dispatch(event)
+        except ProtocolError as error:
+            self._resyncs += 1
+            if self._resyncs > _MAX_RESYNCS or error.code == "protocol.version":
+                self._lose(error)
+            else:
+                self.resync()
+
+    def _dispatch(self, event: SessionEvent) -> None:
+        if isinstance(event, Welcomed):
+            if not self._welcome.done():
+                self._welcome.set_result(event.version)
+            return
+        stream = self._streams.get(event.stream)
+        if stream is None:
+            return
+        if isinstance(event, Data):
+            stream._feed(event.data, end=event.end)  # noqa: SLF001
+        elif isinstance(event, Replied):
+            stream._accept(event.payload, end=event.end)  # noqa: SLF001
+        elif isinstance(event, Writable):
+            stream._writable.set()  # noqa: SLF001
+        elif isinstance(event, Reset):
+            del self._streams[event.stream]
+            stream._fail(_refusal(event.payload))  # noqa: SLF001
+
+    def _flush(self) -> None:
+        """Write what the socket takes now; the event loop writes the rest."""
+        session = self._session
+        outgoing = session.outgoing()
+        try:
+            while outgoing:
+                batch = [outgoing[index] for index in range(min(_GATHER, len(outgoing)))]
+                session.sent(self._socket.sendmsg(batch))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._lose(ChannelError("the guest is gone: its channel was closed", code="gone"))
+            return
+        self._want_writable(wanted=bool(outgoing))
+        if session.pending < _LINK_QUEUE:
+            self._room.set()
+        else:
+            self._room.clear()
+
+    def _want_writable(self, *, wanted: bool) -> None:
+        if wanted and not self._writing:
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        elif self._writing and not wanted:
+            self._loop.remove_writer(self._socket.fileno())
+        self._writing = wanted
+
+    # What follows is called by Stream only.
+
+    async def _send(self, stream: Stream, data: memoryview, *, end: bool) -> int:
+        await self._room.wait()
+        self._check_usable()
+        taken = self._session.send(stream.id, data, end=end)
+        self._flush()
+        return taken
+
+    def _consume(self, stream: Stream, count: int) -> None:
+        if self._broken is None and self._streams.get(stream.id) is stream:
+            self._session.consume(stream.id, count)
+            self._flush()
+
+    def _cancel(self, stream: Stream) -> None:
+        if self._streams.get(stream.id) is stream:
+            del self._streams[stream.id]
+            self._session.cancel(
+                stream.id, _encode(Refusal(code="cancelled", message="cancelled by the host"))
+            )
+            self._flush()
+
+
+class Stream:
+    """One request and its data. Made by ``Channel.open``.
+
+    Attributes:
+        id: its number on the link.
+    """
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self.id = number
+        self._channel = channel
+        self._reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._chunks: deque[bytes] = deque()
+        self._arrived = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._ended = False
+        self._error: ChannelError | GuestError | None = None
+
+    async def reply(self, kind: type[T]) -> T:
+        """Wait for the reply and decode it.
+
+        Raises:
+            GuestError: the agent refused the request.
+            ChannelError: the link broke, or the reply is not what the protocol says.
+        """
+        payload = await asyncio.shield(self._reply)
+        return _decode(payload, kind)
+
+    async def read(self) -> bytes:
+        """Wait for data and return all that has come; empty at the end.
+
+        Returning it here counts as consumed: credit for it goes back to the guest.
+
+        Raises:
+            GuestError: the agent ended the stream with an error.
+            ChannelError: the link broke.
+        """
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return b""
+            self._arrived.clear()
+            await self._arrived.wait()
+        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._channel._consume(self, len(data))  # noqa: SLF001
+        return data
+
+    async def write(self, data: bytes | memoryview, *, end: bool = False) -> None:
+        """Send all of ``data`` as credit allows, then end this direction if ``end``.
+
+        Raises:
+            GuestError: the agent ended the stream with an error.
+            ChannelError: the link broke.
+        """
+        rest = memoryview(data)
+        while True:
+            if self._error is not None:
+                raise self._error
+            self._writable.clear()
+            taken = await self._channel._send(self, rest, end=end)  # noqa: SLF001
+            rest = rest[taken:]
+            if not rest:
+                return
+            await self._writable.wait()
+
+    def finish(self) -> None:
+        """Take what has come as all there is: readers get the end after it."""
+        self._ended = True
+        self._arrived.set()
+
+    def cancel(self) -> None:
+        """End the stream from this side if it has not ended; nobody may be waiting on it."""
+        if not self._reply.done():
+            self._reply.cancel()
+        elif not self._reply.cancelled():
+            self._reply.exception()
+        self._channel._cancel(self)  # noqa: SLF001
+
+    def _accept(self, payload: bytes, *, end: bool) -> None:
+        if not self._reply.done():
+            self._reply.set_result(payload)
+        if end:
+            self.finish()
+
+    def _feed(self, data: bytes, *, end: bool) -> None:
+        if data:
+            self._chunks.append(data)
+        if end:
+            self.finish()
+        self._arrived.set()
+
+    def _fail(self, error: ChannelError | GuestError) -> None:
+        self._error = error
+        if not self._reply.done():
+            self._reply.set_exception(error)
+            self._reply.exception()  # it may be that nobody awaits it
+        self._arrived.set()
+        self._writable.set()
+
+
+def _decode(payload: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"malformed reply from the guest: {error}") from error
+
+
+def _refusal(payload: bytes) -> ChannelError | GuestError:
+    try:
+        refusal: Any = _decode(payload, Refusal)
+    except ProtocolError as error:
+        return error
+    return GuestError(
+        refusal.message or refusal.code, reason=refusal.code, errno=refusal.errno, stage=refusal.stage
+    )

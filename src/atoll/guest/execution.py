@@ -1,0 +1,258 @@
+"""One command in the guest: its start, output, input and end (docs/reference/agent-protocol.md, section 6).
+
+An execution outlives the link. When the link is brought in step again each part goes on where it was: output
+from the offset that was read, input from the offset that the guest has accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from atoll.errors import CommandError, GuestError
+from atoll.guest import messages, wire
+from atoll.guest.channel import Channel, LinkResetError, Stream
+from atoll.guest.messages import Exit, Request
+
+__all__ = ["Execution", "Input", "Output"]
+
+T = TypeVar("T")
+
+
+async def call_again(channel: Channel, request: Request, reply: type[T]) -> T:
+    """Send a request that may be repeated, once more after each loss of step. Raises as ``Channel.call``."""
+    while True:
+        try:
+            return await channel.call(request, reply)
+        except LinkResetError:
+            await channel.ready()
+
+
+class Output:
+    """What a command writes to one descriptor.
+
+    Attributes:
+        offset: bytes read so far, counted from the command's start.
+    """
+
+    def __init__(self, channel: Channel, request: messages.ExecOutput) -> None:
+        self._channel = channel
+        self._request = request
+        self._stream = channel.open(request, end=True)
+        self._limit: int | None = None
+        self.offset = request.offset or 0
+        self._began = request.offset is not None
+
+    async def read(self) -> bytes:
+        """Wait for output and return all that has come; empty at the end.
+
+        Raises:
+            GuestError: ``guest.gone`` if what was to follow is no longer held, ``guest.cancelled`` if another
+                reader took over.
+            ChannelError: the link broke.
+        """
+        while self._limit is None or self.offset < self._limit:
+            try:
+                if not self._began:
+                    self.offset = (await self._stream.reply(messages.Offset)).offset
+                    self._began = True
+                data = await self._stream.read()
+            except LinkResetError:
+                await self._reattach()
+                continue
+            self.offset += len(data)
+            return data
+        return b""
+
+    async def read_all(self) -> bytes:
+        """Read to the end."""
+        parts = []
+        while data := await self.read():
+            parts.append(data)
+        return b"".join(parts)
+
+    def settle(self, limit: int) -> None:
+        """The command has ended after ``limit`` bytes: do not wait for more, whoever holds the pipe open."""
+        self._limit = limit
+        if self.offset >= limit:
+            self._stream.finish()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._stream.cancel()
+
+    async def _reattach(self) -> None:
+        await self._channel.ready()
+        offset = self.offset if self._began else self._request.offset
+        request = messages.ExecOutput(id=self._request.id, fd=self._request.fd, offset=offset)
+        self._stream = self._channel.open(request, end=True)
+
+
+class Input:
+    """What a command reads from descriptor 0.
+
+    Attributes:
+        offset: bytes written so far.
+    """
+
+    def __init__(self, channel: Channel, execution: str) -> None:
+        self._channel = channel
+        self._execution = execution
+        self._stream = channel.open(messages.ExecStdin(id=execution))
+        self._unsure = bytearray()  # the last window: the guest may not have accepted it
+        self._ended = False
+        self.offset = 0
+
+    async def write(self, data: bytes) -> None:
+        """Send ``data``, waiting while the command does not read.
+
+        Raises:
+            GuestError: the guest refused it.
+            ChannelError: the link broke.
+        """
+        await self._put(data)
+
+    async def end(self) -> None:
+        """Say that the input is over (end of file). Raises as ``write``."""
+        self._ended = True
+        await self._put(b"")
+
+    def close(self) -> None:
+        """Stop writing without an end of file."""
+        self._stream.cancel()
+
+    async def _put(self, data: bytes) -> None:
+        self._unsure += data
+        self.offset += len(data)
+        pending: bytes | bytearray = data
+        while True:
+            try:
+                await self._stream.write(bytes(pending), end=self._ended)
+            except LinkResetError:
+                pending = await self._reattach()
+            else:
+                del self._unsure[: -wire.WINDOW]
+                return
+
+    async def _reattach(self) -> bytearray:
+        """Open the stream again; what the guest has not accepted yet."""
+        while True:
+            await self._channel.ready()
+            first_unsure = self.offset - len(self._unsure)
+            self._stream = self._channel.open(messages.ExecStdin(id=self._execution, offset=first_unsure))
+            try:
+                await self._stream.reply(messages.Offset)
+            except LinkResetError:
+                continue
+            return self._unsure  # from first_unsure on: the guest drops what it has already
+
+
+class Execution:
+    """A command that was started with ``Agent.start``.
+
+    Attributes:
+        id: its name in the guest.
+        stdout: its output; ``stderr`` likewise (at its end at once if it has a terminal).
+        stdin: its input, or None.
+    """
+
+    def __init__(self, channel: Channel, start: messages.ExecStart) -> None:
+        self.id = start.id
+        self._channel = channel
+        self._start = start
+        self._starting: Stream = channel.open(start, end=True)
+        self._exit: Exit | None = None
+        self.stdout = Output(channel, messages.ExecOutput(id=start.id, fd=1, offset=0))
+        self.stderr = Output(channel, messages.ExecOutput(id=start.id, fd=2, offset=0))
+        self.stdin = Input(channel, start.id) if start.stdin else None
+        self._ending = asyncio.create_task(self._watch_end())
+
+    async def started(self) -> int:
+        """Wait until the command runs; its process id in the guest.
+
+        Raises:
+            CommandError: it could not be started.
+            GuestError: the agent refused it; ``guest.boot`` if the guest has no root.
+            ChannelError: the link broke.
+        """
+        while True:
+            try:
+                return (await self._starting.reply(messages.Started)).pid
+            except LinkResetError:
+                await self._channel.ready()
+                self._starting = self._channel.open(self._start, end=True)
+            except GuestError as error:
+                if error.reason == "exists":
+                    return await self._find_pid()
+                raise _start_error(self._start, error) from error
+
+    async def wait(self) -> Exit:
+        """Wait for the command's end. Raises as ``started``."""
+        if self._exit is None:
+            await self.started()
+            self._exit = await asyncio.shield(self._ending)
+        return self._exit
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the command's process group; nothing happens if it has ended."""
+        try:
+            await call_again(self._channel, messages.ExecSignal(id=self.id, signal=number), messages.Empty)
+        except GuestError as error:
+            if error.reason != "not_found":
+                raise
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Change the size of its terminal, characters."""
+        request = messages.ExecResize(id=self.id, rows=rows, cols=cols)
+        await call_again(self._channel, request, messages.Empty)
+
+    async def release(self) -> None:
+        """End it if it still runs, and have the guest forget it. Raises ``ChannelError``."""
+        self.close()
+        try:
+            await call_again(self._channel, messages.ExecRelease(id=self.id), messages.Empty)
+        except GuestError as error:
+            if error.reason not in {"not_found", "boot"}:
+                raise
+
+    def close(self) -> None:
+        """Let go of it here; in the guest it goes on."""
+        if not self._ending.cancel() and not self._ending.cancelled():
+            self._ending.exception()  # it may be that nobody awaits it
+        self._starting.cancel()
+        self.stdout.close()
+        self.stderr.close()
+        if self.stdin is not None:
+            self.stdin.close()
+
+    async def _watch_end(self) -> Exit:
+        end = await call_again(self._channel, messages.ExecWait(id=self.id), Exit)
+        self.stdout.settle(end.stdout)
+        self.stderr.settle(end.stderr)
+        return end
+
+    async def _find_pid(self) -> int:
+        held = await call_again(self._channel, messages.ExecList(), messages.Executions)
+        for execution in held.executions:
+            if execution.id == self.id:
+                return execution.pid
+        raise GuestError("the execution is gone", reason="not_found")
+
+
+def _start_error(start: messages.ExecStart, error: GuestError) -> GuestError:
+    """Say which command could not be started, in the words that a shell's user knows."""
+    if error.reason != "os":
+        return error
+    program = start.argv[0] if isinstance(start.argv[0], str) else start.argv[0].decode(errors="replace")
+    hints = {
+        "exec": "check the command's name and the image; `sh -c` runs shell syntax",
+        "cwd": "choose a directory that exists in the guest with --workdir",
+        "user": "choose a user that exists in the guest with --user",
+    }
+    return CommandError(
+        f"cannot run {program}: {error.message}",
+        reason=error.stage or "exec",
+        errno=error.errno,
+        stage=error.stage,
+        hint=hints.get(error.stage, ""),
+    )

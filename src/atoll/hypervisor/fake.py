@@ -1,0 +1,81 @@
+"""A hypervisor without a virtual machine: the real guest agent as an ordinary process of the host.
+
+It passes the same contract suite as the real backends and lets programs be tested where no VM can run.
+Commands run on the host, with this user's rights: it isolates nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from atoll import process
+from atoll.errors import BootError
+from atoll.hypervisor.model import Machine
+from atoll.hypervisor.port import Capture, Position, wait_for_exit
+from atoll.paths import AGENT_DIR
+
+__all__ = ["FakeHypervisor", "FakeVm"]
+
+#: Seconds that the agent has to end its commands before it is killed.
+_ORDERLY = 1.0
+
+
+class FakeHypervisor:
+    """Spawns the agent in hosted mode; the device model is not looked at but for its name."""
+
+    name = "fake"
+
+    def spawn(self, machine: Machine) -> FakeVm:
+        """Start the agent. Raises ``BootError`` (stage ``spawn``) if it is not built."""
+        agent = AGENT_DIR / f"atoll-agent-{os.uname().machine}"
+        if not agent.exists():
+            hint = "run `make build`, which compiles it"
+            raise BootError(f"{machine.name}: no guest agent for this host", stage="spawn", hint=hint)
+        ours, theirs = socket.socketpair()
+        console_read, console_write = os.pipe()
+        try:
+            child = process.spawn(
+                [str(agent), "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], output=console_write
+            )
+        except BaseException:
+            ours.close()
+            os.close(console_read)
+            raise
+        finally:
+            theirs.close()
+            os.close(console_write)
+        return FakeVm(child, ours, Capture(console_read))
+
+
+class FakeVm:
+    """The agent's process."""
+
+    def __init__(self, child: process.Process, channel: socket.socket, console: Capture) -> None:
+        self.process = child
+        self.console = console
+        self.diagnostics = console
+        self._channel: socket.socket | None = channel
+
+    def take_channel(self) -> socket.socket:
+        """The host's end of the channel, once."""
+        channel, self._channel = self._channel, None
+        assert channel is not None, "the channel was taken before"
+        return channel
+
+    async def wait(self) -> int:
+        """Wait for the agent's end."""
+        return await wait_for_exit(self.process)
+
+    async def position(self) -> Position:
+        """There are no vCPUs to look at."""
+        return Position.UNKNOWN
+
+    def close(self) -> None:
+        """End the agent and the commands it runs."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self.process.wait(_ORDERLY)  # it ends its commands and itself when its channel is closed
+        self.process.close()
+        self.console.close()

@@ -1,0 +1,94 @@
+"""The computer that a hypervisor is asked for: plain data, free of any hypervisor's syntax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+__all__ = [
+    "CHANNEL_PORT",
+    "Accelerator",
+    "Architecture",
+    "Disk",
+    "DiskFormat",
+    "Machine",
+    "parse_architecture",
+]
+
+#: Name of the virtio-serial port of the guest channel (docs/reference/agent-protocol.md, section 1).
+CHANNEL_PORT = "atoll.agent.0"
+
+
+class Architecture(StrEnum):
+    """Instruction sets of guests, by the name that uname(1) prints."""
+
+    X86_64 = "x86_64"
+    AARCH64 = "aarch64"
+
+
+class Accelerator(StrEnum):
+    """What executes the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class DiskFormat(StrEnum):
+    """How a disk's file is laid out."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One virtio-blk disk.
+
+    Attributes:
+        path: its file on the host.
+        serial: virtio-blk serial by which the guest finds it, at most 20 bytes (Virtio 1.2, 5.2.6.1).
+        format: layout of the file.
+        read_only: the guest cannot write; several VMs may then share the file.
+    """
+
+    path: Path
+    serial: str
+    format: DiskFormat = DiskFormat.RAW
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        assert 0 < len(self.serial.encode()) <= 20
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One virtual machine, as a backend is asked to make it.
+
+    Every machine has a guest channel (``CHANNEL_PORT``) and a serial console.
+
+    Attributes:
+        name: shown in process lists; of ``[a-z0-9-]``.
+        vcpus: number of vCPUs.
+        memory: guest RAM in bytes, a multiple of 1 MiB.
+        kernel: uncompressed kernel that the hypervisor loads itself.
+        initramfs: its initial file system.
+        cmdline: kernel command line, one item per parameter.
+        disks: in the order in which they are attached.
+    """
+
+    name: str
+    architecture: Architecture
+    accelerator: Accelerator
+    vcpus: int
+    memory: int
+    kernel: Path
+    initramfs: Path
+    cmdline: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = field(default=())
+
+
+def parse_architecture(name: str) -> Architecture:
+    """The architecture by any of its usual names; ``ValueError`` if it is none we know."""
+    aliases = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+    return Architecture(aliases.get(name.lower(), name.lower()))

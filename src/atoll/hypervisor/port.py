@@ -1,0 +1,143 @@
+"""What every hypervisor backend does, and what a running VM is to the rest of Atoll."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from enum import StrEnum
+from typing import Protocol
+
+from atoll.hypervisor.model import Machine
+from atoll.process import Process
+
+__all__ = ["Capture", "Hypervisor", "Position", "VirtualMachine"]
+
+
+class Position(StrEnum):
+    """Where a guest's first vCPU executes, as far as can be told from outside."""
+
+    FIRMWARE = "firmware"
+    KERNEL = "kernel"
+    UNKNOWN = "unknown"
+
+
+class Hypervisor(Protocol):
+    """A backend. The same contract suite runs against each of them."""
+
+    @property
+    def name(self) -> str:
+        """Its name, as in messages."""
+
+    def spawn(self, machine: Machine) -> VirtualMachine:
+        """Start ``machine`` in a process that dies with this one. Does not wait for the guest.
+
+        Raises:
+            AtollError: with stage ``preflight`` or ``spawn``; nothing is left behind.
+        """
+
+
+class VirtualMachine(Protocol):
+    """A VM that was spawned. ``close`` must be called; everything it had is then gone."""
+
+    @property
+    def process(self) -> Process:
+        """The hypervisor's process."""
+
+    @property
+    def console(self) -> Capture:
+        """What the guest wrote to its serial console."""
+
+    @property
+    def diagnostics(self) -> Capture:
+        """What the hypervisor itself wrote to stderr."""
+
+    def take_channel(self) -> socket.socket:
+        """The host's end of the guest channel, once; the caller owns it."""
+
+    async def wait(self) -> int:
+        """Wait for the process's end; its exit status, negative for a signal. Any number may wait."""
+
+    async def position(self) -> Position:
+        """Where the guest executes now; ``UNKNOWN`` if the backend cannot tell."""
+
+    def close(self) -> None:
+        """Kill the VM if it runs, reap its process, close all that is open. Closing twice is fine."""
+
+
+class Capture:
+    """The last bytes of an output that nobody may be reading.
+
+    Args:
+        source: descriptor to read from; owned from here on.
+        limit: bytes kept, the newest.
+    """
+
+    def __init__(self, source: int, *, limit: int = 65_536) -> None:
+        os.set_blocking(source, False)
+        self._source = source
+        self._limit = limit
+        self._kept = bytearray()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def watch(self) -> None:
+        """Read along on the running event loop, so that the writer never waits for a full buffer."""
+        if self._source >= 0 and self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._source, self._read)
+
+    def text(self) -> str:
+        """What is kept, as text."""
+        self._read()
+        return self._kept.decode(errors="replace").replace("\r\n", "\n")
+
+    def tail(self, lines: int = 15) -> str:
+        """The last ``lines`` lines that are not empty."""
+        return "\n".join([line for line in self.text().splitlines() if line.strip()][-lines:])
+
+    def close(self) -> None:
+        """Stop reading; what is kept stays readable."""
+        self._read()
+        self._stop()
+
+    def _read(self) -> None:
+        while self._source >= 0:
+            try:
+                data = os.read(self._source, 65_536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._stop()
+                return
+            self._kept += data
+            del self._kept[: -self._limit]
+
+    def _stop(self) -> None:
+        if self._source < 0:
+            return
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop may be closed already
+                self._loop.remove_reader(self._source)
+        os.close(self._source)
+        self._source = -1
+
+
+async def wait_for_exit(process: Process) -> int:
+    """Wait until ``process`` has ended, by its pidfd; its exit status."""
+    loop = asyncio.get_running_loop()
+    status = process.poll()
+    if status is not None:
+        return status
+    fd = os.dup(process.pidfd)  # one event loop allows one reader for each descriptor
+    ended = asyncio.Event()
+    loop.add_reader(fd, ended.set)
+    try:
+        while (status := process.poll()) is None:
+            await ended.wait()
+        return status
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)

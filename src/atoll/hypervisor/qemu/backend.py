@@ -1,0 +1,105 @@
+"""Spawning QEMU and being told of its end."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+
+from atoll import process
+from atoll.errors import BootError, ProcessError
+from atoll.hypervisor.model import Machine
+from atoll.hypervisor.port import Capture, Position, wait_for_exit
+from atoll.hypervisor.qemu.argv import Descriptors, render
+from atoll.hypervisor.qemu.host import QemuHost
+from atoll.hypervisor.qemu.qmp import Monitor
+
+__all__ = ["QemuHypervisor", "QemuVm"]
+
+
+class QemuHypervisor:
+    """Spawns QEMU.
+
+    Args:
+        host: which QEMU, and what it can do.
+    """
+
+    name = "qemu"
+
+    def __init__(self, host: QemuHost) -> None:
+        self._host = host
+
+    def spawn(self, machine: Machine) -> QemuVm:
+        """Start QEMU with every descriptor passed in: no path, no polling. Raises ``BootError``."""
+        with ExitStack() as ours, ExitStack() as theirs:
+            channel = _pair(ours, theirs)
+            console = _pair(ours, theirs)
+            qmp = _pair(ours, theirs)
+            stderr_read, stderr_write = os.pipe()
+            ours.callback(os.close, stderr_read)
+            theirs.callback(os.close, stderr_write)
+            fds = Descriptors(channel=channel[1].fileno(), console=console[1].fileno(), qmp=qmp[1].fileno())
+            argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox)
+            try:
+                child = process.spawn(argv, pass_fds=[fds.channel, fds.console, fds.qmp], output=stderr_write)
+            except ProcessError as error:
+                raise BootError(error.message, stage="spawn", hint="run `atoll doctor`") from error
+            ours.pop_all()
+            return QemuVm(
+                child,
+                channel=channel[0],
+                console=Capture(console[0].detach()),
+                diagnostics=Capture(stderr_read),
+                monitor=Monitor(qmp[0]),
+            )
+
+
+def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
+    one, other = socket.socketpair()
+    return ours.enter_context(one), theirs.enter_context(other)
+
+
+class QemuVm:
+    """A QEMU process. ``wait`` and ``position`` belong to the event loop; the rest may be called anywhere."""
+
+    def __init__(
+        self,
+        child: process.Process,
+        *,
+        channel: socket.socket,
+        console: Capture,
+        diagnostics: Capture,
+        monitor: Monitor,
+    ) -> None:
+        self.process = child
+        self.console = console
+        self.diagnostics = diagnostics
+        self.monitor = monitor
+        self._channel: socket.socket | None = channel
+
+    def take_channel(self) -> socket.socket:
+        """The host's end of the channel, once."""
+        channel, self._channel = self._channel, None
+        assert channel is not None, "the channel was taken before"
+        return channel
+
+    async def wait(self) -> int:
+        """Wait for QEMU's end."""
+        return await wait_for_exit(self.process)
+
+    async def position(self) -> Position:
+        """Where the first vCPU executes; ``UNKNOWN`` if QEMU does not answer."""
+        try:
+            return await self.monitor.position()
+        except BootError:
+            return Position.UNKNOWN
+
+    def close(self) -> None:
+        """Kill QEMU and close all it was connected to."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self.process.close()
+        self.monitor.abandon()
+        self.console.close()
+        self.diagnostics.close()

@@ -1,0 +1,105 @@
+"""What this host's QEMU is and can do, found out once and remembered while the executable stays the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from atoll import process, store
+from atoll.errors import PreflightError, ProcessError, StoreError
+from atoll.hypervisor.model import Architecture
+
+__all__ = ["QemuHost", "find_program", "inspect_host", "install_hint"]
+
+_PACKAGES = {Architecture.X86_64: "qemu-system-x86", Architecture.AARCH64: "qemu-system-arm"}
+
+#: Oldest QEMU whose options are used here.
+_OLDEST = (7, 2)
+
+
+class QemuHost(msgspec.Struct, frozen=True):
+    """One QEMU executable.
+
+    Attributes:
+        program: its path.
+        identity: changes when the executable does.
+        version: such as ``7.2.22``.
+        sandbox: whether it can confine itself by seccomp here.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    program: str
+    identity: str
+    version: str
+    sandbox: bool
+    schema: int = 1
+
+
+def install_hint(architecture: Architecture) -> str:
+    """How to install QEMU for guests of ``architecture``."""
+    return f"apt install {_PACKAGES[architecture]}"
+
+
+def find_program(architecture: Architecture) -> Path:
+    """QEMU's executable. Raises ``PreflightError`` if it is not installed."""
+    return Path(process.require(f"qemu-system-{architecture}", hint=install_hint(architecture)))
+
+
+def inspect_host(architecture: Architecture, cache: Path) -> QemuHost:
+    """What is known of this host's QEMU; asked anew when the executable has changed.
+
+    Args:
+        architecture: of the guests.
+        cache: directory for what was found.
+
+    Raises:
+        PreflightError: it is not installed, too old, or does not run.
+    """
+    program = find_program(architecture)
+    status = program.stat()
+    identity = f"{program}:{status.st_size}:{status.st_mtime_ns}"
+    record = cache / f"qemu-{architecture}.json"
+    try:
+        known = store.read_record(record, QemuHost)
+    except StoreError:
+        known = None
+    if known is not None and known.identity == identity:
+        return known
+    host = QemuHost(
+        program=str(program),
+        identity=identity,
+        version=_version(program, architecture),
+        sandbox=_can_sandbox(program),
+    )
+    store.write_record(record, host)
+    return host
+
+
+def _version(program: Path, architecture: Architecture) -> str:
+    try:
+        answer = process.run([str(program), "--version"], timeout=10).stdout.decode(errors="replace")
+    except ProcessError as error:
+        message = f"{program} does not run: {error.message}"
+        raise PreflightError(message, hint=install_hint(architecture), detail=error.detail) from error
+    found = re.search(r"version (\d+)\.(\d+)(\.\d+)*", answer)
+    if found is None:
+        raise PreflightError(f"{program} does not tell its version", hint=install_hint(architecture))
+    version = found[0].removeprefix("version ")
+    if (int(found[1]), int(found[2])) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise PreflightError(f"QEMU {version} is too old; {oldest} is needed", hint="install a newer QEMU")
+    return version
+
+
+def _can_sandbox(program: Path) -> bool:
+    """Whether QEMU starts under its seccomp filter: it may be built without, or the kernel may refuse."""
+    argv = [str(program), "-sandbox", "on", "-machine", "none", "-nodefaults", "-display", "none"]
+    try:
+        process.run([*argv, "-monitor", "stdio"], stdin=b"quit\n", timeout=10)
+    except ProcessError:
+        return False
+    return True
