@@ -1,0 +1,18 @@
+"""Kernel bundles and root images: what a VM boots and what it finds there.
+
+========== ==========================================================================
+cpio       initramfs archives (pure)
+compression the compressed forms that kernels and modules come in
+vmlinux    a bootable kernel out of what distributions ship (pure)
+modules    kernel modules: their dependencies and load order (pure, but for reading a tree)
+modindex   the index files that modprobe wants beside the modules (pure)
+deb        reading Debian packages
+apt        what the host's apt knows, and packages through it
+erofs      EROFS images: made by mkfs.erofs, checked here
+kernel     kernel bundles: finding the cached one in a millisecond, and asking for a new one
+sources    where a kernel and its modules come from
+bundle     building a kernel bundle
+debian     building the ``debian`` root images
+catalog    the root images on this host
+========== ==========================================================================
+"""
