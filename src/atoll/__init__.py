@@ -1,1 +1,70 @@
-"""Atoll: real Linux virtual machines from one small tool."""
+"""Atoll: real Linux virtual machines from one small tool.
+
+::
+
+    import atoll
+
+    with atoll.Sandbox("debian") as box:
+        print(box.run(["uname", "-a"]).stdout)
+
+``atoll.aio`` has the same for programs on an event loop. Names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atoll import aio
+    from atoll.blocking import Sandbox
+    from atoll.errors import (
+        AtollError,
+        BootError,
+        ChannelError,
+        CommandError,
+        CommandTimeoutError,
+        ConfigError,
+        GuestError,
+        ImageError,
+        PreflightError,
+        StoreError,
+        UsageError,
+    )
+    from atoll.sandbox.result import CommandFailedError, Result
+
+__all__ = [
+    "AtollError",
+    "BootError",
+    "ChannelError",
+    "CommandError",
+    "CommandFailedError",
+    "CommandTimeoutError",
+    "ConfigError",
+    "GuestError",
+    "ImageError",
+    "PreflightError",
+    "Result",
+    "Sandbox",
+    "StoreError",
+    "UsageError",
+    "aio",
+]
+
+_ELSEWHERE = {
+    "CommandFailedError": "atoll.sandbox.result",
+    "Result": "atoll.sandbox.result",
+    "Sandbox": "atoll.blocking",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'atoll' has no attribute {name!r}")
+    if name == "aio":
+        return importlib.import_module("atoll.aio")
+    return getattr(importlib.import_module(_ELSEWHERE.get(name, "atoll.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

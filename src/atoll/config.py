@@ -1,7 +1,7 @@
 """Settings: one row each in ``SETTINGS``, merged from defaults, files, environment and flags.
 
-Later sources win: defaults, ``/etc/atoll/config.toml``, the user's file, ``ATOLL_*`` variables, flags. A name that
-no row has is an error, wherever it stands, and the error says which name was probably meant.
+Later sources win: defaults, ``/etc/atoll/config.toml``, the user's file, ``ATOLL_*`` variables, flags. A name
+that no row has is an error, wherever it stands, and the error says which name was probably meant.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ __all__ = [
     "ProtocolError",
     "StoreError",
     "UsageError",
+    "innermost",
 ]
 
 
@@ -179,3 +180,10 @@ class CommandTimeoutError(AtollError):
 
     family = "command.timeout"
     exit_code = 124
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error itself out of the groups that task groups wrap it in (PEP 654)."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

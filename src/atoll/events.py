@@ -19,6 +19,8 @@ __all__ = [
     "Event",
     "ExecutionEnded",
     "ExecutionStarted",
+    "GuestBooted",
+    "OutputReceived",
     "StageReached",
     "TaskAdvanced",
     "TaskEnded",
@@ -97,6 +99,13 @@ class StageReached(Event, frozen=True, tag="stage_reached"):
     elapsed: float
 
 
+class GuestBooted(Event, frozen=True, tag="guest_booted"):
+    """The guest's root is mounted; ``timeline`` has its own clock's ns since its boot for each step."""
+
+    vm: str
+    timeline: dict[str, int]
+
+
 class VmExited(Event, frozen=True, tag="vm_exited"):
     """The hypervisor's process is gone; a negative status is the number of a signal."""
 
@@ -111,6 +120,15 @@ class ExecutionStarted(Event, frozen=True, tag="execution_started"):
     execution: str
     argv: tuple[str, ...]
     guest_pid: int
+
+
+class OutputReceived(Event, frozen=True, tag="output_received"):
+    """A command wrote ``text`` to descriptor ``fd``; bytes that are no UTF-8 are replaced."""
+
+    vm: str
+    execution: str
+    fd: int
+    text: str
 
 
 class ExecutionEnded(Event, frozen=True, tag="execution_ended"):

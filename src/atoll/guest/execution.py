@@ -7,6 +7,7 @@ from the offset that was read, input from the offset that the guest has accepted
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TypeVar
 
 from atoll.errors import CommandError, GuestError
@@ -152,12 +153,14 @@ class Execution:
 
     Attributes:
         id: its name in the guest.
+        argv: the command.
         stdout: its output; ``stderr`` likewise (at its end at once if it has a terminal).
         stdin: its input, or None.
     """
 
     def __init__(self, channel: Channel, start: messages.ExecStart) -> None:
         self.id = start.id
+        self.argv = tuple(item if isinstance(item, str) else os.fsdecode(item) for item in start.argv)
         self._channel = channel
         self._start = start
         self._starting: Stream = channel.open(start, end=True)
@@ -243,7 +246,7 @@ def _start_error(start: messages.ExecStart, error: GuestError) -> GuestError:
     """Say which command could not be started, in the words that a shell's user knows."""
     if error.reason != "os":
         return error
-    program = start.argv[0] if isinstance(start.argv[0], str) else start.argv[0].decode(errors="replace")
+    program = os.fsdecode(start.argv[0])
     hints = {
         "exec": "check the command's name and the image; `sh -c` runs shell syntax",
         "cwd": "choose a directory that exists in the guest with --workdir",

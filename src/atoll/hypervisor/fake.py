@@ -6,13 +6,15 @@ Commands run on the host, with this user's rights: it isolates nothing.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import socket
 
 from atoll import process
 from atoll.errors import BootError
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, Position, wait_for_exit
+from atoll.hypervisor.port import Capture, Position, end, wait_for_exit
 from atoll.paths import AGENT_DIR
 
 __all__ = ["FakeHypervisor", "FakeVm"]
@@ -71,11 +73,13 @@ class FakeVm:
         """There are no vCPUs to look at."""
         return Position.UNKNOWN
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the agent and the commands it runs."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        self.process.wait(_ORDERLY)  # it ends its commands and itself when its channel is closed
-        self.process.close()
+        with contextlib.suppress(TimeoutError):  # it ends its commands and itself when its channel is closed
+            async with asyncio.timeout(_ORDERLY):
+                await self.wait()
+        await end(self.process)
         self.console.close()

@@ -12,7 +12,7 @@ from typing import Protocol
 from atoll.hypervisor.model import Machine
 from atoll.process import Process
 
-__all__ = ["Capture", "Hypervisor", "Position", "VirtualMachine"]
+__all__ = ["Capture", "Hypervisor", "Position", "VirtualMachine", "end", "wait_for_exit"]
 
 
 class Position(StrEnum):
@@ -39,7 +39,7 @@ class Hypervisor(Protocol):
 
 
 class VirtualMachine(Protocol):
-    """A VM that was spawned. ``close`` must be called; everything it had is then gone."""
+    """A VM that was spawned. ``close`` must be awaited; everything it had is then gone."""
 
     @property
     def process(self) -> Process:
@@ -62,7 +62,7 @@ class VirtualMachine(Protocol):
     async def position(self) -> Position:
         """Where the guest executes now; ``UNKNOWN`` if the backend cannot tell."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill the VM if it runs, reap its process, close all that is open. Closing twice is fine."""
 
 
@@ -141,3 +141,11 @@ async def wait_for_exit(process: Process) -> int:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
+
+
+async def end(process: Process) -> None:
+    """Kill ``process`` if it runs, wait for its end without blocking the loop, and reap it."""
+    if process.pidfd >= 0:
+        process.kill()
+        await wait_for_exit(process)
+        process.close()

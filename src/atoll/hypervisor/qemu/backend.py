@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from atoll import process
 from atoll.errors import BootError, ProcessError
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, Position, wait_for_exit
+from atoll.hypervisor.port import Capture, Position, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
 from atoll.hypervisor.qemu.qmp import Monitor
@@ -60,7 +60,7 @@ def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.soc
 
 
 class QemuVm:
-    """A QEMU process. ``wait`` and ``position`` belong to the event loop; the rest may be called anywhere."""
+    """A QEMU process."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class QemuVm:
         self.process = child
         self.console = console
         self.diagnostics = diagnostics
-        self.monitor = monitor
+        self._monitor = monitor
         self._channel: socket.socket | None = channel
 
     def take_channel(self) -> socket.socket:
@@ -90,16 +90,16 @@ class QemuVm:
     async def position(self) -> Position:
         """Where the first vCPU executes; ``UNKNOWN`` if QEMU does not answer."""
         try:
-            return await self.monitor.position()
+            return await self._monitor.position()
         except BootError:
             return Position.UNKNOWN
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill QEMU and close all it was connected to."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        self.process.close()
-        self.monitor.abandon()
+        await end(self.process)
+        await self._monitor.close()
         self.console.close()
         self.diagnostics.close()

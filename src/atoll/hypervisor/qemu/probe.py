@@ -108,4 +108,4 @@ async def boot_test(
         for waiter in (proven, ended):
             waiter.cancel()
         await asyncio.gather(proven, ended, return_exceptions=True)
-        vm.close()
+        await vm.close()

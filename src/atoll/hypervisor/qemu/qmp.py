@@ -52,16 +52,11 @@ class Monitor:
         return position_of(str(text))
 
     async def close(self) -> None:
-        """Leave the monitor; QEMU goes on."""
+        """Leave the monitor, whether QEMU is there or gone."""
         if self._client is not None:
             client, self._client = self._client, None
             await client.disconnect()
         self._socket.close()
-
-    def abandon(self) -> None:
-        """Close the socket without a word, for a QEMU that is about to be killed."""
-        if self._client is None:
-            self._socket.close()
 
     async def _connected(self) -> Any:
         if self._client is None:

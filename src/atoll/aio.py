@@ -1,0 +1,14 @@
+"""The SDK for programs on an event loop.
+
+::
+
+async with atoll.aio.Sandbox("debian") as box:
+    result = await box.run(["uname", "-a"])
+"""
+
+from __future__ import annotations
+
+from atoll.sandbox.result import CommandFailedError, Result
+from atoll.sandbox.sandbox import Sandbox
+
+__all__ = ["CommandFailedError", "Result", "Sandbox"]

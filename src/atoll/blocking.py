@@ -1,0 +1,106 @@
+"""The SDK for programs without an event loop, derived from ``atoll.aio``.
+
+One thread of the program runs an event loop; each blocking method hands the coroutine of its namesake to it
+and waits. Signatures, types and docstrings are those of the original.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from atoll import aio
+
+__all__ = ["Sandbox"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Seconds that an interrupted call has to clean up.
+_CLEANUP = 5.0
+
+
+@functools.cache
+def _loop(pid: int) -> asyncio.AbstractEventLoop:
+    """This process's event loop thread; a forked child has no threads, so the key is the pid."""
+    assert pid == os.getpid()
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="atoll-loop", daemon=True).start()
+    return loop
+
+
+def _wait_for(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run ``coroutine`` on the loop's thread; Ctrl-C cancels it there and waits until it has cleaned up."""
+    ended = threading.Event()
+
+    async def watched() -> R:
+        try:
+            return await coroutine
+        finally:
+            ended.set()
+
+    future = asyncio.run_coroutine_threadsafe(watched(), _loop(os.getpid()))
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        future.cancel()
+        ended.wait(_CLEANUP)
+        raise
+
+
+def _blocking(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Any, P], R]:
+    """A method that waits for what ``method`` of the asynchronous object returns."""
+
+    @functools.wraps(method)
+    def wait(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return _wait_for(method(self._async, *args, **kwargs))
+
+    return wait
+
+
+def _made_from(kind: Callable[P, Any]) -> Callable[Concatenate[Any, P], None]:
+    """A constructor that takes what ``kind`` takes."""
+
+    def init(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        self._async = kind(*args, **kwargs)
+
+    return init
+
+
+class Sandbox:
+    """A fresh Linux VM with a root of its own: ``atoll.aio.Sandbox`` with methods that wait."""
+
+    _async: aio.Sandbox
+    __init__ = _made_from(aio.Sandbox)
+
+    start = _blocking(aio.Sandbox.start)
+    close = _blocking(aio.Sandbox.close)
+    run = _blocking(aio.Sandbox.run)
+    ping = _blocking(aio.Sandbox.ping)
+    info = _blocking(aio.Sandbox.info)
+
+    @property
+    def name(self) -> str:
+        """The VM's name."""
+        return self._async.name
+
+    @property
+    def image(self) -> str:
+        """What its root is."""
+        return self._async.image
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

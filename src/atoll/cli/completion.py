@@ -1,0 +1,117 @@
+"""Shell completion: a small script for the shell, which asks this program for the candidates."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from atoll.cli.main import build_parser
+
+__all__ = ["complete", "configure", "run"]
+
+_SCRIPTS = {
+    "bash": """\
+_atoll() {
+    local IFS=$'\\n'
+    local found=$(atoll __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o default -F _atoll atoll
+""",
+    "zsh": """\
+#compdef atoll
+_atoll() {
+    local -a found
+    found=(${(f)"$(atoll __complete "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    (( ${#found} )) && compadd -- $found || _files
+}
+compdef _atoll atoll
+""",
+    "fish": """\
+complete -c atoll -f -a '(atoll __complete (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'
+""",
+}  # fmt: skip
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "shell", choices=tuple(_SCRIPTS), help='bash: add `eval "$(atoll completion bash)"` to ~/.bashrc'
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the script."""
+    print(_SCRIPTS[arguments.shell], end="")
+    return 0
+
+
+def complete(words: Sequence[str]) -> int:
+    """Print the candidates for the last of ``words``, one a line."""
+    if "--" in words[:-1]:
+        return 0  # what follows is the guest's
+    for candidate in sorted(_candidates(words)):
+        print(candidate)
+    return 0
+
+
+def _candidates(words: Sequence[str]) -> Iterator[str]:
+    current = words[-1] if words else ""
+    parser = build_parser(words[:-1])
+    before = list(words[:-1])
+    for word in words[:-1]:
+        commands = _commands(parser)
+        if commands is not None and word in commands:
+            parser = commands[word]
+            before = before[before.index(word) + 1 :]
+    option = _option_awaiting_value(parser, before)
+    if option is not None:
+        offered = [str(choice) for choice in option.choices or ()]
+    elif current.startswith("-"):
+        offered = [name for action in parser._actions for name in action.option_strings]  # noqa: SLF001
+    else:
+        offered = [*(_commands(parser) or ()), *_values(parser)]
+    yield from (candidate for candidate in offered if candidate.startswith(current))
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser] | None:
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public way to walk its table
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            return dict(action.choices)
+    return None
+
+
+def _option_awaiting_value(parser: argparse.ArgumentParser, before: Sequence[str]) -> argparse.Action | None:
+    if not before or not before[-1].startswith("-"):
+        return None
+    for action in parser._actions:  # noqa: SLF001
+        if before[-1] in action.option_strings and action.nargs != 0:
+            return action
+    return None
+
+
+def _values(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:  # noqa: SLF001
+        if action.option_strings or isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            continue
+        if action.dest in {"image", "images"}:
+            yield from _images()
+        else:
+            yield from (str(choice) for choice in action.choices or ())
+
+
+def _images() -> Iterator[str]:
+    from atoll.config import load
+    from atoll.errors import AtollError
+    from atoll.image import catalog
+
+    try:
+        listed = catalog.installed(load().config.paths)
+    except AtollError:
+        listed = []
+    buildable = {f"{name}:{tag}" for name, recipe in catalog.RECIPES.items() for tag in recipe.tags}
+    yield from {
+        *catalog.RECIPES,
+        *buildable,
+        *(entry.image.manifest.name for entry in listed if entry.image is not None),
+    }

@@ -1,0 +1,173 @@
+"""``atoll doctor``: what is present, what is not, and how to mend it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from atoll import process, runtime
+from atoll.cli.main import version
+from atoll.cli.options import add_json, add_vm_options, resolve
+from atoll.cli.output import listener, print_json, size
+from atoll.config import Config
+from atoll.errors import AtollError
+from atoll.events import Emit
+from atoll.hypervisor.qemu.host import inspect_host
+from atoll.image import catalog, kernel
+from atoll.vm import accelerator
+
+__all__ = ["Check", "Outcome", "configure", "run"]
+
+#: Free space below which builds may fail, bytes.
+_ROOM = 2 << 30
+
+
+class Outcome(StrEnum):
+    """How a check came out. Only ``fail`` makes the command fail."""
+
+    OK = "ok"
+    NOTE = "note"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding."""
+
+    name: str
+    outcome: Outcome
+    finding: str
+    fix: str = ""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_vm_options(parser)
+    parser.add_argument("--again", action="store_true", help="boot-test KVM again, whatever is known")
+    add_json(parser, "the findings")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything; 1 if something that is needed is missing."""
+    config = resolve(arguments).config
+    emit = listener(quiet=arguments.json)
+    checks = [check for examine in _CHECKS for check in _guarded(examine, config)]
+    checks.append(_accelerator(config, emit, again=arguments.again))
+    if arguments.json:
+        print_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            print(f"{check.outcome:4}  {check.name:12} {check.finding}")
+            if check.fix:
+                print(f"{'':18} fix: {check.fix}")
+    return int(any(check.outcome is Outcome.FAIL for check in checks))
+
+
+def _guarded(examine: Callable[[Config], Iterator[Check]], config: Config) -> Iterator[Check]:
+    try:
+        yield from examine(config)
+    except AtollError as error:
+        name = examine.__name__.removeprefix("_check_")
+        yield Check(name, Outcome.FAIL, error.message, error.hint)
+
+
+def _check_atoll(_: Config) -> Iterator[Check]:
+    where = f"{platform.system()} {platform.release()} on {platform.machine()}"
+    yield Check("atoll", Outcome.OK, f"{version()}, Python {platform.python_version()}, {where}")
+    agent = kernel.agent_path(runtime.host_architecture())
+    if agent.exists():
+        yield Check("agent", Outcome.OK, f"{agent} ({size(agent.stat().st_size)})")
+    else:
+        yield Check(
+            "agent", Outcome.FAIL, f"{agent} is missing", "reinstall atoll, or `make build` in a checkout"
+        )
+
+
+def _check_qemu(config: Config) -> Iterator[Check]:
+    host = inspect_host(runtime.host_architecture(), config.cache_dir)
+    confined = "confined by seccomp" if host.sandbox else "without its seccomp sandbox"
+    yield Check("qemu", Outcome.OK, f"{host.version} at {host.program}, {confined}")
+
+
+def _check_programs(_: Config) -> Iterator[Check]:
+    for program, package, purpose in (
+        ("mkfs.erofs", "erofs-utils", "building images"),
+        ("mmdebstrap", "mmdebstrap", "building the debian image"),
+        ("apt-get", "apt", "fetching Debian's kernel"),
+    ):
+        path = process.find(program)
+        if path:
+            yield Check(program, Outcome.OK, path)
+        else:
+            yield Check(
+                program, Outcome.NOTE, f"not installed; needed for {purpose}", f"apt install {package}"
+            )
+    if process.find("setpriv") is None:
+        finding = "not installed; a VM outlives a killed program until its guest notices"
+        yield Check("setpriv", Outcome.NOTE, finding, "apt install util-linux")
+
+
+def _check_memory(config: Config) -> Iterator[Check]:
+    available = _available_memory()
+    text = f"{size(available)} available, {os.cpu_count()} CPUs"
+    if available < config.memory:
+        fix = "end other programs, or use --memory"
+        yield Check("memory", Outcome.FAIL, f"{text}; a VM asks for {size(config.memory)}", fix)
+    else:
+        yield Check("memory", Outcome.OK, text)
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _check_space(config: Config) -> Iterator[Check]:
+    for name, directory in (("data", config.data_dir), ("cache", config.cache_dir)):
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if not os.access(existing, os.W_OK | os.X_OK):
+            fix = f"make it writable, or set ATOLL_{name.upper()}_DIR"
+            yield Check(name, Outcome.FAIL, f"{directory} cannot be written", fix)
+        elif free < _ROOM:
+            fix = f"free space, or set ATOLL_{name.upper()}_DIR"
+            yield Check(name, Outcome.FAIL, f"{directory}: only {size(free)} free", fix)
+        else:
+            yield Check(name, Outcome.OK, f"{directory}: {size(free)} free")
+
+
+def _check_images(config: Config) -> Iterator[Check]:
+    listed = catalog.installed(config.paths)
+    if not listed:
+        yield Check("images", Outcome.NOTE, "none yet; built on first use", "atoll image build debian")
+    for entry in listed:
+        if entry.image is not None:
+            manifest = entry.image.manifest
+            yield Check("image", Outcome.OK, f"{manifest.name}, {size(manifest.size)}")
+        elif entry.error is not None:
+            yield Check("image", Outcome.FAIL, entry.error.message, entry.error.hint)
+
+
+_CHECKS = (_check_atoll, _check_qemu, _check_programs, _check_memory, _check_space, _check_images)
+
+
+def _accelerator(config: Config, emit: Emit, *, again: bool) -> Check:
+    """The probe's verdict. KVM that cannot be used is no failure: guests run without it, only slower."""
+    try:
+        candidate = runtime.candidate(config, runtime.host_architecture(), emit)
+        verdict = accelerator.examine(candidate, config.paths.verdicts, emit, anew=again)
+    except AtollError as error:
+        return Check("accelerator", Outcome.FAIL, error.message, error.hint)
+    if verdict.usable:
+        return Check("accelerator", Outcome.OK, f"kvm: {verdict.reason}")
+    reason = f"KVM {verdict.finding}: {verdict.reason}"
+    outcome = Outcome.FAIL if config.accel == "kvm" else Outcome.NOTE
+    return Check("accelerator", outcome, f"tcg ({reason})", verdict.hint)

@@ -1,0 +1,122 @@
+"""Entry of the command line: a table of commands, each loaded when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from atoll.errors import AtollError
+
+__all__ = ["COMMANDS", "Command", "build_parser", "main"]
+
+_DESCRIPTION = "Real Linux virtual machines from one small tool."
+
+
+class Command(Protocol):
+    """What the module of a command has."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it and return the exit status."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    name: str
+    module: str
+    help: str
+
+    def load(self) -> Command:
+        return cast("Command", importlib.import_module(f"atoll.cli.{self.module}"))
+
+
+COMMANDS: tuple[_Row, ...] = (
+    _Row("run", "run", "run a command in a fresh VM and remove the VM"),
+    _Row("image", "image", "build, list, inspect and remove root images"),
+    _Row("doctor", "doctor", "check this host and say how to mend what is wrong"),
+    _Row("config", "config", "show the settings and where each value comes from"),
+    _Row("completion", "completion", "print the completion script for a shell"),
+)
+
+
+def build_parser(words: Sequence[str], *, whole: bool = False) -> argparse.ArgumentParser:
+    """The parser for ``words``; only the command that they name is loaded, or all of them if ``whole``."""
+    parser = argparse.ArgumentParser(prog="atoll", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=_Version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    named = next((word for word in words if not word.startswith("-")), None)
+    for row in COMMANDS:
+        sub = commands.add_parser(
+            row.name, help=row.help, description=_sentence(row.help), allow_abbrev=False
+        )
+        if whole or row.name == named:
+            command = row.load()
+            command.configure(sub)
+            sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. Errors are one line with a code, and a hint."""
+    words = sys.argv[1:] if words is None else words
+    parser = build_parser(words)
+    if words and words[0] == "__complete":
+        from atoll.cli.completion import complete
+
+        return complete(words[1:])
+    arguments = parser.parse_args(words)
+    if arguments.command is None:
+        parser.print_help()
+        return 2
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except AtollError as error:
+        report(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: say no more
+        return 141
+    return status
+
+
+def report(error: AtollError) -> None:
+    """Say what went wrong: the console's or program's last lines, the error, the hint."""
+    for line in error.detail.splitlines():
+        print(f"  | {line}", file=sys.stderr)
+    print(f"error[{error.code}]: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+class _Version(str):
+    """The version, read from the installed package when it is asked for."""
+
+    __slots__ = ()
+
+    def __mod__(self, _: object) -> str:
+        return f"atoll {version()}"
+
+
+def version() -> str:
+    """The installed version."""
+    from importlib.metadata import version as installed
+
+    return installed("atoll")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

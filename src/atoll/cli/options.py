@@ -1,0 +1,54 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from atoll.config import Resolved, load
+from atoll.errors import UsageError
+
+__all__ = ["add_json", "add_vm_options", "parse_environment", "resolve"]
+
+_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout")
+
+
+def add_vm_options(parser: argparse.ArgumentParser) -> None:
+    """Size and make of a VM."""
+    parser.add_argument("--cpus", metavar="N", help="vCPUs (default 1)")
+    parser.add_argument("--memory", "-m", metavar="SIZE", help="memory, such as 512M or 2G (default 512M)")
+    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="accelerator (default auto)")
+    parser.add_argument("--kernel", metavar="PATH", help="kernel to boot instead of Debian's cloud kernel")
+    parser.add_argument("--boot-timeout", metavar="SECONDS", help="time in which the guest must be up")
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """The flag for programs."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+def resolve(arguments: argparse.Namespace) -> Resolved:
+    """Settings with the flags given. Raises ``ConfigError``."""
+    flags: dict[str, Any] = {name: getattr(arguments, name, None) for name in _VM_OPTIONS}
+    return load(flags)
+
+
+def parse_environment(items: Sequence[str]) -> dict[str, str]:
+    """Variables from ``NAME=VALUE``, or ``NAME`` to pass on this process's own.
+
+    Raises:
+        UsageError: a name is empty, or the variable to pass on is not set.
+    """
+    variables = {}
+    for item in items:
+        name, given, value = item.partition("=")
+        if not name:
+            raise UsageError(f"--env {item}: the name is empty", code="env", hint="write --env NAME=VALUE")
+        if not given:
+            if name not in os.environ:
+                raise UsageError(f"--env {name}: not set here", code="env", hint=f"write --env {name}=VALUE")
+            value = os.environ[name]
+        variables[name] = value
+    return variables

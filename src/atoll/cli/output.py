@@ -1,0 +1,126 @@
+"""How events and tables read: lines for people, JSON lines for programs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO, Any
+
+import msgspec
+
+from atoll import events
+from atoll.events import Emit, Event
+
+__all__ = ["json_lines", "listener", "print_json", "print_table", "size"]
+
+
+def listener(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> Emit:
+    """What tells the user of events: JSON lines on stdout, or progress and stages on stderr."""
+    if json:
+        return json_lines(sys.stdout)
+    if quiet:
+        return events.ignore
+    return _Progress(sys.stderr, verbose=verbose)
+
+
+def json_lines(stream: IO[str]) -> Emit:
+    """Each event as one line of JSON."""
+    encoder = msgspec.json.Encoder()
+
+    def emit(event: Event) -> None:
+        stream.write(encoder.encode(event).decode() + "\n")
+        stream.flush()
+
+    return emit
+
+
+class _Progress:
+    """Long work as it goes on: one line that is written over on a terminal, else a line at start and end."""
+
+    def __init__(self, stream: IO[str], *, verbose: bool) -> None:
+        self._stream = stream
+        self._verbose = verbose
+        self._live = stream.isatty()
+        self._titles: dict[str, tuple[str, float]] = {}
+        self._shown = False
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case events.TaskStarted():
+                self._titles[event.task] = (event.title, time.monotonic())
+                self._show(f"{event.title} ...")
+            case events.TaskAdvanced():
+                self._advance(event)
+            case events.TaskEnded():
+                title, _ = self._titles.pop(event.task, (event.task, 0.0))
+                outcome = f"{event.elapsed:.1f} s" if event.ok else "failed"
+                self._say(f"{title}: {outcome}")
+            case events.Warned():
+                self._say(f"warning: {event.message}" + (f" ({event.hint})" if event.hint else ""))
+            case _ if self._verbose:
+                self._stage(event)
+            case _:
+                pass
+
+    def _advance(self, event: events.TaskAdvanced) -> None:
+        if not self._live:
+            return
+        title, began = self._titles.get(event.task, (event.task, time.monotonic()))
+        self._show(f"{title} ({time.monotonic() - began:.0f} s) {event.note}")
+
+    def _stage(self, event: Event) -> None:
+        match event:
+            case events.AcceleratorChosen():
+                self._say(f"accelerator {event.accelerator}: {event.reason}")
+            case events.VmSpawned():
+                self._say(f"{event.vm}: process {event.pid}")
+            case events.StageReached():
+                self._say(f"{event.vm}: {event.stage:8} {event.elapsed:7.3f} s")
+            case events.GuestBooted():
+                steps = ", ".join(f"{name} {at / 1e9:.3f}" for name, at in event.timeline.items())
+                self._say(f"{event.vm}: guest's clock: {steps}")
+            case events.ExecutionEnded():
+                how = f"status {event.code}" if event.signal is None else f"signal {event.signal}"
+                self._say(f"{event.vm}: command ended with {how} after {event.elapsed:.3f} s")
+            case events.CommandRan():
+                self._say(f"ran {event.argv[0]} ({event.elapsed:.2f} s)")
+            case _:
+                pass
+
+    def _show(self, text: str) -> None:
+        if self._live:
+            self._stream.write(f"\r\x1b[K{text[:100]}")
+            self._shown = True
+        elif text.endswith("..."):
+            self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def _say(self, text: str) -> None:
+        start = "\r\x1b[K" if self._shown else ""
+        self._shown = False
+        self._stream.write(f"{start}{text}\n")
+        self._stream.flush()
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as what they hold."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024 or unit == "GiB":
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    raise AssertionError("unreachable")

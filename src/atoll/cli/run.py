@@ -1,0 +1,94 @@
+"""``atoll run``: one command in a fresh VM.
+
+What happens while the command runs is in ``atoll.cli.session``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from atoll.cli.options import add_vm_options, parse_environment, resolve
+from atoll.cli.output import listener
+from atoll.config import Config
+from atoll.errors import UsageError
+
+if TYPE_CHECKING:
+    from atoll.sandbox.sandbox import Sandbox
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.usage = "atoll run [OPTIONS] IMAGE [--] [COMMAND [ARGUMENT ...]]"
+    add_vm_options(parser)
+    parser.add_argument(
+        "--env", "-e", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable"
+    )
+    parser.add_argument("--workdir", "-w", metavar="DIR", help="directory in which the command starts")
+    parser.add_argument("--user", "-u", metavar="USER[:GROUP]", help="who runs the command (default root)")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", help="end the command after this time, with status 124"
+    )
+    terminal = parser.add_mutually_exclusive_group()
+    terminal.add_argument(
+        "--tty", "-t", action="store_true", default=None, help="give the command a terminal"
+    )
+    terminal.add_argument("--no-tty", "-T", action="store_false", dest="tty", help="give it pipes")
+    parser.add_argument("--json", action="store_true", help="print events and output as JSON lines")
+    parser.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
+    parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+    parser.add_argument("image", metavar="IMAGE", help="such as debian, or debian:bookworm")
+    parser.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="default: the image's shell"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Boot, run, remove; the command's exit status, or 128 plus the signal that ended it."""
+    config = resolve(arguments).config
+    timeout = _seconds(arguments.timeout)
+    box = _sandbox(arguments, config)
+    box.launch()
+    # The guest boots from here on, while the event loop and all that needs it are loaded.
+    import asyncio
+
+    from atoll.cli.session import Session
+
+    argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    tty = arguments.tty
+    if tty is None:
+        tty = os.isatty(0) and os.isatty(1) and not arguments.json
+    session = Session(
+        box=box, argv=tuple(argv) or ("/bin/sh",), tty=bool(tty), json=arguments.json, timeout=timeout
+    )
+    return asyncio.run(session.run())
+
+
+def _sandbox(arguments: argparse.Namespace, config: Config) -> Sandbox:
+    from atoll.sandbox.sandbox import Sandbox
+
+    return Sandbox(
+        arguments.image,
+        env=parse_environment(arguments.env),
+        workdir=arguments.workdir,
+        user=arguments.user,
+        config=config,
+        on_event=listener(json=arguments.json, verbose=arguments.verbose, quiet=arguments.quiet),
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(
+            f"--timeout {text}: no time", code="timeout", hint="write seconds, such as 30 or 0.5"
+        )
+    return seconds

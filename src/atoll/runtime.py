@@ -1,0 +1,92 @@
+"""Puts the parts together: from settings and a request to a machine that can be spawned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.config import Config
+from atoll.errors import PreflightError, UsageError
+from atoll.events import Emit, ignore
+from atoll.hypervisor.model import Architecture, Machine, parse_architecture
+from atoll.hypervisor.port import Hypervisor
+from atoll.hypervisor.qemu.backend import QemuHypervisor
+from atoll.hypervisor.qemu.host import inspect_host
+from atoll.image import catalog, kernel
+from atoll.vm import accelerator
+from atoll.vm.plan import Bootable, Shape, check_memory, plan, smallest_memory
+
+__all__ = ["Prepared", "candidate", "host_architecture", "prepare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A machine and what spawns it."""
+
+    hypervisor: Hypervisor
+    machine: Machine
+
+
+def host_architecture() -> Architecture:
+    """This host's architecture. Raises ``PreflightError`` where no guest agent exists for it."""
+    name = kernel.host_architecture()
+    try:
+        return parse_architecture(name)
+    except ValueError:
+        message = f"hosts of architecture {name} are not supported"
+        raise PreflightError(message, hint="use x86_64 or aarch64") from None
+
+
+def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Prepared:
+    """Everything that must be there before a VM is spawned, built where it is missing.
+
+    Quick once all is cached: some files are stat-ed and four small records read. Builds take tens of seconds.
+
+    Args:
+        config: size, accelerator, kernel and directories.
+        name: of the VM.
+        image: of its root.
+        emit: told of progress.
+
+    Raises:
+        PreflightError: the host lacks something.
+        ImageError: the image is unknown, corrupt, or cannot be built.
+        StoreError: a directory is full or cannot be written.
+    """
+    native = host_architecture()
+    root = catalog.ensure(config.paths, image, architecture=native, emit=emit)
+    tested = candidate(config, native, emit)
+    check_memory(config.memory, _least_memory(tested.files))
+    chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
+    files = Bootable(
+        kernel=tested.files.kernel,
+        initramfs=tested.files.initramfs,
+        modules=tested.files.modules,
+        root=root.root,
+    )
+    shape = Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz)
+    return Prepared(tested.hypervisor, plan(name, files, shape))
+
+
+def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:
+    """QEMU and the kernel bundle that a guest would get. Raises as ``prepare``."""
+    host = inspect_host(native, config.cache_dir)
+    if config.kernel is not None and not config.kernel.exists():
+        raise UsageError(f"there is no kernel {config.kernel}", code="kernel", hint="check the path")
+    bundle = kernel.ensure(config.paths, architecture=native, kernel=config.kernel, emit=emit)
+    return accelerator.Candidate(
+        hypervisor=QemuHypervisor(host),
+        host=host,
+        files=Bootable(bundle.vmlinux, bundle.initramfs, bundle.modules),
+        identity=bundle.manifest.key,
+        architecture=native,
+        native=native,
+    )
+
+
+def _least_memory(files: Bootable) -> int:
+    return smallest_memory(_size(files.kernel), _size(files.initramfs))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

@@ -1,0 +1,151 @@
+"""One VM from spawn to close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from types import TracebackType
+from typing import Self
+
+from atoll.errors import AtollError, BootError, ChannelError, GuestError
+from atoll.events import Emit, GuestBooted, StageReached, VmExited, VmSpawned
+from atoll.guest.agent import Agent
+from atoll.guest.channel import Channel
+from atoll.hypervisor.model import Machine
+from atoll.hypervisor.port import Hypervisor, Position
+from atoll.vm.diagnosis import Evidence, diagnose
+
+__all__ = ["Vm"]
+
+#: Seconds to wait for the process's end after its channel closed: the kernel closes descriptors first.
+_EXIT_GRACE = 2.0
+
+
+class Vm:
+    """A VM that this process owns and that ends with it.
+
+    Making it spawns the hypervisor at once, without an event loop, so that a program can load what it needs
+    while the guest boots. All else belongs to one event loop.
+
+    Args:
+        hypervisor: what spawns it.
+        machine: what it is.
+        emit: told of its stages.
+
+    Raises:
+        BootError: stage ``spawn``.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, machine: Machine, emit: Emit) -> None:
+        self.name = machine.name
+        self._emit = emit
+        self._began = time.monotonic()
+        self._vm = hypervisor.spawn(machine)
+        self._channel: Channel | None = None
+        self._agent: Agent | None = None
+        self._answered = False
+        self._booted = False
+        self._closed = False
+        emit(VmSpawned(vm=self.name, pid=self._vm.process.pid))
+        self._reached("spawn")
+
+    @property
+    def pid(self) -> int:
+        """The hypervisor's process id."""
+        return self._vm.process.pid
+
+    @property
+    def console(self) -> str:
+        """The last part of what the guest wrote to its console."""
+        return self._vm.console.text()
+
+    @property
+    def agent(self) -> Agent:
+        """The agent, once ``attach`` or ``boot`` was called."""
+        assert self._agent is not None, "attach first"
+        return self._agent
+
+    def attach(self) -> Agent:
+        """Connect the channel. Requests may be sent at once; the guest answers them when it is up."""
+        if self._agent is None:
+            self._vm.console.watch()
+            self._vm.diagnostics.watch()
+            self._channel = Channel(self._vm.take_channel())
+            self._agent = Agent(self._channel)
+        return self._agent
+
+    async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - it names the limit of a stage, not of a call
+        """Wait until the guest is up: its agent answers and its root is mounted.
+
+        Raises:
+            BootError: it did not come up within ``timeout`` seconds; the stage says how far it got.
+        """
+        agent = self.attach()
+        try:
+            async with asyncio.timeout(timeout):
+                await agent.ready()
+                self._answered = True
+                self._reached("agent")
+                booted = await agent.booted()
+        except GuestError as error:
+            raise self._root_error(error) from error
+        except (ChannelError, TimeoutError) as error:
+            raise await self.explain(error) from error
+        self._booted = True
+        self._reached("root")
+        self._emit(GuestBooted(vm=self.name, timeline=booted.timeline))
+
+    async def explain(self, error: BaseException) -> AtollError:
+        """What is behind a channel that broke or a guest that does not answer."""
+        position = Position.UNKNOWN
+        status = self._vm.process.poll()
+        if status is None and isinstance(error, ChannelError):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXIT_GRACE):
+                    status = await self._vm.wait()
+        if status is None:
+            position = await self._vm.position()
+        evidence = Evidence(
+            vm=self.name,
+            status=status,
+            position=position,
+            console=self._vm.console.text(),
+            diagnostics=self._vm.diagnostics.text(),
+            answered=self._answered,
+            booted=self._booted,
+            waited=time.monotonic() - self._began,
+        )
+        return diagnose(evidence)
+
+    async def wait(self) -> int:
+        """Wait for the VM's end; the exit status of its process."""
+        return await self._vm.wait()
+
+    async def close(self) -> None:
+        """Remove the VM, whatever it is doing. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close()
+        await self._vm.close()
+        self._emit(VmExited(vm=self.name, status=self._vm.process.poll() or 0))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _reached(self, stage: str) -> None:
+        self._emit(StageReached(vm=self.name, stage=stage, elapsed=time.monotonic() - self._began))
+
+    def _root_error(self, error: GuestError) -> BootError:
+        hint = "rebuild the image with `atoll image build --force`" if error.stage == "root" else ""
+        stage = error.stage or "root"
+        return BootError(
+            f"{self.name}: {error.message}", stage=stage, hint=hint, detail=self._vm.console.tail()
+        )

@@ -1,0 +1,113 @@
+"""What machine to ask a hypervisor for: pure functions from a request to a device model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.errors import PreflightError
+from atoll.hypervisor.model import Accelerator, Architecture, Disk, Machine
+
+__all__ = ["Bootable", "Shape", "plan", "smallest_memory"]
+
+_MIB = 1 << 20
+
+_CONSOLES = {Architecture.X86_64: "ttyS0", Architecture.AARCH64: "ttyAMA0"}
+
+#: Parameters that any guest gets: quiet, because each console line traps; a panic ends the VM at once.
+_ALWAYS = ("quiet", "panic=-1", "random.trust_cpu=on")
+
+#: What makes a boot under TCG faster, at the price of hardening that a throw-away guest does without.
+_TCG = (
+    "cryptomgr.notests",  # self-tests of algorithms: 0.16 s
+    "noreplace-smp",  # patching locks for one vCPU: 0.09 s
+    "no_timer_check",  # the emulated timer works
+    "init_on_alloc=0",
+    "mitigations=off",  # an emulated CPU does not speculate
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bootable:
+    """The files that a VM boots from.
+
+    Attributes:
+        kernel: uncompressed kernel.
+        initramfs: holds the agent.
+        modules: EROFS with the kernel's modules, or None.
+        root: EROFS with the root, or None to stay in the initramfs.
+    """
+
+    kernel: Path
+    initramfs: Path
+    modules: Path | None = None
+    root: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a VM is and what runs it: ``memory`` in bytes, ``tsc_khz`` of the host where it is known."""
+
+    architecture: Architecture
+    accelerator: Accelerator
+    vcpus: int
+    memory: int
+    tsc_khz: int | None = None
+
+
+def plan(name: str, files: Bootable, shape: Shape, *, hostname: str = "", lifeline: bool = True) -> Machine:
+    """The machine that boots ``files``.
+
+    Args:
+        name: of the VM; shown in process lists.
+        files: what it boots from.
+        shape: its size and accelerator.
+        hostname: of the guest; ``name`` by default.
+        lifeline: the guest powers off when the host closes the channel.
+    """
+    disks: list[Disk] = []
+    agent: list[str] = [f"atoll.hostname={hostname or name}"]
+    if files.root is not None:
+        disks.append(Disk(files.root, serial="root", read_only=True))
+        agent.append("atoll.root=root")
+    if files.modules is not None and files.root is not None:
+        disks.append(Disk(files.modules, serial="modules", read_only=True))
+        agent.append("atoll.modules=modules")
+    if lifeline:
+        agent.append("atoll.lifeline=1")
+    return Machine(
+        name=name,
+        architecture=shape.architecture,
+        accelerator=shape.accelerator,
+        vcpus=shape.vcpus,
+        memory=shape.memory,
+        kernel=files.kernel,
+        initramfs=files.initramfs,
+        cmdline=(f"console={_CONSOLES[shape.architecture]}", *_ALWAYS, *_profile(shape), *agent),
+        disks=tuple(disks),
+    )
+
+
+def _profile(shape: Shape) -> tuple[str, ...]:
+    if shape.accelerator is Accelerator.KVM:
+        return ()
+    if shape.architecture is Architecture.X86_64 and shape.tsc_khz is not None:
+        return (*_TCG, f"tsc_early_khz={shape.tsc_khz}")
+    return _TCG
+
+
+def smallest_memory(kernel_size: int, initramfs_size: int) -> int:
+    """Least guest memory, bytes, in which a kernel and initramfs of these sizes come up.
+
+    Both lie in memory as files while the kernel unpacks a second copy of the initramfs; the kernel then wants
+    about 64 MiB for itself.
+    """
+    needed = kernel_size + 2 * initramfs_size + 64 * _MIB
+    return -(-needed // _MIB) * _MIB
+
+
+def check_memory(memory: int, least: int) -> None:
+    """Refuse a VM that could not come up. Raises ``PreflightError``."""
+    if memory < least:
+        message = f"{memory // _MIB} MiB of memory is too little: this kernel needs {least // _MIB} MiB"
+        raise PreflightError(message, hint=f"use --memory {least // _MIB}M or more")
