@@ -81,7 +81,12 @@ def archive(entries: Iterable[Entry]) -> bytes:
 
 def _check(entry: Entry) -> None:
     path = entry.path
-    if not path or path.startswith("/") or posixpath.normpath(path) != path or path.split("/")[0] == "..":
+    if (
+        not path
+        or path.startswith("/")
+        or posixpath.normpath(path) != path
+        or path.split("/")[0] in {".", ".."}
+    ):
         raise ValueError(f"{path!r} is no clean relative path")
     if "\0" in path or path == _TRAILER:
         raise ValueError(f"{path!r} cannot be the name of a file in an archive")

@@ -1,9 +1,9 @@
 """The root images ``debian`` and ``debian:SUITE``, built by mmdebstrap(1) from the host's own Debian mirrors.
 
 The image is for machines whose init is Atoll's agent: Debian's essential packages, apt, and what a developer
-misses at once in a bare system; no systemd, no kernel, no documentation. Nothing of the host but the addresses
-of its mirrors goes in. The same package versions give the same bytes: all dates are fixed, and caches, logs,
-backups, identities and device nodes are left out.
+misses at once in a bare system; no systemd, no kernel, no documentation. Nothing of the host but the
+addresses of its mirrors goes in. The same package versions give the same bytes: all dates are fixed, and
+caches, logs, backups, identities and device nodes are left out.
 """
 
 from __future__ import annotations

@@ -127,9 +127,7 @@ def tool_version() -> str:
     Raises:
         PreflightError: they are not installed.
     """
-    done = process.run(
-        [process.require("dump.erofs", hint=INSTALL_HINT), "-V"]
-    )  # mkfs.erofs 1.5 has no such flag
+    done = process.run([process.require("dump.erofs", hint=INSTALL_HINT), "-V"])  # mkfs.erofs 1.5 has no flag
     words = (done.stdout + done.stderr).decode(errors="replace").split()
     return next((word for word in words if word[:1].isdigit()), "")
 

@@ -6,6 +6,7 @@ host. Sources: kmod's libkmod/libkmod-index.h (the trie's format) and tools/depm
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ _VERSION = 0x00020001
 _HAS_PREFIX = 0x80000000
 _HAS_VALUES = 0x40000000
 _HAS_CHILDREN = 0x20000000
+_DEVICE = re.compile(r"(char|block)-major-([0-9]+)-([0-9]+)")
 
 
 @dataclass(slots=True)
@@ -104,8 +106,27 @@ def index_files(tree: Tree) -> Mapping[str, bytes]:
         "modules.softdep": "".join(f"{line}\n" for line in softdeps).encode(),
         "modules.symbols.bin": trie(()),
         "modules.builtin.bin": trie((name, "") for name in builtin),
-        "modules.builtin.alias.bin": trie(()),
+        "modules.builtin.alias.bin": trie(
+            (_underscored(alias), name) for alias, name in tree.builtin_aliases
+        ),
+        "modules.devname": "".join(_device_nodes(tree)).encode(),
     }
+
+
+def _device_nodes(tree: Tree) -> list[str]:
+    """Lines ``module name cMAJOR:MINOR`` of device nodes that can be there before their modules."""
+    lines: list[str] = []
+    for name in sorted(tree.modules):
+        device = number = ""
+        for alias in tree.modules[name].aliases:
+            if alias.startswith("devname:"):
+                device = alias.removeprefix("devname:")
+            found = _DEVICE.fullmatch(alias)
+            if found:
+                number = f"{found[1][0]}{found[2]}:{found[3]}"
+        if device and number:
+            lines.append(f"{name} {device} {number}\n")
+    return lines
 
 
 def _dep_line(tree: Tree, module: Module) -> str:

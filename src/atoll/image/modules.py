@@ -50,11 +50,13 @@ class Tree:
         modules: by name.
         builtin: paths of what is compiled into the kernel, None where nothing tells.
         indexed: the tree has depmod's index files already.
+        builtin_aliases: aliases of what is compiled in, each with the name it stands for.
     """
 
     modules: Mapping[str, Module]
     builtin: tuple[str, ...] | None = None
     indexed: bool = False
+    builtin_aliases: tuple[tuple[str, str], ...] = ()
     _builtin_names: frozenset[str] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -174,9 +176,9 @@ def _described(name: str, path: str, info: Mapping[str, Sequence[str]]) -> Modul
     depends = tuple(
         word.replace("-", "_") for line in info.get("depends", ()) for word in line.split(",") if word
     )
-    soft: dict[str, list[str]] = {"pre:": [], "post:": []}
+    soft: dict[str, list[str]] = {"": [], "pre:": [], "post:": []}
     for line in info.get("softdep", ()):
-        into = soft["pre:"]
+        into = soft[""]  # words before either are ignored by modprobe, too
         for word in line.split():
             if word in soft:
                 into = soft[word]
@@ -209,4 +211,16 @@ def read_tree(directory: Path) -> Tree:
         relative = str(path.relative_to(directory))
         name = module_name(relative)
         modules[name] = _described(name, relative, modinfo(read_module(path)))
-    return Tree(modules, builtin)
+    return Tree(modules, builtin, builtin_aliases=_builtin_aliases(directory / "modules.builtin.modinfo"))
+
+
+def _builtin_aliases(path: Path) -> tuple[tuple[str, str], ...]:
+    """``name.alias=value`` strings, each ended by a zero byte."""
+    if not path.is_file():
+        return ()
+    found: list[tuple[str, str]] = []
+    for item in path.read_bytes().decode(errors="replace").split("\0"):
+        name, _, value = item.partition(".alias=")
+        if value and "=" not in name:
+            found.append((value, name.replace("-", "_")))
+    return tuple(sorted(found))

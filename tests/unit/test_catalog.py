@@ -1,0 +1,284 @@
+import hashlib
+import struct
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll import store
+from atoll.errors import ImageError, StoreError
+from atoll.image import catalog, debian
+from atoll.image.catalog import ImageManifest, InstalledPackage
+from atoll.paths import Paths
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Paths(tmp_path / "data", tmp_path / "cache")
+
+
+def root(content=b"x"):
+    head = bytearray(4096)
+    struct.pack_into("<IIIBBHQQ", head, 1024, 0xE0F5E1E2, 0, 0, 12, 0, 36, 5, 1000)
+    struct.pack_into("<I", head, 1024 + 36, 2)
+    return bytes(head) + content.ljust(4096, b"\0")
+
+
+def manifest(name, suite, data):
+    return ImageManifest(
+        name=name,
+        architecture="x86_64",
+        distribution="debian",
+        suite=suite,
+        digest=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        created=1.0,
+    )
+
+
+def put(home, name="debian:trixie", data=None):
+    data = data or root()
+    reference = catalog.parse(name)
+    directory = catalog.directory_of(home, reference, "x86_64")
+    directory.mkdir(parents=True)
+    (directory / "root.erofs").write_bytes(data)
+    store.write_record(directory / "manifest.json", manifest(name, reference.tag, data))
+    return directory
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """A builder that takes no time; the list has what it was asked for."""
+    asked = []
+
+    def build(output, *, name, suite, architecture, emit):
+        asked.append((name, suite, architecture))
+        output.write_bytes(root())
+        return manifest(name, suite, root())
+
+    monkeypatch.setattr(debian, "build", build)
+    return asked
+
+
+def find(home, name):
+    return catalog.find(home, name, architecture="x86_64")
+
+
+def test_an_image_is_found_by_its_name_with_and_without_tag(home):
+    directory = put(home)
+    assert find(home, "debian").directory == directory
+    assert find(home, "debian:trixie").root.read_bytes() == root()
+
+
+def test_a_name_means_the_same_directory_everywhere(home):
+    assert (
+        catalog.directory_of(home, catalog.parse("debian:bookworm"), "aarch64").name
+        == "debian+bookworm+aarch64"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        "../x",
+        "a/b",
+        "debian:..",
+        "debian:a/b",
+        "debian:",
+        ":x",
+        "A",
+        "a b",
+        "a\n",
+        "a..b",
+        "-a",
+        "a:b:c",
+    ],
+)
+def test_a_name_that_could_be_a_path_is_refused(name):
+    with pytest.raises(ImageError) as caught:
+        catalog.parse(name)
+    assert caught.value.code == "image.name"
+
+
+@given(st.text(max_size=80))
+def test_any_name_is_safe_as_a_directory_or_refused(name):
+    try:
+        reference = catalog.parse(name)
+    except ImageError:
+        return
+    directory = f"{reference.name}+{reference.tag}+x86_64"
+    assert "/" not in directory
+    assert not directory.startswith(".")
+    assert len(directory) < 255
+    assert catalog.parse(str(reference)) == reference
+
+
+def test_an_unknown_image_is_answered_with_the_nearest_known_name(home):
+    put(home, "mybox:1")
+    with pytest.raises(ImageError) as caught:
+        find(home, "debain")
+    assert caught.value.code == "image.unknown"
+    assert "did you mean debian?" in caught.value.hint
+    assert "mybox:1" in caught.value.hint
+
+
+def test_an_image_that_is_not_built_yet_is_answered_with_the_command_that_builds_it(home):
+    with pytest.raises(ImageError) as caught:
+        find(home, "debian")
+    assert caught.value.code == "image.missing"
+    assert "atoll image build debian:trixie" in caught.value.hint
+
+
+def damage_size(directory):
+    (directory / "root.erofs").write_bytes(root()[:-1])
+
+
+def damage_superblock(directory):
+    (directory / "root.erofs").write_bytes(bytes(len(root())))
+
+
+def damage_root_gone(directory):
+    (directory / "root.erofs").unlink()
+
+
+def damage_manifest(directory):
+    (directory / "manifest.json").write_text("{")
+
+
+def damage_manifest_gone(directory):
+    (directory / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_size, damage_superblock, damage_root_gone, damage_manifest, damage_manifest_gone]
+)
+def test_a_damaged_image_is_named_with_the_command_that_rebuilds_it_and_never_used(home, builds, damage):
+    damage(put(home))
+    for use in (find, lambda home, name: catalog.ensure(home, name, architecture="x86_64")):
+        with pytest.raises(ImageError) as caught:
+            use(home, "debian")
+        assert caught.value.code == "image.corrupt"
+        assert "atoll image build --force debian:trixie" in caught.value.hint
+    assert builds == []
+    assert next(listed.error.code for listed in catalog.installed(home)) in {"image.corrupt", "store.missing"}
+    catalog.build(home, "debian", architecture="x86_64", force=True)
+    catalog.verify(find(home, "debian"))
+
+
+def test_silent_damage_is_found_by_verify(home):
+    directory = put(home)
+    (directory / "root.erofs").write_bytes(root(b"y"))
+    image = find(home, "debian")
+    with pytest.raises(ImageError) as caught:
+        catalog.verify(image)
+    assert caught.value.code == "image.corrupt"
+
+
+def test_the_first_use_builds_the_image(home, builds):
+    image = catalog.ensure(home, "debian:bookworm", architecture="x86_64")
+    assert builds == [("debian:bookworm", "bookworm", "x86_64")]
+    assert image.manifest.suite == "bookworm"
+    assert catalog.ensure(home, "debian:bookworm", architecture="x86_64") == image
+    assert len(builds) == 1
+
+
+def test_builders_at_the_same_time_build_once(home, builds):
+    threads = [
+        threading.Thread(target=catalog.ensure, args=(home, "debian"), kwargs={"architecture": "x86_64"})
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(builds) == 1
+
+
+def test_a_failed_build_leaves_nothing_that_looks_like_an_image(home, monkeypatch):
+    def fail(output, **_rest):
+        output.write_bytes(b"half")
+        raise ImageError("no network", code="build")
+
+    monkeypatch.setattr(debian, "build", fail)
+    with pytest.raises(ImageError, match="no network"):
+        catalog.ensure(home, "debian", architecture="x86_64")
+    assert catalog.installed(home) == []
+    with pytest.raises(ImageError) as caught:
+        find(home, "debian")
+    assert caught.value.code == "image.missing"
+
+
+def test_a_full_disk_is_told_as_that(home, monkeypatch):
+    def fail(output, **_rest):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(debian, "build", fail)
+    with pytest.raises(StoreError) as caught:
+        catalog.ensure(home, "debian", architecture="x86_64")
+    assert caught.value.code == "store.full"
+
+
+def test_a_place_that_cannot_be_written_is_told_as_that(tmp_path):
+    (tmp_path / "data").write_text("a file where the directory should be")
+    with pytest.raises(StoreError) as caught:
+        catalog.ensure(Paths(tmp_path / "data", tmp_path / "cache"), "debian", architecture="x86_64")
+    assert caught.value.code in {"store.unwritable", "store.io"}
+
+
+def test_only_known_images_can_be_built(home):
+    with pytest.raises(ImageError) as caught:
+        catalog.build(home, "windows", architecture="x86_64")
+    assert caught.value.code == "image.unknown"
+
+
+def test_a_removed_image_is_gone(home):
+    put(home)
+    catalog.remove(home, "debian", architecture="x86_64")
+    assert catalog.installed(home) == []
+    with pytest.raises(ImageError) as caught:
+        catalog.remove(home, "debian", architecture="x86_64")
+    assert caught.value.code == "image.missing"
+
+
+def test_an_image_of_another_architecture_is_another_image(home):
+    put(home)
+    with pytest.raises(ImageError, match="aarch64"):
+        catalog.find(home, "debian", architecture="aarch64")
+
+
+def test_inspection_tells_what_the_file_system_is(home):
+    put(home)
+    image, superblock = catalog.inspect(home, "debian", architecture="x86_64")
+    assert image.manifest.distribution == "debian"
+    assert superblock.inodes == 5
+
+
+def test_the_tool_is_told_everything_that_makes_the_image_the_same_everywhere(tmp_path):
+    argv = debian.arguments(
+        "trixie",
+        "amd64",
+        tmp_path,
+        mode="auto",
+        sources=("deb http://mirror.example/debian trixie main",),
+        options=('Acquire::Retries "3"',),
+    )
+    assert argv[-3:] == ["trixie", str(tmp_path), "deb http://mirror.example/debian trixie main"]
+    assert '--aptopt=Acquire::Retries "3"' in argv
+    hook = next(word for word in argv if word.startswith("--customize-hook="))
+    for leak in ("resolv.conf", "hostname", "machine-id", "99mmdebstrap", "var/log"):
+        assert leak in hook
+
+
+def test_installed_packages_are_read_from_dpkg():
+    status = (
+        "Package: b\nStatus: install ok installed\nVersion: 2\nArchitecture: amd64\nDescription: x\n more\n\n"
+        "Package: gone\nStatus: deinstall ok config-files\nVersion: 1\nArchitecture: all\n\n"
+        "Package: a\nStatus: install ok installed\nVersion: 1\nArchitecture: all\n"
+    )
+    assert debian.installed_packages(status) == (
+        InstalledPackage(name="a", version="1", architecture="all"),
+        InstalledPackage(name="b", version="2", architecture="amd64"),
+    )

@@ -1,0 +1,92 @@
+"""The real thing: Debian's kernel through apt and a Debian root by mmdebstrap, kept between runs."""
+
+import os
+
+import pytest
+
+from atoll.errors import ImageError
+from atoll.image import catalog, debian, erofs, kernel, vmlinux
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="session")
+def agent(paths):
+    """The installed agent, or any program in its place: nothing is booted here."""
+    installed = kernel.agent_path(kernel.host_architecture())
+    if installed.exists():
+        return installed
+    stand_in = paths.cache / "no-agent"
+    stand_in.parent.mkdir(parents=True, exist_ok=True)
+    if not stand_in.exists():
+        stand_in.write_bytes(b"#!/bin/sh\n")
+    return stand_in
+
+
+@pytest.fixture(scope="session")
+def made(paths, agent):
+    return kernel.ensure(paths, agent=agent)
+
+
+@pytest.fixture(scope="session")
+def image(paths):
+    return catalog.ensure(paths, "debian")
+
+
+def test_debians_cloud_kernel_becomes_a_bundle(made):
+    kernel.verify(made)
+    assert made.manifest.origin.kind == "debian"
+    assert "virtio_console" in made.manifest.channel
+    assert {"virtio_blk", "erofs", "overlay"} <= set(made.manifest.root)
+    assert vmlinux.release_of(made.vmlinux.read_bytes()) == made.manifest.release
+    assert made.modules is not None
+    erofs.check_file(made.modules)
+
+
+def test_a_new_agent_needs_neither_network_nor_unpacking(paths, made, tmp_path):
+    other = tmp_path / "agent"
+    other.write_bytes(b"another agent")
+    second = kernel.ensure(paths, agent=other)
+    try:
+        assert second.manifest.origin == made.manifest.origin
+        assert second.vmlinux.samefile(made.vmlinux)
+    finally:
+        made_by = kernel.agent_path(made.manifest.architecture)
+        kernel.ensure(paths, agent=made_by if made_by.exists() else paths.cache / "no-agent")
+        kernel.prune(paths)
+
+
+def test_the_debian_image_has_what_it_promises_and_nothing_of_the_host(image):
+    catalog.verify(image)
+    names = {package.name for package in image.manifest.packages}
+    assert {"apt", "bash", *debian.PACKAGES} <= names
+    assert "systemd" not in names
+    assert 30_000_000 < image.manifest.size < 70_000_000
+    assert erofs.check_file(image.root).inodes > 1000
+
+
+def test_a_suite_that_does_not_exist_is_named_with_the_tools_words(paths):
+    with pytest.raises(ImageError) as caught:
+        catalog.ensure(paths, "debian:nosuchsuite")
+    assert caught.value.code == "image.build"
+    assert caught.value.detail
+    assert caught.value.hint
+
+
+@pytest.mark.skipif(
+    os.environ.get("ATOLL_TEST_SLOW") != "1", reason="takes a minute; set ATOLL_TEST_SLOW=1 to run it"
+)
+def test_two_builds_give_the_same_bytes(image):
+    built_again = image.root.with_name("again.erofs")
+    try:
+        manifest = debian.build(
+            built_again,
+            name=image.manifest.name,
+            suite=image.manifest.suite,
+            architecture=image.manifest.architecture,
+        )
+    finally:
+        built_again.unlink(missing_ok=True)
+    if manifest.packages != image.manifest.packages:
+        pytest.skip("the archive has newer packages than the cached image")
+    assert manifest.digest == image.manifest.digest
