@@ -141,7 +141,8 @@ def build(output: Path, *, name: str, suite: str, architecture: str, emit: Emit 
             _pack(tree, output, work, helper, name, emit)
     finally:
         if helper and (work / "tree").exists():
-            process.run([*helper, "rm", "-rf", str(work / "tree")])
+            # Its files belong to mapped users; the directory itself is removed with ours, ``work``.
+            process.run([*helper, "find", str(work / "tree"), "-mindepth", "1", "-delete"])
         store.remove_tree(work)
     with output.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
