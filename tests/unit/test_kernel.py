@@ -225,3 +225,12 @@ def test_a_record_of_a_newer_atoll_is_not_mistaken(home, agent, vmlinuz):
     made = build(home, agent, vmlinuz)
     store.write_file(made.directory / "manifest.json", b'{"schema": 99}')
     assert kernel.installed(home) == []
+
+
+def test_a_strict_umask_does_not_show_in_the_guest(tmp_path):
+    (tmp_path / "top/kernel").mkdir(parents=True, mode=0o700)
+    file = tmp_path / "top/kernel/a.ko"
+    file.touch(mode=0o600)
+    bundle._open_to_all(tmp_path / "top")
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert file.parent.stat().st_mode & 0o777 == 0o755

@@ -145,8 +145,11 @@ def client_options() -> tuple[str, ...]:
     )
 
 
-def _own_state(root: Path, architecture: str, emit: Emit) -> State:
-    """A private state with fresh package lists from the host's sources; ``architecture`` is Debian's name."""
+def _own_state(root: Path, architecture: str, emit: Emit) -> tuple[State, ProcessError | None]:
+    """A private state with fresh package lists from the host's sources; ``architecture`` is Debian's name.
+
+    An error is returned, not raised: what is wanted may be in a list that did come.
+    """
     for name in ("lists/partial", "archives/partial"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "status").touch()
@@ -170,11 +173,8 @@ def _own_state(root: Path, architecture: str, emit: Emit) -> State:
     try:
         process.run([_apt_get(), *options, "-q", "update", "--error-on=any"], emit=emit)
     except ProcessError as error:
-        hint = "check the network and `apt-get update`; without either, give a kernel with --kernel"
-        raise ImageError(
-            "cannot fetch the package lists", code="apt", hint=hint, detail=error.detail
-        ) from error
-    return state
+        return state, error
+    return state, None
 
 
 def _apt_get() -> str:
@@ -222,8 +222,12 @@ def lookup(
         found = show(State(), name, architecture)
         if found is not None:
             return found, State()
-    state = _own_state(private, architecture, emit)
+    state, failure = _own_state(private, architecture, emit)
     found = show(state, name, architecture)
+    if found is None and failure is not None:
+        hint = "check the network and `apt-get update`; without either, give a kernel with --kernel"
+        message = "cannot fetch the package lists"
+        raise ImageError(message, code="apt", hint=hint, detail=failure.detail) from failure
     if found is None:
         hint = "add Debian's archive to the host's apt sources, or give a kernel with --kernel"
         raise ImageError(f"no archive of this host has {name} for {architecture}", code="apt", hint=hint)

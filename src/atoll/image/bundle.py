@@ -201,6 +201,7 @@ def _from_source(source: sources.Source, architecture: str, staged: Path, emit: 
         top = work / "modules"
         top.mkdir()
         material.modules.rename(top / material.release)
+        _open_to_all(top)
         erofs.make(
             top,
             staged / "modules.erofs",
@@ -224,6 +225,12 @@ def _from_source(source: sources.Source, architecture: str, staged: Path, emit: 
         head=len(head),
         created=0,
     )
+
+
+def _open_to_all(top: Path) -> None:
+    """Give a tree the permissions that it has in a guest, whatever the umask or the source had."""
+    for path in (top, *top.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _complete(staged: Path, base: KernelBundle, *, key: str, agent: Path, agent_digest: str) -> None:
