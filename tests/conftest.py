@@ -1,15 +1,127 @@
-"""What all tests share."""
+"""What all tests share: where builds are kept, what nothing may leave behind, what is kept of a failure."""
+
+from __future__ import annotations
 
 import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 
+from atoll.config import load
 from atoll.paths import Paths
+
+ROOT = Path(__file__).parent.parent
+FAILURES = ROOT / "test-failures"
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_settings():
+    """Tests see none of the user's settings."""
+    patch = pytest.MonkeyPatch()
+    for name in list(os.environ):
+        if name.startswith("ATOLL_"):
+            patch.delenv(name)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session")
 def paths():
-    """Kernel bundles and images, kept between runs."""
-    place = Path(os.environ.get("ATOLL_TEST_DIR") or f"/var/tmp/atoll-test-{os.getuid()}")
+    """Kernel bundles and images, kept between runs in the checkout's build directory."""
+    place = ROOT / "build" / "test-cache"
     return Paths(data=place / "data", cache=place / "cache")
+
+
+@pytest.fixture(scope="session")
+def config(paths):
+    """Settings of the tests: their own directories, no files, no variables."""
+    return load({"data_dir": paths.data, "cache_dir": paths.cache}, environment={}, files=(Path("/nowhere"),)).config
+
+
+@pytest.fixture(scope="session")
+def environment(paths):
+    """The environment for the installed command."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ATOLL_")}
+    return {**kept, "ATOLL_DATA_DIR": str(paths.data), "ATOLL_CACHE_DIR": str(paths.cache)}
+
+
+def descendants() -> dict[int, str]:
+    """Processes that this one or its children started, except defunct ones, by pid."""
+    parents, names = {}, {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path(f"/proc/{entry}/stat").read_text()
+            except OSError:
+                continue
+            name, rest = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
+            if rest[0] != "Z":
+                parents[int(entry)], names[int(entry)] = int(rest[1]), name
+    found, frontier = {}, {os.getpid()}
+    while frontier:
+        frontier = {pid for pid, parent in parents.items() if parent in frontier and pid not in found}
+        found.update({pid: names[pid] for pid in frontier})
+    return found
+
+
+def machines_running() -> set[int]:
+    """Hypervisor processes of this user on this host, whoever is their parent."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"qemu-system" in words[0] and any(word.startswith(b"guest=") for word in words):
+                found.add(int(entry))
+    return found
+
+
+@pytest.fixture
+def no_leftovers():
+    """After the test no process and no descriptor is there that was not there before."""
+    processes, machines, open_files = descendants(), machines_running(), len(os.listdir("/proc/self/fd"))
+    yield
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        left = {pid: name for pid, name in descendants().items() if pid not in processes}
+        if not left and machines_running() <= machines and len(os.listdir("/proc/self/fd")) <= open_files:
+            return
+        time.sleep(0.02)
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            continue
+    pytest.fail(f"left behind: {left}, VMs {machines_running() - machines}, descriptors {sorted(links)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        _keep(item)
+    return report
+
+
+def _keep(item):
+    """Keep the console logs and state directories of a failed test."""
+    kept = getattr(item, "funcargs", {})
+    place = FAILURES / item.name.replace("/", "_")
+    for name, value in kept.items():
+        if name == "tmp_path" and value.is_dir():
+            shutil.copytree(value, place / "tmp_path", dirs_exist_ok=True, symlinks=True)
+        console = getattr(value, "console", None)
+        if console is not None:
+            place.mkdir(parents=True, exist_ok=True)
+            text = console if isinstance(console, str) else console.text()
+            (place / f"{name}-console.log").write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Pr
     native = host_architecture()
     root = catalog.ensure(config.paths, image, architecture=native, emit=emit)
     tested = candidate(config, native, emit)
-    check_memory(config.memory, _least_memory(tested.files))
+    least = smallest_memory(_size(tested.files.kernel), _size(tested.files.initramfs))
+    check_memory(config.memory, least=least, most=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
     files = Bootable(
         kernel=tested.files.kernel,
@@ -82,10 +84,6 @@ def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> acce
         architecture=native,
         native=native,
     )
-
-
-def _least_memory(files: Bootable) -> int:
-    return smallest_memory(_size(files.kernel), _size(files.initramfs))
 
 
 def _size(path: Path) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from atoll.errors import PreflightError
 from atoll.hypervisor.model import Accelerator, Architecture, Disk, Machine
 
-__all__ = ["Bootable", "Shape", "plan", "smallest_memory"]
+__all__ = ["Bootable", "Shape", "check_memory", "plan", "smallest_memory"]
 
 _MIB = 1 << 20
 
@@ -106,8 +106,11 @@ def smallest_memory(kernel_size: int, initramfs_size: int) -> int:
     return -(-needed // _MIB) * _MIB
 
 
-def check_memory(memory: int, least: int) -> None:
-    """Refuse a VM that could not come up. Raises ``PreflightError``."""
+def check_memory(memory: int, *, least: int, most: int) -> None:
+    """Refuse a VM that could not come up; ``most`` is what the host has. Raises ``PreflightError``."""
+    if memory > most:
+        message = f"{memory // _MIB} MiB of memory is more than this host has ({most // _MIB} MiB)"
+        raise PreflightError(message, hint="ask for less with --memory")
     if memory < least:
         message = f"{memory // _MIB} MiB of memory is too little: this kernel needs {least // _MIB} MiB"
         raise PreflightError(message, hint=f"use --memory {least // _MIB}M or more")

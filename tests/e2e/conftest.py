@@ -1,0 +1,46 @@
+"""The installed command, run as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = str(Path(sys.executable).parent / "atoll")
+
+
+@pytest.fixture(scope="session")
+def atoll(environment):
+    """Run the command to its end."""
+
+    def run(*words, timeout=120, env=None, **options):
+        return subprocess.run(
+            [COMMAND, *words],
+            capture_output=True,
+            timeout=timeout,
+            env={**environment, **(env or {})},
+            **({"stdin": subprocess.DEVNULL} | options if "input" not in options else options),
+        )
+
+    return run
+
+
+@pytest.fixture
+def spawn_atoll(environment):
+    """Start the command and leave it running; it is killed after the test."""
+    children = []
+
+    def spawn(*words, **options):
+        child = subprocess.Popen([COMMAND, *words], env=environment, **options)
+        children.append(child)
+        return child
+
+    yield spawn
+    for child in children:
+        child.kill()
+        child.wait()
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()

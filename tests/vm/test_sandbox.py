@@ -1,0 +1,201 @@
+"""The SDK with a real guest, in both of its faces."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+import atoll
+from atoll import aio
+from atoll.errors import BootError, CommandError, CommandTimeoutError, UsageError
+from atoll.events import ExecutionEnded, StageReached, VmExited
+from atoll.hypervisor.model import Accelerator
+from atoll.vm import accelerator
+
+pytestmark = [pytest.mark.vm]
+
+
+@pytest.fixture(scope="module")
+def box(config):
+    """One guest for the tests that leave it as it was."""
+    with atoll.Sandbox("debian", config=config, env={"SET": "here"}) as box:
+        yield box
+
+
+def test_a_command_returns_what_it_wrote(box):
+    result = box.run(["sh", "-c", "echo out; echo err >&2; exit 4"])
+    assert (result.stdout, result.stderr, result.code, result.returncode, result.ok) == (
+        "out\n",
+        "err\n",
+        4,
+        4,
+        False,
+    )
+
+
+def test_input_environment_directory_and_user(box):
+    result = box.run(
+        ["sh", "-c", "cat; echo $SET $MORE $PWD $(id -un)"],
+        input="in ",
+        env={"MORE": "x"},
+        cwd="/tmp",
+        user="nobody",
+    )
+    assert result.stdout == "in here x /tmp nobody\n"
+
+
+def test_check_raises_with_the_result(box):
+    with pytest.raises(atoll.CommandFailedError) as caught:
+        box.run(["sh", "-c", "echo why >&2; exit 9"], check=True)
+    assert (caught.value.result.code, caught.value.exit_code, caught.value.detail) == (9, 9, "why\n")
+
+
+def test_a_timeout_ends_the_command_and_the_guest_goes_on(box):
+    with pytest.raises(CommandTimeoutError):
+        box.run(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], timeout=0.5)
+    assert box.run(["sh", "-c", "pgrep -c sleep || true"]).stdout in {"0\n", "1\n"}
+    assert box.run(["true"]).ok
+
+
+def test_a_missing_command_is_an_error_not_a_result(box):
+    with pytest.raises(CommandError) as caught:
+        box.run(["no-such-program"])
+    assert caught.value.exit_code == 127
+
+
+def test_a_string_is_refused_with_advice(box):
+    with pytest.raises(UsageError, match="list"):
+        box.run("ls -l")
+
+
+def test_large_output_arrives_whole(box):
+    result = box.run(["sh", "-c", "seq 1 200000; seq 1 200000 >&2"])
+    expected = "".join(f"{n}\n" for n in range(1, 200_001))
+    assert (result.stdout, result.stderr) == (expected, expected)
+
+
+def test_threads_share_a_sandbox(box):
+    outcomes = {}
+
+    def work(number):
+        outcomes[number] = box.run(["echo", str(number)]).stdout
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == {number: f"{number}\n" for number in range(16)}
+
+
+def test_the_clock_of_a_fresh_guest_is_the_hosts(box):
+    assert abs(float(box.run(["date", "+%s.%N"]).stdout) - time.time()) < 2
+
+
+def test_info_tells_of_the_guest(box):
+    info = box.info()
+    assert (info.phase, info.init, info.vcpus) == ("ready", "minimal", 1)
+    assert info.hostname == box.name
+    assert list(info.timeline) == sorted(info.timeline, key=info.timeline.get)
+
+
+def test_orphans_are_reaped_by_the_guests_init(box):
+    box.run(["sh", "-c", "for i in 1 2 3 4 5; do (sleep 0.05 &) ; done; sleep 0.3"])
+    states = box.run(["sh", "-c", "cat /proc/[0-9]*/stat | awk '{print $3}' | grep -c Z || true"]).stdout
+    assert states == "0\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_leftovers")
+async def test_the_asynchronous_face_does_the_same(config):
+    events = []
+    async with aio.Sandbox("debian", config=config, on_event=events.append) as box:
+        first, second = await asyncio.gather(box.run(["echo", "1"]), box.run(["echo", "2"]))
+        assert (first.stdout, second.stdout) == ("1\n", "2\n")
+    assert [event.stage for event in events if isinstance(event, StageReached)] == ["spawn", "agent", "root"]
+    assert sum(isinstance(event, ExecutionEnded) for event in events) == 2
+    assert isinstance(events[-1], VmExited)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_leftovers")
+async def test_a_cancelled_start_leaves_nothing_behind(config):
+    for delay in (0.0, 0.02, 0.3):
+        box = aio.Sandbox("debian", config=config)
+        starting = asyncio.create_task(box.start())
+        await asyncio.sleep(delay)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_leftovers")
+async def test_a_guest_whose_agent_is_killed_is_named(config):
+    async with aio.Sandbox("debian", config=config) as box:
+        with pytest.raises(BootError) as caught:
+            await box.run(["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 30"])
+        assert caught.value.stage == "command"
+        assert "panic" in caught.value.message
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_leftovers")
+async def test_a_hypervisor_killed_under_a_command_is_named(config):
+    async with aio.Sandbox("debian", config=config) as box:
+        running = asyncio.create_task(box.run(["sleep", "100"]))
+        await asyncio.sleep(0.3)
+        os.kill(box.vm.pid, signal.SIGKILL)
+        with pytest.raises(BootError, match="SIGKILL"):
+            await running
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_a_killed_program_takes_its_sandboxes_with_it_also_those_of_threads(environment):
+    program = textwrap.dedent("""
+        import threading, time, atoll
+        def hold():
+            box = atoll.Sandbox("debian"); box.start(); box.run(["true"]); print("up", flush=True); time.sleep(100)
+        for _ in range(2): threading.Thread(target=hold).start()
+    """)
+    child = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"up\n"
+    assert child.stdout.readline() == b"up\n"
+    child.kill()
+    child.wait()
+    child.stdout.close()
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_a_sandbox_outlives_the_thread_that_made_it(config):
+    made = []
+    thread = threading.Thread(
+        target=lambda: made.append(atoll.Sandbox("debian", config=config)) or made[0].start()
+    )
+    thread.start()
+    thread.join()
+    time.sleep(0.3)
+    assert made[0].run(["echo", "alive"]).stdout == "alive\n"
+    made[0].close()
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_the_probe_has_a_verdict_with_a_reason_and_keeps_it(config):
+    from atoll import runtime
+
+    candidate = runtime.candidate(config, runtime.host_architecture())
+    first = accelerator.examine(candidate, config.paths.verdicts)
+    began = time.monotonic()
+    assert accelerator.examine(candidate, config.paths.verdicts) == first
+    assert time.monotonic() - began < 1
+    assert first.reason
+    chosen = accelerator.choose("auto", candidate, config.paths.verdicts)
+    assert (chosen.accelerator is Accelerator.KVM) is first.usable
