@@ -1,0 +1,46 @@
+/*
+ * The agent as a whole: what its parts share.
+ */
+#ifndef ATOLL_AGENT_H
+#define ATOLL_AGENT_H
+
+#include "boot.h"
+#include "exec.h"
+#include "link.h"
+#include "loop.h"
+#include "mux.h"
+
+/* Who is process 1. */
+enum agent_mode {
+    AGENT_HOSTED,      /* an ordinary system, which is left alone */
+    AGENT_MINIMAL,     /* the agent */
+    AGENT_HANDED_OVER, /* the init of the root; the agent is its child */
+};
+
+struct power {
+    bool requested;
+    bool reboot;
+    int64_t grace_ms;
+};
+
+struct agent {
+    enum agent_mode mode;
+    char **argv;
+    struct loop loop;
+    struct link link;
+    struct mux mux;
+    struct boot boot;
+    struct executions executions;
+    struct power power;
+    struct source signals;
+
+    struct list parked; /* requests that wait for the root */
+    size_t parked_size;
+
+    uint8_t reply[WIRE_PAYLOAD_MAX];
+};
+
+/* Opens, or after a fork opens anew, the descriptor that tells of signals. */
+bool agent_watch_signals(struct agent *agent);
+
+#endif

@@ -1,0 +1,404 @@
+#include "boot.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "agent.h"
+#include "clock.h"
+#include "console.h"
+#include "file.h"
+#include "mounts.h"
+
+enum {
+    PORT_WAIT_MS = 10000,
+    PORT_POLL_MS = 1,
+    DISK_WAIT_MS = 30000,
+};
+
+#define PORT_NAME "atoll.agent.0"
+#define PORT_CLASS "/sys/class/virtio-ports"
+#define BLOCK_CLASS "/sys/block"
+
+/* Directories of the initramfs. */
+#define LOWER "/lower"
+#define UPPER "/upper"
+#define ROOT "/root"
+
+enum step_result { DONE, AGAIN, WAITING, FAILED };
+
+static void reached(struct boot *boot, enum boot_moment moment)
+{
+    boot->timeline[moment] = boot_ns();
+}
+
+/* Finds the entry of a class in sysfs whose attribute has this value. */
+static bool find_by_attribute(const char *class, const char *attribute, const char *value,
+                              char name[NAME_MAX + 1])
+{
+    DIR *entries = opendir(class);
+    const struct dirent *entry;
+    char path[PATH_MAX];
+    char found[128];
+    bool matches = false;
+
+    while (entries && !matches && (entry = readdir(entries))) {
+        snprintf(path, sizeof(path), "%s/%s/%s", class, entry->d_name, attribute);
+        matches = file_read_line(path, found, sizeof(found)) && strcmp(found, value) == 0;
+        if (matches)
+            strcpy(name, entry->d_name);
+    }
+    if (entries)
+        closedir(entries);
+    return matches;
+}
+
+/* Up to the channel. */
+
+/* The module that brings the port may still be probing. */
+static int open_port(struct failure *failed)
+{
+    char name[NAME_MAX + 1];
+    char path[NAME_MAX + 16];
+
+    for (int waited = 0; !find_by_attribute(PORT_CLASS, "name", PORT_NAME, name); waited += PORT_POLL_MS) {
+        if (waited >= PORT_WAIT_MS) {
+            *failed = failure_os(ENODEV, NULL, "port " PORT_NAME);
+            return -1;
+        }
+        usleep(PORT_POLL_MS * 1000);
+    }
+    snprintf(path, sizeof(path), "/dev/%s", name);
+    int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        *failed = failure_os(errno, NULL, "%s", path);
+    return fd;
+}
+
+static bool read_cmdline(struct boot *boot, struct failure *failed)
+{
+    char *text = file_read("/proc/cmdline");
+    const char *wrong = NULL;
+
+    if (!text) {
+        *failed = failure_os(errno, NULL, "/proc/cmdline");
+        return false;
+    }
+    bool parsed = cmdline_parse(text, &boot->options, &wrong);
+    if (!parsed)
+        *failed = failure_os(EINVAL, NULL, "%s", wrong);
+    free(text);
+    return parsed;
+}
+
+static void init_boot(struct boot *boot)
+{
+    *boot = (struct boot){.data_mount = -1, .init_status = -1};
+    reached(boot, BOOT_START);
+}
+
+int boot_begin(struct boot *boot, struct failure *failed)
+{
+    init_boot(boot);
+    bool mounted = mount_kernel_filesystems(failed);
+    console_open();
+    console_say("initramfs");
+    if (!mounted || !read_cmdline(boot, failed) || !modules_load("/modules/channel", failed))
+        return -1;
+    int port = open_port(failed);
+    if (port >= 0) {
+        reached(boot, BOOT_CHANNEL);
+        console_say("channel");
+    }
+    return port;
+}
+
+void boot_skip(struct boot *boot)
+{
+    init_boot(boot);
+    reached(boot, BOOT_READY);
+    boot->phase = BOOT_DONE;
+}
+
+/* The steps behind it. */
+
+static enum step_result result(bool success)
+{
+    return success ? DONE : FAILED;
+}
+
+static enum step_result load_modules(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+    bool more;
+
+    if (!boot->modules.text && !modules_open(&boot->modules, "/modules/root", &boot->failure))
+        return FAILED;
+    if (!modules_load_next(&boot->modules, &more, &boot->failure))
+        return FAILED;
+    if (more)
+        return AGAIN;
+    modules_close(&boot->modules);
+    reached(boot, BOOT_MODULES);
+    return DONE;
+}
+
+/* True if no such disk is wanted, or it was found. */
+static bool find_disk(const char *serial, char device[NAME_MAX + 1])
+{
+    return !*serial || *device || find_by_attribute(BLOCK_CLASS, "serial", serial, device);
+}
+
+static enum step_result find_disks(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+    const struct cmdline *options = &boot->options;
+    const char *missing = !find_disk(options->root, boot->root_device)         ? options->root
+                          : !find_disk(options->data, boot->data_device)       ? options->data
+                          : !find_disk(options->modules, boot->modules_device) ? options->modules
+                                                                               : NULL;
+
+    if (!missing)
+        return DONE;
+    if (boot->wait_until == 0)
+        boot->wait_until = boot_ns() + (int64_t)DISK_WAIT_MS * NS_PER_MS;
+    if (boot_ns() < boot->wait_until)
+        return WAITING;
+    boot->failure = failure_os(ENODEV, NULL, "disk %s", missing);
+    return FAILED;
+}
+
+static bool mount_device(const char *device, const char *target, const char *type, unsigned long flags,
+                         struct failure *failed)
+{
+    char path[NAME_MAX + 16];
+
+    snprintf(path, sizeof(path), "/dev/%s", device);
+    return mount_on(path, target, type, flags, NULL, failed);
+}
+
+static enum step_result mount_lower(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+
+    return result(!*boot->root_device || mount_device(boot->root_device, LOWER, boot->options.rootfs,
+                                                      MS_RDONLY, &boot->failure));
+}
+
+static enum step_result mount_upper(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+
+    if (!*boot->root_device)
+        return DONE;
+    if (!*boot->data_device)
+        return result(mount_on("tmpfs", UPPER, "tmpfs", 0, "mode=0755", &boot->failure));
+    if (!mount_device(boot->data_device, UPPER, boot->options.datafs, MS_NOATIME, &boot->failure))
+        return FAILED;
+    boot->data_mount = open(UPPER, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return DONE;
+}
+
+static enum step_result mount_overlay(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+
+    if (!*boot->root_device)
+        return DONE;
+    if ((mkdir(UPPER "/upper", 0755) < 0 && errno != EEXIST) ||
+        (mkdir(UPPER "/work", 0755) < 0 && errno != EEXIST)) {
+        boot->failure = failure_os(errno, NULL, "mkdir in " UPPER);
+        return FAILED;
+    }
+    return result(mount_on("overlay", ROOT, "overlay", 0,
+                           "lowerdir=" LOWER ",upperdir=" UPPER "/upper,workdir=" UPPER "/work",
+                           &boot->failure));
+}
+
+static enum step_result enter_root(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+
+    return result(!*boot->root_device || mount_switch_root(ROOT, &boot->failure));
+}
+
+/* Inside the root, where the root's own symbolic links lead to the right place. */
+static enum step_result mount_modules(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+
+    if (*boot->modules_device) {
+        mkdir("/usr", 0755);
+        mkdir("/usr/lib", 0755);
+        if (!mount_device(boot->modules_device, "/usr/lib/modules", "erofs", MS_RDONLY, &boot->failure))
+            return FAILED;
+        /* Where /lib is no link to usr/lib, programs look here. */
+        mkdir("/lib", 0755);
+        if (symlink("../usr/lib/modules", "/lib/modules") < 0 && errno != EEXIST) {
+            boot->failure = failure_os(errno, NULL, "/lib/modules");
+            return FAILED;
+        }
+    }
+    reached(boot, BOOT_ROOT);
+    console_say("root mounted");
+    return DONE;
+}
+
+static void raise_loopback(void)
+{
+    struct ifreq request = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return; /* a kernel without networking */
+    if (ioctl(fd, SIOCGIFFLAGS, &request) == 0) {
+        request.ifr_flags |= IFF_UP;
+        ioctl(fd, SIOCSIFFLAGS, &request);
+    }
+    close(fd);
+}
+
+static enum step_result set_up_system(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+    const char *hostname = boot->options.hostname;
+
+    if (!mount_runtime_filesystems(&boot->failure))
+        return FAILED;
+    if (!*boot->options.init)
+        mount_cgroups();
+    if (*hostname && sethostname(hostname, strlen(hostname)) < 0) {
+        boot->failure = failure_os(errno, NULL, "hostname %s", hostname);
+        return FAILED;
+    }
+    raise_loopback();
+    return DONE;
+}
+
+/* Process 1 once the agent has become its child. If it cannot become the root's init, it stays to reap. */
+__attribute__((noreturn)) static void become_init(char **argv, char *path, int status)
+{
+    sigset_t none;
+
+    signal(SIGPIPE, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    argv[0] = path;
+    execv(path, argv);
+
+    int error = errno;
+    console_say("failed: root: %s: %s", path, strerror(error));
+    if (write(status, &error, sizeof(error)) < 0)
+        console_say("failed: root: the agent is gone");
+    close(status);
+    for (;;) {
+        if (wait(NULL) < 0)
+            sleep(1);
+    }
+}
+
+/* systemd's final killing spree spares processes whose name begins with this. */
+static void survive_shutdown(char **argv)
+{
+    argv[0][0] = '@';
+}
+
+static enum step_result hand_over(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+    int status[2];
+
+    if (!*boot->options.init)
+        return DONE;
+    if (pipe2(status, O_CLOEXEC | O_NONBLOCK) < 0) {
+        boot->failure = failure_os(errno, NULL, "pipe");
+        return FAILED;
+    }
+    pid_t pid = fork();
+    if (pid > 0)
+        become_init(agent->argv, boot->options.init, status[1]);
+    if (pid < 0) {
+        boot->failure = failure_os(errno, NULL, "fork");
+        return FAILED;
+    }
+    close(status[1]);
+    boot->init_status = status[0];
+    setsid();
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    survive_shutdown(agent->argv);
+    if (!agent_watch_signals(agent)) {
+        boot->failure = failure_os(errno, NULL, "signalfd");
+        return FAILED;
+    }
+    return DONE;
+}
+
+static enum step_result await_init(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+    int error;
+
+    if (boot->init_status < 0)
+        return DONE;
+    ssize_t got = read(boot->init_status, &error, sizeof(error));
+    if (got < 0)
+        return WAITING;
+    close(boot->init_status);
+    boot->init_status = -1;
+    if (got > 0) {
+        boot->failure = failure_os(error, NULL, "%s", boot->options.init);
+        return FAILED;
+    }
+    agent->mode = AGENT_HANDED_OVER;
+    return DONE;
+}
+
+static enum step_result (*const steps[])(struct agent *agent) = {
+    load_modules, find_disks,    mount_lower,   mount_upper, mount_overlay,
+    enter_root,   mount_modules, set_up_system, hand_over,   await_init,
+};
+
+static enum boot_progress stop(struct boot *boot, enum boot_phase phase)
+{
+    boot->phase = phase;
+    if (phase == BOOT_DONE) {
+        reached(boot, BOOT_READY);
+        console_say("ready");
+    } else {
+        boot->failure.stage = "root";
+        console_say("failed: root: %s", boot->failure.message);
+    }
+    return BOOT_STOPPED;
+}
+
+enum boot_progress boot_step(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+
+    switch (steps[boot->step](agent)) {
+    case FAILED:
+        return stop(boot, BOOT_FAILED);
+    case WAITING:
+        return BOOT_WAIT;
+    case AGAIN:
+        return BOOT_GO_ON;
+    case DONE:
+        break;
+    }
+    boot->step++;
+    if (boot->step == sizeof(steps) / sizeof(*steps))
+        return stop(boot, BOOT_DONE);
+    return BOOT_GO_ON;
+}

@@ -1,0 +1,15 @@
+/*
+ * Turning the machine off. Agent protocol, section 5 (system.poweroff) and section 7 (atoll.lifeline).
+ */
+#ifndef ATOLL_POWER_H
+#define ATOLL_POWER_H
+
+#include "agent.h"
+
+/* Without ado: for a machine whose host is gone, or that never came up. */
+__attribute__((noreturn)) void power_cut(void);
+
+/* Does what system.poweroff has asked for. Returns only if the root's init has been asked to do it. */
+void power_carry_out(struct agent *agent);
+
+#endif
