@@ -6,6 +6,7 @@ gets no file descriptor it was not given, and its end is told as exit status or 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -97,12 +98,13 @@ def run(
     """
     _log.debug("run %s", shlex.join(argv))
     began = time.monotonic()
-    child = _popen(argv, stdin=stdin, env=env, cwd=cwd)
+    child = _popen(argv, stdin=stdin, env=env, cwd=cwd, own_group=timeout is not None)
     timed_out = threading.Event()
 
     def expire() -> None:
         timed_out.set()
-        child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # its children too: they may hold its output open
 
     timer = threading.Timer(timeout, expire) if timeout is not None else None
     if timer is not None:
@@ -127,7 +129,12 @@ def run(
 
 
 def _popen(
-    argv: Sequence[str], *, stdin: bytes | IO[bytes] | None, env: Mapping[str, str] | None, cwd: Path | None
+    argv: Sequence[str],
+    *,
+    stdin: bytes | IO[bytes] | None,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    own_group: bool,
 ) -> subprocess.Popen[bytes]:
     source = subprocess.DEVNULL if stdin is None else subprocess.PIPE if isinstance(stdin, bytes) else stdin
     try:
@@ -138,6 +145,7 @@ def _popen(
             stderr=subprocess.PIPE,
             env=dict(env) if env is not None else {**os.environ, "LC_ALL": "C.UTF-8"},
             cwd=cwd,
+            process_group=0 if own_group else None,
         )
     except OSError as error:
         message = f"cannot run {argv[0]}: {error.strerror}"
@@ -153,9 +161,12 @@ def _communicate(
     assert child.stdout is not None
     assert child.stderr is not None
     out: list[bytes] = []
-    reader = threading.Thread(
-        target=lambda stream: out.append(stream.read()), args=(child.stdout,), daemon=True
-    )
+
+    def collect(stream: IO[bytes]) -> None:
+        with stream:
+            out.append(stream.read())
+
+    reader = threading.Thread(target=collect, args=(child.stdout,), daemon=True)
     reader.start()
     lines: list[bytes] = []
     with child.stderr:
@@ -163,7 +174,6 @@ def _communicate(
             lines.append(line)
             on_line(line.decode(errors="replace").rstrip())
     reader.join()
-    child.stdout.close()
     child.wait()
     return b"".join(out), b"".join(lines)
 
@@ -275,7 +285,8 @@ def spawn(
     if die_with_parent and sys.platform == "linux":
         # Set by a helper between fork and exec: Python code there would not be safe beside other threads.
         setpriv = find("setpriv")
-        full = (setpriv, "--pdeathsig", "KILL", "--", *argv) if setpriv else full
+        if setpriv is not None and shutil.which(argv[0]) is not None:  # without it, let Popen say why
+            full = (setpriv, "--pdeathsig", "KILL", "--", *argv)
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import time
@@ -26,8 +27,15 @@ __all__ = ["lock", "publish", "read_record", "remove_tree", "staging", "write_fi
 
 T = TypeVar("T")
 
-#: Names that begin so are being written; a crash may leave them, ``staging`` sweeps them.
+#: Names that begin so are being written; a crash may leave them, the next writer of the name sweeps them.
 _PARTIAL = ".partial-"
+
+#: Seconds after which a partial file has no writer any more; writing a record takes milliseconds.
+_ABANDONED = 3600.0
+
+#: For renameat2(2): paths are relative to the working directory; swap the two.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 def _sync_directory(path: Path) -> None:
@@ -49,15 +57,30 @@ def _refuse(error: OSError, path: Path) -> StoreError:
     return StoreError(f"cannot write {path}: {error.strerror}", code="io")
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{_PARTIAL}{path.name}-{secrets.token_hex(4)}")
+
+
+def _sweep(path: Path, *, older_than: float = 0.0) -> None:
+    """Remove what killed writers of ``path`` left beside it, if it is ``older_than`` so many seconds."""
+    leftover = re.compile(re.escape(f"{_PARTIAL}{path.name}-") + "[0-9a-f]{8}")
+    for entry in os.scandir(path.parent):
+        if leftover.fullmatch(entry.name):
+            with contextlib.suppress(FileNotFoundError):  # another writer swept it
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime >= older_than:
+                    remove_tree(Path(entry.path))
+
+
 def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace ``path`` by ``data`` at once and for good.
 
     Raises:
         StoreError: ``store.full``, ``store.unwritable`` or ``store.io``; the former content stands.
     """
-    partial = path.with_name(f"{_PARTIAL}{path.name}-{secrets.token_hex(4)}")
+    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path, older_than=_ABANDONED)
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -163,9 +186,8 @@ def staging(parent: Path, name: str) -> Iterator[Path]:
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for stale in parent.glob(f"{_PARTIAL}{name}-*"):
-            remove_tree(stale)
-        path = parent / f"{_PARTIAL}{name}-{secrets.token_hex(4)}"
+        _sweep(parent / name)
+        path = _partial(parent / name)
         path.mkdir()
     except OSError as error:
         raise _refuse(error, parent) from error
@@ -193,15 +215,32 @@ def publish(staged: Path, final: Path) -> None:
                     os.close(fd)
         _sync_directory(staged)
         if final.exists():
-            former = final.with_name(f"{_PARTIAL}{final.name}-{secrets.token_hex(4)}")
-            final.rename(former)
-            staged.rename(final)
-            remove_tree(former)
+            _exchange(staged, final)
+            _sync_directory(final.parent)
+            remove_tree(staged)
         else:
             staged.rename(final)
-        _sync_directory(final.parent)
+            _sync_directory(final.parent)
     except OSError as error:
         raise _refuse(error, final) from error
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two directories at once, by renameat2(2); in two steps where the file system cannot."""
+    import ctypes  # noqa: PLC0415 - rarely needed
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if hasattr(libc, "renameat2") and libc.renameat2(*names, _RENAME_EXCHANGE) == 0:
+        return
+    aside = _partial(other)
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except OSError:
+        aside.rename(other)
+        raise
+    aside.rename(one)
 
 
 def remove_tree(path: Path) -> None:
