@@ -72,10 +72,10 @@ def parse_memory(value: Any) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(?:i?b)?", str(value).strip().lower())
     if found is None:
         raise ValueError("write a size with its unit, such as 512M or 2G")
-    size = int(float(found[1]) * _UNITS[found[2]])
-    if size % _MIB or not size:
+    size = float(found[1]) * _UNITS[found[2]]
+    if size % _MIB or not 0 < size < float("inf"):
         raise ValueError("the size must be a whole number of MiB")
-    return size
+    return int(size)
 
 
 def _parse_cpus(value: Any) -> int:
@@ -85,24 +85,31 @@ def _parse_cpus(value: Any) -> int:
 
 
 def _parse_accel(value: Any) -> str:
-    if value not in {"auto", "kvm", "tcg"}:
+    if not isinstance(value, str) or value not in {"auto", "kvm", "tcg"}:
         raise ValueError("write auto, kvm or tcg")
-    return str(value)
+    return value
 
 
 def _parse_directory(value: Any) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError("write a path")
-    path = Path(value).expanduser()
+    path = _expanded(value)
     if not path.is_absolute():
         raise ValueError("write an absolute path")
     return path
 
 
+def _expanded(value: str | Path) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("write the path without ~: that user's home is not known") from None
+
+
 def _parse_kernel(value: Any) -> Path | None:
     if not isinstance(value, (str, Path)):
         raise ValueError("write a path")  # noqa: TRY004 - every parser says it so
-    return Path(value).expanduser().absolute() if str(value) else None
+    return _expanded(value).absolute() if str(value) else None
 
 
 def _parse_seconds(value: Any) -> float:
@@ -150,7 +157,9 @@ def load(
     values: dict[str, Any] = {setting.name: setting.default() for setting in SETTINGS}
     origins = dict.fromkeys(values, "default")
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    sources = [(str(file), _read(file)) for file in (files or (SYSTEM_CONFIG, user_config()))]
+    if files is None:
+        files = (SYSTEM_CONFIG, user_config())
+    sources = [(str(file), _read(file)) for file in files]
     sources.append(("", _variables(os.environ if environment is None else environment)))
     sources.append(("flag", given))
     for origin, settings in sources:
