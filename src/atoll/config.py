@@ -6,10 +6,8 @@ that no row has is an error, wherever it stands, and the error says which name w
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -173,6 +171,8 @@ def load(
 def _parse(name: str, value: Any, origin: str) -> Any:
     setting = _BY_NAME.get(name)
     if setting is None:
+        import difflib  # noqa: PLC0415 - for this error only
+
         near = difflib.get_close_matches(name, _BY_NAME, n=1)
         hint = f"did you mean {near[0]}?" if near else "`atoll config show` lists the settings"
         raise ConfigError(f"{origin}: there is no setting {name!r}", code="unknown", hint=hint)
@@ -184,14 +184,19 @@ def _parse(name: str, value: Any, origin: str) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            return tomllib.load(stream)
+        text = file.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: {error}", code="file", hint="the file is TOML: name = value") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: {error}", code="file", hint="the file must be UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", code="file", hint="make the file readable") from error
+    import tomllib  # noqa: PLC0415 - most users have no file
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {error}", code="file", hint="the file is TOML: name = value") from error
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, Any]:

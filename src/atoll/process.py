@@ -1,18 +1,14 @@
 """The one door for programs on the host.
 
-Every program that Atoll runs goes through here: it is logged so that the line can be pasted into a shell,
-gets no file descriptor it was not given, and its end is told as exit status or signal.
+Every program that Atoll runs goes through here: it is reported as an event whose line can be pasted into a
+shell, gets no file descriptor it was not given, and its end is told as exit status or signal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
-import queue
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +23,6 @@ from atoll.errors import PreflightError, ProcessError
 from atoll.events import CommandRan, Emit, ignore
 
 __all__ = ["Completed", "Process", "describe_status", "find", "require", "run", "spawn"]
-
-_log = logging.getLogger(__name__)
 
 #: How much of a failed program's stderr an error carries, in lines.
 _TAIL_LINES = 20
@@ -46,8 +40,12 @@ class Completed:
 
 def find(program: str) -> str | None:
     """The path of ``program``; administrators' directories count although users lack them in PATH."""
-    path = os.environ.get("PATH", os.defpath)
-    return shutil.which(program, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
+    places = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+    for place in filter(None, places.split(":")):
+        path = os.path.join(place, program)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def require(program: str, *, hint: str) -> str:
@@ -96,7 +94,6 @@ def run(
     Raises:
         ProcessError: it could not be started, failed, or ran past ``timeout``; its last lines are the detail.
     """
-    _log.debug("run %s", shlex.join(argv))
     began = time.monotonic()
     child = _popen(argv, stdin=stdin, env=env, cwd=cwd, own_group=timeout is not None)
     timed_out = threading.Event()
@@ -226,6 +223,8 @@ class _SpawnThread:
     """
 
     def __init__(self) -> None:
+        import queue  # noqa: PLC0415 - most programs spawn from their main thread
+
         self._jobs: queue.SimpleQueue[tuple[Callable[[], None], threading.Event]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="atoll-spawn", daemon=True).start()
 
@@ -280,12 +279,11 @@ def spawn(
     Raises:
         ProcessError: it could not be started.
     """
-    _log.debug("spawn %s", shlex.join(argv))
     full = tuple(argv)
     if die_with_parent and sys.platform == "linux":
         # Set by a helper between fork and exec: Python code there would not be safe beside other threads.
         setpriv = find("setpriv")
-        if setpriv is not None and shutil.which(argv[0]) is not None:  # without it, let Popen say why
+        if setpriv is not None and find(argv[0]) is not None:  # without it, let Popen say why
             full = (setpriv, "--pdeathsig", "KILL", "--", *argv)
 
     def start() -> subprocess.Popen[bytes]:

@@ -16,8 +16,9 @@ from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import catalog, kernel
 from atoll.vm import accelerator
 from atoll.vm.plan import Bootable, Shape, check_memory, plan, smallest_memory
+from atoll.vm.spawning import Spawned, spawn
 
-__all__ = ["Prepared", "candidate", "host_architecture", "prepare"]
+__all__ = ["Prepared", "candidate", "host_architecture", "launch", "new_name", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,17 @@ def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Pr
     )
     shape = Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz)
     return Prepared(tested.hypervisor, plan(name, files, shape))
+
+
+def new_name() -> str:
+    """A name for a sandbox that no other has."""
+    return f"sandbox-{os.urandom(4).hex()}"
+
+
+def launch(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Spawned:
+    """Prepare a VM and spawn it. Raises as ``prepare``, and ``BootError`` with stage ``spawn``."""
+    prepared = prepare(config, name, image, emit=emit)
+    return spawn(prepared.hypervisor, prepared.machine, emit)
 
 
 def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:

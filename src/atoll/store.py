@@ -11,8 +11,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +36,10 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+def _random_suffix() -> str:
+    return os.urandom(4).hex()
+
+
 def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -58,7 +60,7 @@ def _refuse(error: OSError, path: Path) -> StoreError:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f"{_PARTIAL}{path.name}-{secrets.token_hex(4)}")
+    return path.with_name(f"{_PARTIAL}{path.name}-{_random_suffix()}")
 
 
 def _sweep(path: Path, *, older_than: float = 0.0) -> None:
@@ -247,6 +249,8 @@ def remove_tree(path: Path) -> None:
     """Remove a directory with all it holds, or a file; nothing happens if it is not there."""
     with contextlib.suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
+            import shutil  # noqa: PLC0415 - rarely needed, and slow to load
+
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -84,7 +84,9 @@ class _Progress:
                 how = f"status {event.code}" if event.signal is None else f"signal {event.signal}"
                 self._say(f"{event.vm}: command ended with {how} after {event.elapsed:.3f} s")
             case events.CommandRan():
-                self._say(f"ran {event.argv[0]} ({event.elapsed:.2f} s)")
+                import shlex
+
+                self._say(f"ran {shlex.join(event.argv)} ({event.elapsed:.2f} s)")
             case _:
                 pass
 

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
 
+from atoll import runtime
 from atoll.cli.options import add_vm_options, parse_environment, resolve
 from atoll.cli.output import listener
-from atoll.config import Config
 from atoll.errors import UsageError
-
-if TYPE_CHECKING:
-    from atoll.sandbox.sandbox import Sandbox
 
 __all__ = ["configure", "run"]
 
@@ -50,34 +46,31 @@ def run(arguments: argparse.Namespace) -> int:
     """Boot, run, remove; the command's exit status, or 128 plus the signal that ended it."""
     config = resolve(arguments).config
     timeout = _seconds(arguments.timeout)
-    box = _sandbox(arguments, config)
-    box.launch()
+    environment = parse_environment(arguments.env)
+    emit = listener(json=arguments.json, verbose=arguments.verbose, quiet=arguments.quiet)
+    spawned = runtime.launch(config, runtime.new_name(), arguments.image, emit=emit)
     # The guest boots from here on, while the event loop and all that needs it are loaded.
     import asyncio
 
     from atoll.cli.session import Session
+    from atoll.sandbox.sandbox import Sandbox
 
     argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     tty = arguments.tty
     if tty is None:
         tty = os.isatty(0) and os.isatty(1) and not arguments.json
-    session = Session(
-        box=box, argv=tuple(argv) or ("/bin/sh",), tty=bool(tty), json=arguments.json, timeout=timeout
-    )
-    return asyncio.run(session.run())
-
-
-def _sandbox(arguments: argparse.Namespace, config: Config) -> Sandbox:
-    from atoll.sandbox.sandbox import Sandbox
-
-    return Sandbox(
+    box = Sandbox(
         arguments.image,
-        env=parse_environment(arguments.env),
+        env=environment,
         workdir=arguments.workdir,
         user=arguments.user,
         config=config,
-        on_event=listener(json=arguments.json, verbose=arguments.verbose, quiet=arguments.quiet),
+        on_event=emit,
+        spawned=spawned,
     )
+    command = tuple(argv) or ("/bin/sh",)
+    session = Session(box=box, argv=command, tty=bool(tty), json=arguments.json, timeout=timeout)
+    return asyncio.run(session.run())
 
 
 def _seconds(text: str | None) -> float | None:

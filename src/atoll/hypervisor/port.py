@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from atoll.hypervisor.model import Machine
 from atoll.process import Process
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Capture", "Hypervisor", "Position", "VirtualMachine", "end", "wait_for_exit"]
 
@@ -83,6 +85,8 @@ class Capture:
 
     def watch(self) -> None:
         """Read along on the running event loop, so that the writer never waits for a full buffer."""
+        import asyncio  # noqa: PLC0415 - loaded while the guest boots
+
         if self._source >= 0 and self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._source, self._read)
@@ -127,6 +131,8 @@ class Capture:
 
 async def wait_for_exit(process: Process) -> int:
     """Wait until ``process`` has ended, by its pidfd; its exit status."""
+    import asyncio  # noqa: PLC0415 - loaded while the guest boots
+
     loop = asyncio.get_running_loop()
     status = process.poll()
     if status is not None:

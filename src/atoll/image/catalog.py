@@ -6,8 +6,6 @@ all machines of the image share, and ``manifest.json``, the `ImageManifest` reco
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -235,6 +233,8 @@ def _unknown(paths: Paths, name: str) -> ImageError:
     known = {listed.image.manifest.name for listed in installed(paths) if listed.image is not None}
     buildable = {f"{first}:{tag}" for first, recipe in RECIPES.items() for tag in recipe.tags}
     choices = sorted({*known, *buildable, *RECIPES})
+    import difflib  # noqa: PLC0415 - for this error only
+
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return ImageError(
@@ -331,6 +331,8 @@ def verify(image: Image) -> None:
     Raises:
         ImageError: ``image.corrupt``: it differs or cannot be read.
     """
+    import hashlib  # noqa: PLC0415 - not on the way to a VM
+
     hint = _rebuild_hint(image.manifest.name)
     try:
         with image.root.open("rb") as file:

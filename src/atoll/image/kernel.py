@@ -15,7 +15,6 @@ so that the way to a cached bundle costs a few system calls.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +155,8 @@ class Choice:
         """The record that leads from this choice to a key."""
         if self.kernel is None:
             return paths.kernels / f"default-{self.architecture}.json"
+        import hashlib  # noqa: PLC0415 - not for the default kernel
+
         wanted = f"{self.kernel.absolute()}\0{self.modules.absolute() if self.modules else ''}"
         digest = hashlib.sha256(wanted.encode(errors="surrogateescape")).hexdigest()[:16]
         return paths.kernels / f"choice-{digest}-{self.architecture}.json"
@@ -196,6 +197,8 @@ def agent_path(architecture: str) -> Path:
 
 
 def _digest(path: Path) -> str:
+    import hashlib  # noqa: PLC0415 - not on the way to a cached bundle
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from atoll.guest.execution import Execution
 from atoll.guest.messages import ExecStart, Exit, Info, TerminalSize
 from atoll.sandbox.result import Result
 from atoll.vm.life import Vm
+from atoll.vm.spawning import Spawned
 
 __all__ = ["Sandbox"]
 
@@ -40,6 +40,7 @@ class Sandbox:
         user: who runs commands: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root by default.
         config: resolved settings; by default those of this user. The arguments above win over them.
         on_event: told of everything that happens, see ``atoll.events``.
+        spawned: a VM of ``image`` that runs already; it is taken over.
 
     Raises:
         ConfigError: a value is wrong.
@@ -58,6 +59,7 @@ class Sandbox:
         user: str | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
+        spawned: Spawned | None = None,
     ) -> None:
         size = f"{memory // 1024}K" if isinstance(memory, int) else memory
         flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel}
@@ -66,10 +68,10 @@ class Sandbox:
         self._env = dict(env or {})
         self._workdir = workdir
         self._user = user
-        self._vm: Vm | None = None
+        self._vm = Vm(spawned, on_event) if spawned else None
         self._executions = 0
         self.image = image
-        self.name = f"sandbox-{secrets.token_hex(4)}"
+        self.name = spawned.name if spawned else runtime.new_name()
 
     @property
     def vm(self) -> Vm:
@@ -78,38 +80,30 @@ class Sandbox:
             raise UsageError("the sandbox is not started", code="state", hint="use it in a with statement")
         return self._vm
 
-    def launch(self) -> None:
-        """Spawn the VM without an event loop; ``start`` then waits for it. Blocks while images are built.
-
-        Raises:
-            AtollError: as ``runtime.prepare``, or ``BootError`` with stage ``spawn``.
-        """
-        prepared = runtime.prepare(self._config, self.name, self.image, emit=self._emit)
-        self._vm = Vm(prepared.hypervisor, prepared.machine, self._emit)
-
     async def start(self) -> None:
-        """Spawn the VM unless ``launch`` has, and wait until it is up.
+        """Spawn the VM and wait until it is up.
 
         Raises:
-            AtollError: as ``launch``; ``BootError`` names the stage that failed. Nothing is left behind.
+            AtollError: as ``runtime.launch``; ``BootError`` names the stage that failed. Nothing is left.
         """
         if self._vm is None:
-            await self._launch_in_thread()
+            await self._launch()
         try:
             await self.vm.boot(self._config.boot_timeout)
         except BaseException:
             await self.close()
             raise
 
-    async def _launch_in_thread(self) -> None:
-        """``launch`` beside the event loop. A cancelled caller must not leave the VM that it makes."""
-        launching = asyncio.ensure_future(asyncio.to_thread(self.launch))
+    async def _launch(self) -> None:
+        """Launch beside the event loop: builds take long. A cancelled caller must not leave the VM behind."""
+        work = asyncio.to_thread(runtime.launch, self._config, self.name, self.image, emit=self._emit)
+        launching = asyncio.ensure_future(work)
         try:
-            await asyncio.shield(launching)
+            self._vm = Vm(await asyncio.shield(launching), self._emit)
         except asyncio.CancelledError:
             await asyncio.wait({launching})
             if launching.exception() is None:
-                await self.close()
+                await Vm(launching.result(), self._emit).close()
             raise
 
     async def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,12 +11,11 @@ import msgspec
 from atoll import store
 from atoll.errors import PreflightError, StoreError
 from atoll.events import AcceleratorChosen, Emit, ignore, task
-from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Accelerator, Architecture
 from atoll.hypervisor.port import Hypervisor, VirtualMachine
 from atoll.hypervisor.qemu.host import QemuHost
-from atoll.hypervisor.qemu.probe import Finding, Verdict, boot_test, examine_device
 from atoll.hypervisor.qemu.tsc import measure_khz
+from atoll.hypervisor.qemu.verdict import Finding, Verdict, examine_device
 from atoll.vm.plan import Bootable, Shape, plan
 
 __all__ = ["Candidate", "Chosen", "choose", "examine"]
@@ -105,6 +103,8 @@ def examine(candidate: Candidate, record: Path, emit: Emit = ignore, *, anew: bo
     known = _recall(candidate, record)
     if known.verdict is None or anew:
         with task(emit, "probe", "Testing whether KVM works here"):
+            import asyncio  # noqa: PLC0415 - once for each boot of the host
+
             verdict = asyncio.run(_test(candidate))
         known = _Known(known.key, known.tsc_khz, verdict)
         store.write_record(record, known)
@@ -132,12 +132,16 @@ def _boot_id() -> str:
 
 
 async def _test(candidate: Candidate) -> Verdict:
+    from atoll.hypervisor.qemu.probe import boot_test  # noqa: PLC0415
+
     files = Bootable(candidate.files.kernel, candidate.files.initramfs)
     shape = Shape(candidate.architecture, Accelerator.KVM, vcpus=1, memory=_TEST_MEMORY)
     return await boot_test(candidate.hypervisor, plan("atoll-probe", files, shape), _answers)
 
 
 async def _answers(vm: VirtualMachine) -> None:
+    from atoll.guest.channel import Channel  # noqa: PLC0415
+
     channel = Channel(vm.take_channel())
     try:
         await channel.ready()

@@ -1,4 +1,4 @@
-"""One VM from spawn to close."""
+"""One VM from its spawn to its close."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Self
 
 from atoll.errors import AtollError, BootError, ChannelError, GuestError
-from atoll.events import Emit, GuestBooted, StageReached, VmExited, VmSpawned
+from atoll.events import Emit, GuestBooted, StageReached, VmExited
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
-from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Hypervisor, Position
+from atoll.hypervisor.port import Position
 from atoll.vm.diagnosis import Evidence, diagnose
+from atoll.vm.spawning import Spawned
 
 __all__ = ["Vm"]
 
@@ -23,32 +23,23 @@ _EXIT_GRACE = 2.0
 
 
 class Vm:
-    """A VM that this process owns and that ends with it.
-
-    Making it spawns the hypervisor at once, without an event loop, so that a program can load what it needs
-    while the guest boots. All else belongs to one event loop.
+    """A VM that this process owns and that ends with it. Belongs to one event loop.
 
     Args:
-        hypervisor: what spawns it.
-        machine: what it is.
+        spawned: the VM, as ``spawn`` made it.
         emit: told of its stages.
-
-    Raises:
-        BootError: stage ``spawn``.
     """
 
-    def __init__(self, hypervisor: Hypervisor, machine: Machine, emit: Emit) -> None:
-        self.name = machine.name
+    def __init__(self, spawned: Spawned, emit: Emit) -> None:
+        self.name = spawned.name
         self._emit = emit
-        self._began = time.monotonic()
-        self._vm = hypervisor.spawn(machine)
+        self._began = spawned.began
+        self._vm = spawned.vm
         self._channel: Channel | None = None
         self._agent: Agent | None = None
         self._answered = False
         self._booted = False
         self._closed = False
-        emit(VmSpawned(vm=self.name, pid=self._vm.process.pid))
-        self._reached("spawn")
 
     @property
     def pid(self) -> int:

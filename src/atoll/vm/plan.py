@@ -23,7 +23,9 @@ _TCG = (
     "noreplace-smp",  # patching locks for one vCPU: 0.09 s
     "no_timer_check",  # the emulated timer works
     "init_on_alloc=0",
+    "lsm=",  # mandatory access control: the guest is one user's, for one command
     "mitigations=off",  # an emulated CPU does not speculate
+    "norandmaps",  # TCG finds translated code by its virtual address: the same place in each process
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from atoll import process
 from atoll.errors import BootError, ProcessError
@@ -12,7 +13,9 @@ from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import Capture, Position, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
-from atoll.hypervisor.qemu.qmp import Monitor
+
+if TYPE_CHECKING:
+    from atoll.hypervisor.qemu.qmp import Monitor
 
 __all__ = ["QemuHypervisor", "QemuVm"]
 
@@ -50,7 +53,7 @@ class QemuHypervisor:
                 channel=channel[0],
                 console=Capture(console[0].detach()),
                 diagnostics=Capture(stderr_read),
-                monitor=Monitor(qmp[0]),
+                qmp=qmp[0],
             )
 
 
@@ -69,12 +72,13 @@ class QemuVm:
         channel: socket.socket,
         console: Capture,
         diagnostics: Capture,
-        monitor: Monitor,
+        qmp: socket.socket,
     ) -> None:
         self.process = child
         self.console = console
         self.diagnostics = diagnostics
-        self._monitor = monitor
+        self._qmp = qmp
+        self._monitor: Monitor | None = None
         self._channel: socket.socket | None = channel
 
     def take_channel(self) -> socket.socket:
@@ -90,9 +94,16 @@ class QemuVm:
     async def position(self) -> Position:
         """Where the first vCPU executes; ``UNKNOWN`` if QEMU does not answer."""
         try:
-            return await self._monitor.position()
+            return await self._connected().position()
         except BootError:
             return Position.UNKNOWN
+
+    def _connected(self) -> Monitor:
+        from atoll.hypervisor.qemu.qmp import Monitor  # noqa: PLC0415 - slow to load, rarely needed
+
+        if self._monitor is None:
+            self._monitor = Monitor(self._qmp)
+        return self._monitor
 
     async def close(self) -> None:
         """Kill QEMU and close all it was connected to."""
@@ -100,6 +111,8 @@ class QemuVm:
             self._channel.close()
             self._channel = None
         await end(self.process)
-        await self._monitor.close()
+        if self._monitor is not None:
+            await self._monitor.close()
+        self._qmp.close()
         self.console.close()
         self.diagnostics.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -85,6 +84,8 @@ def _version(program: Path, architecture: Architecture) -> str:
     except ProcessError as error:
         message = f"{program} does not run: {error.message}"
         raise PreflightError(message, hint=install_hint(architecture), detail=error.detail) from error
+    import re  # noqa: PLC0415 - once for each QEMU
+
     found = re.search(r"version (\d+)\.(\d+)(\.\d+)*", answer)
     if found is None:
         raise PreflightError(f"{program} does not tell its version", hint=install_hint(architecture))

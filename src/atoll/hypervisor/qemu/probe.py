@@ -6,65 +6,19 @@ Nested or restricted hosts let a VM be created whose guest then hangs, or crash 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
-from pathlib import Path
-
-import msgspec
 
 from atoll.errors import AtollError
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import Hypervisor, VirtualMachine
+from atoll.hypervisor.qemu.verdict import Finding, Verdict
 from atoll.process import describe_status
 
-__all__ = ["DEADLINE", "Finding", "Verdict", "boot_test", "examine_device"]
-
-_DEVICE = Path("/dev/kvm")
+__all__ = ["DEADLINE", "boot_test"]
 
 #: Seconds in which a guest must answer under KVM. It takes well under one where KVM works.
 DEADLINE = 5.0
-
-
-class Finding(StrEnum):
-    """What the probe found."""
-
-    WORKS = "works"
-    MISSING = "missing"
-    NO_PERMISSION = "no permission"
-    HANGS = "hangs"
-    CRASHES = "crashes"
-    FOREIGN = "foreign architecture"
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """The finding, in words, and what would mend it. ``elapsed`` is the length of the boot test, seconds."""
-
-    finding: Finding
-    reason: str
-    hint: str = ""
-    elapsed: float = 0.0
-
-    @property
-    def usable(self) -> bool:
-        """Whether guests may be given KVM."""
-        return self.finding is Finding.WORKS
-
-
-def examine_device(device: Path = _DEVICE) -> Verdict | None:
-    """Look at the device without starting a guest; None if nothing speaks against a boot test."""
-    if not device.exists():
-        hint = "enable virtualisation in the firmware and load kvm_intel or kvm_amd"
-        return Verdict(Finding.MISSING, f"{device} does not exist", hint)
-    try:
-        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
-    except PermissionError:
-        hint = f"sudo usermod -aG kvm {os.environ.get('USER', '$USER')}, then log in again"
-        return Verdict(Finding.NO_PERMISSION, f"no permission to open {device}", hint)
-    except OSError as error:
-        return Verdict(Finding.MISSING, f"{device} cannot be opened: {error.strerror}")
-    return None
 
 
 async def boot_test(

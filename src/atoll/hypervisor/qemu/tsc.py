@@ -6,8 +6,6 @@ longer and fails when the emulator loses its time slice in the middle.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +23,9 @@ def measure_khz() -> int | None:
     """The rate in kHz; None where the host has no such counter or forbids generated code."""
     if os.uname().machine != "x86_64":
         return None
+    import ctypes  # noqa: PLC0415 - once for each boot of the host
+    import mmap  # noqa: PLC0415
+
     try:
         code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     except OSError:
