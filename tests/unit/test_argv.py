@@ -1,0 +1,185 @@
+"""QEMU's argument vector, word by word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atoll.hypervisor.model import (
+    Accelerator,
+    Architecture,
+    Disk,
+    DiskFormat,
+    Machine,
+    parse_architecture,
+)
+from atoll.hypervisor.qemu.argv import Descriptors, render
+
+FDS = Descriptors(channel=10, console=11, qmp=12)
+
+BARE = Machine(
+    name="box",
+    architecture=Architecture.X86_64,
+    accelerator=Accelerator.TCG,
+    vcpus=1,
+    memory=512 << 20,
+    kernel=Path("/k/vmlinux"),
+    initramfs=Path("/k/initramfs"),
+    cmdline=("console=ttyS0", "quiet"),
+)
+
+DISKS = (
+    Disk(Path("/images/root.erofs"), serial="root", read_only=True),
+    Disk(Path("/data/a,b.qcow2"), serial="data,1", format=DiskFormat.QCOW2),
+)
+
+
+def lines(vector):
+    """The vector as one option with its value a line."""
+    grouped = []
+    for word in vector:
+        if word.startswith("-") or not grouped:
+            grouped.append(word)
+        else:
+            grouped[-1] += f" {word}"
+    return tuple(grouped)
+
+
+def test_x86_64_under_tcg_with_disks():
+    vector = render(replace(BARE, disks=DISKS), "/usr/bin/qemu-system-x86_64", FDS, sandbox=True)
+    assert vector == (
+        "/usr/bin/qemu-system-x86_64",
+        *("-name", "guest=box"),
+        *("-nodefaults", "-no-user-config"),
+        *("-display", "none"),
+        "-no-reboot",
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-machine", "q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off"),
+        *("-accel", "tcg,thread=single"),
+        *("-cpu", "max,la57=off"),
+        *("-smp", "1"),
+        *("-m", "512M"),
+        *("-bios", "qboot.rom"),
+        *("-kernel", "/k/vmlinux"),
+        *("-initrd", "/k/initramfs"),
+        *("-append", "console=ttyS0 quiet"),
+        *("-chardev", "socket,id=qmp,fd=12"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", "socket,id=console,fd=11"),
+        *("-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
+        *("-chardev", "socket,id=channel,fd=10"),
+        *("-device", "virtserialport,bus=serial0.0,chardev=channel,name=atoll.agent.0"),
+        *("-device", "virtio-rng-pci"),
+        *("-blockdev", "driver=file,node-name=disk0-file,filename=/images/root.erofs,read-only=on"),
+        *("-blockdev", "driver=raw,node-name=disk0,file=disk0-file,read-only=on"),
+        *("-device", "virtio-blk-pci,drive=disk0,serial=root"),
+        *("-blockdev", "driver=file,node-name=disk1-file,filename=/data/a,,b.qcow2,read-only=off"),
+        *(
+            "-blockdev",
+            "driver=qcow2,node-name=disk1,file=disk1-file,read-only=off,discard=unmap,detect-zeroes=unmap",
+        ),
+        *("-device", "virtio-blk-pci,drive=disk1,serial=data,,1"),
+    )
+
+
+def test_x86_64_under_kvm_with_two_vcpus():
+    machine = replace(BARE, accelerator=Accelerator.KVM, vcpus=2, memory=2 << 30, cmdline=())
+    assert render(machine, "qemu-system-x86_64", FDS, sandbox=False) == (
+        "qemu-system-x86_64",
+        *("-name", "guest=box"),
+        *("-nodefaults", "-no-user-config"),
+        *("-display", "none"),
+        "-no-reboot",
+        *("-machine", "q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off"),
+        *("-accel", "kvm"),
+        *("-cpu", "host"),
+        *("-smp", "2"),
+        *("-m", "2048M"),
+        *("-bios", "qboot.rom"),
+        *("-kernel", "/k/vmlinux"),
+        *("-initrd", "/k/initramfs"),
+        *("-append", ""),
+        *("-chardev", "socket,id=qmp,fd=12"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", "socket,id=console,fd=11"),
+        *("-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
+        *("-chardev", "socket,id=channel,fd=10"),
+        *("-device", "virtserialport,bus=serial0.0,chardev=channel,name=atoll.agent.0"),
+        *("-device", "virtio-rng-pci"),
+    )
+
+
+def test_aarch64_under_tcg_with_four_vcpus_and_a_disk():
+    machine = replace(
+        BARE, name="a,b", architecture=Architecture.AARCH64, vcpus=4, memory=256 << 20, disks=DISKS[:1]
+    )
+    assert render(machine, "/opt/qemu-system-aarch64", FDS, sandbox=True) == (
+        "/opt/qemu-system-aarch64",
+        *("-name", "guest=a,,b"),
+        *("-nodefaults", "-no-user-config"),
+        *("-display", "none"),
+        "-no-reboot",
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-machine", "virt,gic-version=3,highmem=on"),
+        *("-accel", "tcg,thread=multi"),
+        *("-cpu", "max,pauth-impdef=on"),
+        *("-smp", "4"),
+        *("-m", "256M"),
+        *("-kernel", "/k/vmlinux"),
+        *("-initrd", "/k/initramfs"),
+        *("-append", "console=ttyS0 quiet"),
+        *("-chardev", "socket,id=qmp,fd=12"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-chardev", "socket,id=console,fd=11"),
+        *("-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
+        *("-chardev", "socket,id=channel,fd=10"),
+        *("-device", "virtserialport,bus=serial0.0,chardev=channel,name=atoll.agent.0"),
+        *("-device", "virtio-rng-pci"),
+        *("-blockdev", "driver=file,node-name=disk0-file,filename=/images/root.erofs,read-only=on"),
+        *("-blockdev", "driver=raw,node-name=disk0,file=disk0-file,read-only=on"),
+        *("-device", "virtio-blk-pci,drive=disk0,serial=root"),
+    )
+
+
+@pytest.mark.parametrize("vcpus", [2, 255])
+def test_under_tcg_more_vcpus_have_a_thread_each(vcpus):
+    vector = lines(render(replace(BARE, vcpus=vcpus), "qemu", FDS, sandbox=False))
+    assert "-accel tcg,thread=multi" in vector
+    assert f"-smp {vcpus}" in vector
+
+
+def test_disks_are_attached_in_their_order():
+    disks = tuple(Disk(Path(f"/d/{number}"), serial=f"s{number}") for number in range(12))
+    vector = lines(render(replace(BARE, disks=disks), "qemu", FDS, sandbox=False))
+    attached = [line for line in vector if "virtio-blk-pci" in line]
+    assert attached == [f"-device virtio-blk-pci,drive=disk{n},serial=s{n}" for n in range(12)]
+
+
+@pytest.mark.parametrize("serial", ["", "x" * 21, "ü" * 11])
+def test_a_serial_that_virtio_blk_cannot_hold_is_a_mistake(serial):
+    with pytest.raises(AssertionError):
+        Disk(Path("/d"), serial=serial)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("x86_64", Architecture.X86_64),
+        ("AMD64", Architecture.X86_64),
+        ("x64", Architecture.X86_64),
+        ("aarch64", Architecture.AARCH64),
+        ("arm64", Architecture.AARCH64),
+    ],
+)
+def test_architectures_are_known_by_their_usual_names(name, meant):
+    assert parse_architecture(name) is meant
+
+
+def test_an_architecture_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="riscv64"):
+        parse_architecture("riscv64")
