@@ -12,9 +12,11 @@
      +-- BootError             the guest did not come up; ``stage`` says how far it got
      +-- ChannelError          the guest channel broke
      |    +-- ProtocolError    the peer broke the agent protocol
+     |    +-- LinkResetError   a stream ended with a resync (atoll.guest.channel)
      +-- GuestError            the agent refused or failed a request
      |    +-- CommandError     a command could not be started in the guest
      +-- CommandTimeoutError   a command ran past its time
+     +-- CommandFailedError    a command that had to succeed did not (atoll.sandbox.result)
 
 Each error carries a stable ``code`` (``boot.root``), which programs may rely on, and a ``hint``: the next
 step.

@@ -15,14 +15,16 @@ __all__ = ["Evidence", "diagnose"]
 _IN_INITRAMFS = "atoll: initramfs"
 _HAS_CHANNEL = "atoll: channel"
 
-_FAILED = re.compile(r"atoll: failed: (\w+): (.+)")
+_FAILED = re.compile(r"atoll: failed: (initramfs|root): (.+)")
 _PANIC = re.compile(r"Kernel panic - not syncing: (.+)")
 _NO_MEMORY = re.compile(r"Out of memory|deadlocked on memory|Cannot allocate memory|No space left on device")
 _NO_HOST_MEMORY = re.compile(r"cannot (set up|allocate) .*memory|Cannot allocate memory", re.IGNORECASE)
 
 _MORE_MEMORY = "give the guest more with --memory"
-_REBUILD_KERNEL = "if you gave --kernel, check that file; else `atoll image build --kernel` makes a new one"
-_REBUILD_IMAGE = "rebuild the image with `atoll image build`"
+_REBUILD_KERNEL = (
+    "if you gave --kernel, check that file; else `atoll image build --refresh-kernel IMAGE` gets a new one"
+)
+_REBUILD_IMAGE = "rebuild the image with `atoll image build --force IMAGE`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,11 @@ def _hypervisor_failed(evidence: Evidence) -> BootError | None:
     said = evidence.diagnostics.strip().splitlines()
     reason = f"QEMU {describe_status(evidence.status)}" + (f": {said[-1].strip()}" if said else "")
     started = bool(evidence.console.strip()) or evidence.answered
-    stage = ("command" if evidence.booted else "agent") if evidence.answered else "spawn"
+    stage = _reached(evidence) if started else "spawn"
     hint = (
         "ask for less with --memory" if _NO_HOST_MEMORY.search(evidence.diagnostics) else "run `atoll doctor`"
     )
-    return _error(evidence, reason, "kernel" if started and stage == "spawn" else stage, hint)
+    return _error(evidence, reason, stage, hint)
 
 
 def _guest_ended(evidence: Evidence) -> BootError | None:

@@ -135,7 +135,7 @@ class Vm:
         self._emit(StageReached(vm=self.name, stage=stage, elapsed=time.monotonic() - self._began))
 
     def _root_error(self, error: GuestError) -> BootError:
-        hint = "rebuild the image with `atoll image build --force`" if error.stage == "root" else ""
+        hint = "rebuild the image with `atoll image build --force IMAGE`" if error.stage == "root" else ""
         stage = error.stage or "root"
         return BootError(
             f"{self.name}: {error.message}", stage=stage, hint=hint, detail=self._vm.console.tail()
