@@ -44,7 +44,7 @@ def test_a_device_that_cannot_be_opened_is_missing_with_the_reason(tmp_path, kin
 
 EXAMINE = """
 import os, pathlib, sys
-from atoll.hypervisor.qemu.probe import examine_device
+from atoll.hypervisor.qemu.verdict import examine_device
 examine_device(pathlib.Path("/nowhere"))  # loads all that is needed while it can be read
 if os.getuid() == 0:
     os.setgid(65534); os.setuid(65534)  # permissions do not bind root

@@ -1,0 +1,114 @@
+"""Candidates for the shell."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from atoll.cli.completion import complete
+from atoll.cli.main import COMMANDS, main
+
+IMAGES = ["debian", "debian:bookworm", "debian:trixie"]
+
+
+@pytest.fixture(autouse=True)
+def no_images(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATOLL_DATA_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def candidates(capsys):
+    def ask(*words):
+        assert complete(words) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return ask
+
+
+def test_the_first_word_is_a_command(candidates):
+    assert candidates("") == sorted(row.name for row in COMMANDS)
+    assert candidates("co") == ["completion", "config"]
+    assert candidates("--v") == ["--version"]
+    assert candidates() == sorted(row.name for row in COMMANDS)
+
+
+def test_the_second_word_of_some_commands_is_an_action(candidates):
+    assert candidates("image", "") == ["build", "inspect", "ls", "rm"]
+    assert candidates("config", "s") == ["show"]
+    assert candidates("completion", "") == ["bash", "fish", "zsh"]
+
+
+@pytest.mark.parametrize("words", [("run",), ("image", "build"), ("image", "inspect"), ("image", "rm")])
+def test_images_are_offered_where_one_is_wanted(candidates, words):
+    assert candidates(*words, "") == IMAGES
+    assert candidates(*words, "debian:t") == ["debian:trixie"]
+    assert candidates(*words, "fedora") == []
+
+
+def test_options_are_offered_for_a_dash(candidates):
+    assert candidates("run", "--me") == ["--memory"]
+    assert {"--cpus", "--accel", "-v", "--help"} <= set(candidates("run", "-"))
+    assert candidates("image", "build", "--f") == ["--force"]
+
+
+def test_the_choices_of_an_option_follow_it(candidates):
+    assert candidates("run", "--accel", "") == ["auto", "kvm", "tcg"]
+    assert candidates("run", "--accel", "t") == ["tcg"]
+    assert candidates("run", "--cpus", "") == []
+    assert candidates("run", "-v", "") == IMAGES
+
+
+def test_an_image_follows_the_options_with_their_values(candidates):
+    assert candidates("run", "--accel", "tcg", "-m", "1G", "deb") == IMAGES
+
+
+def test_nothing_is_offered_after_two_dashes(candidates):
+    assert candidates("run", "debian", "--", "") == []
+    assert candidates("run", "debian", "--", "ls", "-") == []
+
+
+def test_a_broken_configuration_still_completes(candidates, monkeypatch):
+    monkeypatch.setenv("ATOLL_CPUS", "none")
+    assert candidates("run", "d") == IMAGES
+
+
+def test_words_that_are_no_command_have_no_candidates(candidates):
+    assert candidates("nonsense", "x") == []
+
+
+def test_the_program_answers_the_shell(capsys):
+    assert main(["__complete", "image", "b"]) == 0
+    assert capsys.readouterr().out == "build\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("atoll im", ["image"]), ("atoll run --accel k", ["kvm"]), ("atoll image r", ["rm"])],
+)
+def test_bash_completes_with_the_script(tmp_path, line, expected):
+    program = tmp_path / "atoll"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m atoll.cli.main "$@"\n')
+    program.chmod(0o755)
+    script = """
+eval "$(atoll completion bash)"
+COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+_atoll
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+    path = f"{tmp_path}:/usr/bin:/bin"
+    command = ["bash", "--norc", "-c", f"PATH={path}; export PATH{script}", "bash", line]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout.decode().splitlines() == expected, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_shell_that_is_here_is_valid(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "atoll __complete" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script.encode(), check=True)
