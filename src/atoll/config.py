@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from atoll.errors import ConfigError
 from atoll.paths import SYSTEM_CONFIG, Paths, default_paths, user_config
 
-__all__ = ["SETTINGS", "Config", "Resolved", "Setting", "load", "parse_memory"]
+__all__ = ["SETTINGS", "Config", "Resolved", "Setting", "load", "override", "parse_memory"]
 
 _MIB = 1 << 20
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -166,6 +166,12 @@ def load(
             values[name] = _parse(name, value, where)
             origins[name] = where
     return Resolved(Config(**values), origins)
+
+
+def override(config: Config, flags: Mapping[str, Any]) -> Config:
+    """``config`` with the settings given in ``flags``; None values count as not given. Raises as ``load``."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return replace(config, **{name: _parse(name, value, "flag") for name, value in given.items()})
 
 
 def _parse(name: str, value: Any, origin: str) -> Any:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
+import queue
 import select
 import termios
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from atoll.guest.messages import TerminalSize
 
 __all__ = ["input_chunks", "raw_mode", "terminal_size", "write"]
 
-#: A pipe that is writable takes this much without blocking (pipe(7), PIPE_BUF).
+#: A pipe that is writable takes this much without blocking (pipe(7), PIPE_BUF). A terminal need not.
 _ATOMIC = 4096
 _READ_SIZE = 65_536
 
@@ -48,10 +50,10 @@ async def write(fd: int, data: bytes) -> None:
         BrokenPipeError: there is no reader any more.
     """
     rest = memoryview(data)
-    if len(rest) <= _ATOMIC and _is_writable(fd):
+    if len(rest) <= _ATOMIC and not os.isatty(fd) and _is_writable(fd):
         rest = rest[os.write(fd, rest) :]
     if rest:
-        await asyncio.get_running_loop().run_in_executor(None, _write_all, fd, rest)
+        await _writer(fd).write(rest)
 
 
 def _is_writable(fd: int) -> bool:
@@ -60,9 +62,43 @@ def _is_writable(fd: int) -> bool:
     return any(events & select.POLLOUT for _, events in poll.poll(0))
 
 
-def _write_all(fd: int, rest: memoryview) -> None:
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+class _Writer:
+    """A thread that writes to ``fd``. A daemon: who never reads cannot hold up the end of this process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._jobs: queue.SimpleQueue[tuple[memoryview, Callable[[OSError | None], None]]]
+        self._jobs = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=f"atoll-write-{fd}", daemon=True).start()
+
+    async def write(self, data: memoryview) -> None:
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: OSError | None) -> None:
+            if not written.done():
+                written.set_result(None) if error is None else written.set_exception(error)
+
+        def tell(error: OSError | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(settle, error)
+
+        self._jobs.put((data, tell))
+        await written
+
+    def _work(self) -> None:
+        while True:
+            rest, tell = self._jobs.get()
+            try:
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+            except OSError as error:
+                tell(error)
+            else:
+                tell(None)
+
+
+_writer = functools.cache(_Writer)
 
 
 def input_chunks(fd: int) -> asyncio.Queue[bytes]:

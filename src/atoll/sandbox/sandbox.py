@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from atoll import runtime
-from atoll.config import Config, load
+from atoll.config import Config, load, override
 from atoll.errors import ChannelError, CommandTimeoutError, UsageError, innermost
 from atoll.events import Emit, ExecutionEnded, ExecutionStarted, ignore
 from atoll.guest.execution import Execution
@@ -61,9 +61,9 @@ class Sandbox:
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
     ) -> None:
-        size = f"{memory // 1024}K" if isinstance(memory, int) else memory
+        size = f"{memory / (1 << 20):f}M" if isinstance(memory, int) else memory
         flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel}
-        self._config = load(flags).config if config is None else config
+        self._config = load(flags).config if config is None else override(config, flags)
         self._emit = on_event
         self._env = dict(env or {})
         self._workdir = workdir

@@ -1,0 +1,131 @@
+"""What programs may rely on is there, and the two faces of the SDK are one."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import atoll
+from atoll import aio, blocking
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(atoll.__path__, "atoll.")
+    if not module.name.endswith("__main__")
+)
+
+#: Coroutine methods that make sense beside other tasks only.
+ASYNCHRONOUS_ONLY = {"finish"}
+
+
+def public(kind):
+    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+
+
+def coroutine_methods(kind):
+    return {name for name, value in public(kind).items() if inspect.iscoroutinefunction(value)}
+
+
+def test_each_public_name_is_there_and_listed():
+    assert dir(atoll) == sorted(atoll.__all__)
+    for name in atoll.__all__:
+        assert getattr(atoll, name) is not None
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'atoll' has no attribute 'Sandbx'"):
+        atoll.Sandbx  # noqa: B018
+    assert not hasattr(atoll, "os")
+
+
+def test_a_star_import_brings_exactly_the_public_names():
+    names = {}
+    exec("from atoll import *", names)
+    assert set(names) - {"__builtins__"} == set(atoll.__all__)
+
+
+def test_public_names_come_from_where_they_are_defined():
+    assert atoll.Sandbox is blocking.Sandbox
+    assert atoll.aio is aio
+    assert atoll.Result is aio.Result
+    assert atoll.CommandFailedError is aio.CommandFailedError
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_module_exports_what_exists_in_order(name):
+    module = importlib.import_module(name)
+    if not module.__file__.endswith("__init__.py"):
+        assert module.__all__, f"{name} has no __all__"
+    for exported in getattr(module, "__all__", []):
+        assert hasattr(module, exported), exported
+    assert list(getattr(module, "__all__", [])) == sorted(
+        getattr(module, "__all__", []), key=lambda text: (not text.isupper(), not text[0].isupper(), text)
+    )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_module_says_what_it_is_for(name):
+    assert importlib.import_module(name).__doc__
+
+
+def test_each_module_can_be_imported_first():
+    script = "import importlib, sys; importlib.import_module(sys.argv[1])"
+    for name in ("atoll.guest.execution", "atoll.vm.life", "atoll.sandbox.sandbox", "atoll.blocking"):
+        subprocess.run([sys.executable, "-c", script, name], check=True)
+
+
+def test_the_blocking_sandbox_has_each_coroutine_method_as_one_that_waits():
+    assert coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY == {"start", "close", "run", "ping", "info"}
+    for name in coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY:
+        waiting = public(blocking.Sandbox)[name]
+        original = public(aio.Sandbox)[name]
+        assert not inspect.iscoroutinefunction(waiting)
+        assert inspect.signature(waiting) == inspect.signature(original)
+        assert waiting.__doc__ == original.__doc__
+
+
+def test_the_blocking_sandbox_has_nothing_that_the_other_has_not():
+    attributes = set(public(blocking.Sandbox))
+    assert attributes - set(public(aio.Sandbox)) == {"name", "image"}
+    box = aio.Sandbox("debian")
+    assert blocking.Sandbox("debian").image == box.image == "debian"
+
+
+def test_both_faces_are_made_of_the_same_arguments():
+    made = blocking.Sandbox("debian", cpus=2, memory="1G", env={"A": "1"})
+    assert made._async._config.cpus == 2
+    with pytest.raises(TypeError):
+        blocking.Sandbox("debian", nonsense=1)
+
+
+def test_arguments_of_a_sandbox_win_over_a_configuration_that_is_given():
+    config = aio.Sandbox("debian", cpus=3, memory="1G")._config
+    assert aio.Sandbox("debian", config=config)._config == config
+    other = aio.Sandbox("debian", config=config, cpus=2)._config
+    assert (other.cpus, other.memory) == (2, 1 << 30)
+
+
+@pytest.mark.parametrize("memory", [512 << 20, "512M"])
+def test_memory_may_be_bytes_or_a_size(memory):
+    assert aio.Sandbox("debian", memory=memory)._config.memory == 512 << 20
+
+
+@pytest.mark.parametrize("memory", [0, -1, (512 << 20) + 1, (512 << 20) + 1024, "512", True])
+def test_memory_that_is_no_whole_number_of_mebibytes_is_refused(memory):
+    with pytest.raises(atoll.ConfigError):
+        aio.Sandbox("debian", memory=memory)
+
+
+def test_a_sandbox_that_is_not_started_says_so():
+    with pytest.raises(atoll.UsageError) as caught:
+        blocking.Sandbox("debian").run(["true"])
+    assert caught.value.code == "usage.state"
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (importlib.resources.files("atoll") / "py.typed").is_file()
