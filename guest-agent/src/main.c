@@ -206,6 +206,8 @@ static int run_hosted(const char *number)
         console_say("descriptor %ld: %s", fd, strerror(errno));
         return 1;
     }
+    console_say("channel");
+    console_say("hosted");
     serve(agent);
 }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+
+from atoll.cli.main import main
 
 #: Each of these costs 10 to 100 ms, or is for builds, boots and terminals only.
 NEVER_BEFORE_THE_SPAWN = {
@@ -82,6 +85,13 @@ def test_help_loads_next_to_nothing():
     loaded = loaded_by_command("--help")
     assert "argparse" in loaded
     assert loaded & NEVER_FOR_HELP == set()
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert re.fullmatch(r"atoll (\d+\.\d+\.\d+.*|\(not installed\))\n", capsys.readouterr().out)
 
 
 def test_the_version_loads_next_to_nothing():

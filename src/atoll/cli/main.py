@@ -49,7 +49,7 @@ COMMANDS: tuple[_Row, ...] = (
 def build_parser(words: Sequence[str], *, whole: bool = False) -> argparse.ArgumentParser:
     """The parser for ``words``; only the command that they name is loaded, or all of them if ``whole``."""
     parser = argparse.ArgumentParser(prog="atoll", description=_DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=_Version())
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     named = next((word for word in words if not word.startswith("-")), None)
     for row in COMMANDS:
@@ -98,20 +98,23 @@ def report(error: AtollError) -> None:
         print(f"hint: {error.hint}", file=sys.stderr)
 
 
-class _Version(str):
-    """The version, read from the installed package when it is asked for."""
+class _PrintVersion(argparse.Action):
+    """Reads the version only when it is asked for: argparse's own action wants it beforehand."""
 
-    __slots__ = ()
-
-    def __mod__(self, _: object) -> str:
-        return f"atoll {version()}"
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"atoll {version()}")
+        parser.exit()
 
 
 def version() -> str:
-    """The installed version."""
+    """The installed version; of a source tree that is not installed none is known."""
+    from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
-    return installed("atoll")
+    try:
+        return installed("atoll")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _sentence(text: str) -> str:

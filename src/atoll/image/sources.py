@@ -165,7 +165,7 @@ def _modules_of(source: Source, release: str, into: Path, emit: Emit) -> Path | 
     emit(
         Warned(
             message=f"{source.file} comes without modules: all drivers that a guest needs must be built in",
-            hint="give its modules with --modules DIR",
+            hint=f"install its modules in /lib/modules/{release}, or give a Debian kernel package instead",
         )
     )
     return None

@@ -1,0 +1,47 @@
+#include "cmdline.h"
+
+#include <string.h>
+
+#include "check.h"
+
+static void parameters_are_read_and_others_ignored(void)
+{
+    struct cmdline cmdline;
+    const char *wrong;
+
+    CHECK(cmdline_parse("console=ttyS0 atoll.root=disk0 atoll.rootx=no atoll.init=/sbin/init "
+                        "atoll.lifeline=1 xatoll.data=no  atoll.hostname=box quiet\n",
+                        &cmdline, &wrong));
+    CHECK(strcmp(cmdline.root, "disk0") == 0 && strcmp(cmdline.init, "/sbin/init") == 0);
+    CHECK(strcmp(cmdline.hostname, "box") == 0 && cmdline.lifeline);
+    CHECK(strcmp(cmdline.data, "") == 0 && strcmp(cmdline.modules, "") == 0);
+}
+
+static void absent_parameters_have_defaults(void)
+{
+    struct cmdline cmdline;
+    const char *wrong;
+
+    CHECK(cmdline_parse("", &cmdline, &wrong));
+    CHECK(strcmp(cmdline.rootfs, "erofs") == 0 && strcmp(cmdline.datafs, "ext4") == 0);
+    CHECK(!*cmdline.root && !*cmdline.init && !cmdline.lifeline);
+    CHECK(cmdline_parse("atoll.lifeline=0 atoll.lifeline=11", &cmdline, &wrong));
+    CHECK(!cmdline.lifeline);
+}
+
+static void a_value_that_is_too_long_is_named(void)
+{
+    struct cmdline cmdline;
+    const char *wrong = NULL;
+
+    CHECK(cmdline_parse("atoll.root=12345678901234567890", &cmdline, &wrong));
+    CHECK(!cmdline_parse("atoll.root=123456789012345678901", &cmdline, &wrong));
+    CHECK(strcmp(wrong, "atoll.root=") == 0);
+}
+
+const struct test cmdline_tests[] = {
+    {"parameters are read and others ignored", parameters_are_read_and_others_ignored},
+    {"absent parameters have defaults", absent_parameters_have_defaults},
+    {"a value that is too long is named", a_value_that_is_too_long_is_named},
+    {0},
+};
