@@ -1,7 +1,7 @@
 """Cold boot: raw QEMU with a minimal init (the floor) against Atoll's agent and its whole command.
 
 The floor has the same QEMU, machine type, kernel and kernel command line; its init loads the modules of the
-channel, opens the port and writes one byte. Runs alternate, so that a change of the machine's speed meets both.
+channel, opens the port and writes one byte. Runs alternate, so that changes of the host's speed meet both.
 """
 
 from __future__ import annotations

@@ -55,13 +55,12 @@ async def _throughput(runs: int) -> tuple[list[float], list[float]]:
         for _ in range(runs):
             inside = await box.run(["sh", "-c", f"{produce} | dd of=/dev/null bs=64k 2>/dev/null"])
             pipes.append(size / inside.elapsed)
-            execution = box.start_command(["sh", "-c", produce])
-            await execution.started()
+            execution = await box.start_command(["sh", "-c", produce])
             began = time.perf_counter()
             count = 0
             while data := await execution.stdout.read():
                 count += len(data)
             ours.append(size / (time.perf_counter() - began))
             assert count == size * MIB
-            await execution.release()
+            execution.release()
     return ours, pipes

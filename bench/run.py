@@ -21,9 +21,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; all by default")
     parser.add_argument("--runs", type=int, default=11, help="runs of each variant (default 11)")
     arguments = parser.parse_args()
-    print(
-        f"# {platform.node()}: {os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}"
-    )
+    print(f"# {os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}")
     for name in arguments.names or BENCHES:
         BENCHES[name](arguments.runs)
 

@@ -25,13 +25,18 @@ R = TypeVar("R")
 _CLEANUP = 5.0
 
 
-@functools.cache
-def _loop(pid: int) -> asyncio.AbstractEventLoop:
-    """This process's event loop thread; a forked child has no threads, so the key is the pid."""
-    assert pid == os.getpid()
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="atoll-loop", daemon=True).start()
-    return loop
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+_making = threading.Lock()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of this process; a forked child has none of its parent's threads: the key is the pid."""
+    with _making:
+        loop = _loops.get(os.getpid())
+        if loop is None:
+            loop = _loops[os.getpid()] = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="atoll-loop", daemon=True).start()
+        return loop
 
 
 def _wait_for(coroutine: Coroutine[Any, Any, R]) -> R:
@@ -44,7 +49,7 @@ def _wait_for(coroutine: Coroutine[Any, Any, R]) -> R:
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(watched(), _loop(os.getpid()))
+    future = asyncio.run_coroutine_threadsafe(watched(), _loop())
     try:
         return future.result()
     except KeyboardInterrupt:

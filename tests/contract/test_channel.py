@@ -68,7 +68,7 @@ async def run(agent, *argv, name="x", **options):
         )
         return status, out, err
     finally:
-        await execution.release()
+        execution.release()
 
 
 async def test_ping_returns_what_was_sent(hosted, agent):
@@ -136,7 +136,7 @@ async def test_input_reaches_the_command_and_ends(agent):
     _, out = await asyncio.gather(feed(), execution.stdout.read_all())
     assert out == data
     assert (await execution.wait()).code == 0
-    await execution.release()
+    execution.release()
 
 
 async def test_a_command_that_closes_its_input_does_not_stall_the_writer(agent):
@@ -146,7 +146,7 @@ async def test_a_command_that_closes_its_input_does_not_stall_the_writer(agent):
     await execution.stdin.write(bytes(2_000_000))
     await execution.stdin.end()
     assert await execution.stdout.read_all() == b"done\n"
-    await execution.release()
+    execution.release()
 
 
 async def test_a_terminal_has_the_size_asked_for_and_follows_changes(agent):
@@ -163,7 +163,7 @@ async def test_a_terminal_has_the_size_asked_for_and_follows_changes(agent):
     assert b"50 132" in out
     assert b"tty" in out
     assert (await execution.wait()).code == 0
-    await execution.release()
+    execution.release()
 
 
 async def test_end_of_input_on_a_terminal_is_the_end_of_file_character(agent):
@@ -172,7 +172,7 @@ async def test_end_of_input_on_a_terminal_is_the_end_of_file_character(agent):
     await execution.stdin.end()
     assert b"line" in await execution.stdout.read_all()
     assert (await execution.wait()).code == 0
-    await execution.release()
+    execution.release()
 
 
 async def test_a_signal_reaches_the_whole_group(agent):
@@ -184,7 +184,7 @@ async def test_a_signal_reaches_the_whole_group(agent):
     await execution.signal(signal.SIGTERM)
     assert (await execution.wait()).code == 3
     assert await execution.stdout.read_all() == b"caught\n"
-    await execution.release()
+    execution.release()
 
 
 async def test_a_process_left_behind_does_not_keep_the_reader_waiting(agent):
@@ -209,7 +209,7 @@ async def test_an_unread_stream_stalls_no_other(agent):
         status, out, _ = await run(agent, "echo", "through")
     assert (status.code, out) == (0, b"through\n")
     for execution in flood:
-        await execution.release()
+        execution.release()
 
 
 async def test_large_output_arrives_whole_and_in_order(agent):
@@ -226,7 +226,7 @@ async def test_an_unknown_execution_and_a_second_use_of_an_id_are_refused(agent)
     with pytest.raises(GuestError) as caught:
         await agent._channel.call(ExecStart(id="one", argv=("true",)), Pong)
     assert caught.value.reason == "exists"
-    await first.release()
+    first.release()
 
 
 async def test_output_goes_on_without_a_gap_after_the_link_lost_step(hosted, agent):
@@ -243,7 +243,7 @@ async def test_output_goes_on_without_a_gap_after_the_link_lost_step(hosted, age
             hosted.channel.resync()
     assert b"".join(parts) == b"".join(b"%d\n" % n for n in range(1, 400_001))
     assert (await execution.wait()).code == 0
-    await execution.release()
+    execution.release()
 
 
 async def test_input_goes_on_without_a_gap_after_the_link_lost_step(hosted, agent):
@@ -259,7 +259,7 @@ async def test_input_goes_on_without_a_gap_after_the_link_lost_step(hosted, agen
 
     _, out = await asyncio.gather(feed(), execution.stdout.read_all())
     assert out.split()[0].decode() == __import__("hashlib").sha256(data).hexdigest()
-    await execution.release()
+    execution.release()
 
 
 async def test_the_end_of_a_command_is_told_even_if_the_link_lost_step_meanwhile(hosted, agent):
@@ -269,7 +269,7 @@ async def test_the_end_of_a_command_is_told_even_if_the_link_lost_step_meanwhile
     await asyncio.sleep(0.4)
     hosted.channel.resync()
     assert (await execution.wait()).code == 5
-    await execution.release()
+    execution.release()
 
 
 @pytest.mark.parametrize("seed", range(20))

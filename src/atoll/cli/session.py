@@ -80,7 +80,7 @@ class Session:
     async def _execute(self) -> Exit:
         size = terminal.terminal_size(1) if self.tty else None
         began = time.monotonic()
-        execution = self._execution = self.box.start_command(self.argv, stdin=True, tty=size)
+        execution = self._execution = await self.box.start_command(self.argv, stdin=True, tty=size)
         with terminal.raw_mode(0) if self.tty else contextlib.nullcontext():
             try:
                 end = await self._connected(execution)
@@ -89,7 +89,7 @@ class Session:
             except* BaseException as errors:  # noqa: BLE001 - unwrapped and raised again
                 raise innermost(errors) from None
             finally:
-                execution.close()
+                execution.release()
         if self.json:
             json_lines(sys.stdout)(
                 ExecutionEnded(

@@ -28,7 +28,7 @@ def raw_mode(fd: int) -> Iterator[None]:
     """Pass every key on as it is typed; the terminal is as before afterwards."""
     before = termios.tcgetattr(fd)
     try:
-        tty.setraw(fd)
+        tty.setraw(fd, termios.TCSADRAIN)  # what was typed ahead is kept
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -52,6 +52,7 @@ class Channel:
         self._socket = sock
         self._session = Session(lambda: os.urandom(16))
         self._streams: dict[int, Stream] = {}
+        self._posted: dict[int, Request] = {}
         self._buffer = bytearray(_READ_SIZE)
         self._writing = False
         self._room = asyncio.Event()
@@ -87,6 +88,9 @@ class Channel:
         self._session.begin()
         for stream in streams.values():
             stream._fail(LinkResetError("the link was brought in step again"))  # noqa: SLF001
+        posted, self._posted = self._posted, {}
+        for request in posted.values():
+            self.post(request)
         self._flush()
 
     async def call(self, request: Request, reply: type[T]) -> T:
@@ -109,6 +113,15 @@ class Channel:
         self._streams[stream.id] = stream
         self._flush()
         return stream
+
+    def post(self, request: Request) -> None:
+        """Send a request whose reply does not matter and that may be repeated, without waiting.
+
+        It is sent again after a loss of step; on a broken channel nothing happens.
+        """
+        if self._broken is None:
+            self._posted[self._session.open(_encode(request), end=True)] = request
+            self._flush()
 
     def close(self) -> None:
         """Give up the link; whoever waits gets ``ChannelError``. Closing twice is fine."""
@@ -160,6 +173,7 @@ class Channel:
             return
         stream = self._streams.get(event.stream)
         if stream is None:
+            self._posted.pop(event.stream, None)
             return
         if isinstance(event, Data):
             stream._feed(event.data, end=event.end)  # noqa: SLF001

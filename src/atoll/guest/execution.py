@@ -209,14 +209,10 @@ class Execution:
         request = messages.ExecResize(id=self.id, rows=rows, cols=cols)
         await call_again(self._channel, request, messages.Empty)
 
-    async def release(self) -> None:
-        """End it if it still runs, and have the guest forget it. Raises ``ChannelError``."""
+    def release(self) -> None:
+        """Have the guest end it if it still runs, and forget it, here and there. Does not wait."""
         self.close()
-        try:
-            await call_again(self._channel, messages.ExecRelease(id=self.id), messages.Empty)
-        except GuestError as error:
-            if error.reason not in {"not_found", "boot"}:
-                raise
+        self._channel.post(messages.ExecRelease(id=self.id))
 
     def close(self) -> None:
         """Let go of it here; in the guest it goes on."""
@@ -253,7 +249,7 @@ def _start_error(start: messages.ExecStart, error: GuestError) -> GuestError:
         "user": "choose a user that exists in the guest with --user",
     }
     return CommandError(
-        f"cannot run {program}: {error.message}",
+        f"cannot run {program}: {error.message.removeprefix(f'{program}: ')}",
         reason=error.stage or "exec",
         errno=error.errno,
         stage=error.stage,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 from atoll import runtime
 from atoll.config import Config, load, override
@@ -21,6 +22,8 @@ from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
 
 __all__ = ["Sandbox"]
+
+T = TypeVar("T")
 
 #: Seconds between SIGTERM and SIGKILL for a command that ran past its time.
 _GRACE = 2.0
@@ -96,8 +99,11 @@ class Sandbox:
 
     async def _launch(self) -> None:
         """Launch beside the event loop: builds take long. A cancelled caller must not leave the VM behind."""
-        work = asyncio.to_thread(runtime.launch, self._config, self.name, self.image, emit=self._emit)
-        launching = asyncio.ensure_future(work)
+
+        def launch() -> Spawned:
+            return runtime.launch(self._config, self.name, self.image, emit=self._emit)
+
+        launching = _in_thread(launch)
         try:
             self._vm = Vm(await asyncio.shield(launching), self._emit)
         except asyncio.CancelledError:
@@ -140,7 +146,7 @@ class Sandbox:
             BootError: the VM died; the stage is ``command``.
         """
         data = input.encode() if isinstance(input, str) else input
-        execution = self.start_command(argv, env=env, cwd=cwd, user=user, stdin=data is not None)
+        execution = await self.start_command(argv, env=env, cwd=cwd, user=user, stdin=data is not None)
         began = time.monotonic()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -154,7 +160,7 @@ class Sandbox:
         except* Exception as errors:  # noqa: BLE001 - unwrapped and raised again
             raise innermost(errors) from None
         finally:
-            await self._release(execution)
+            execution.release()
         self._emit(
             ExecutionEnded(
                 vm=self.name,
@@ -174,7 +180,7 @@ class Sandbox:
         )
         return result.check() if check else result
 
-    def start_command(
+    async def start_command(
         self,
         argv: Sequence[str],
         *,
@@ -184,10 +190,12 @@ class Sandbox:
         stdin: bool = False,
         tty: TerminalSize | None = None,
     ) -> Execution:
-        """Start a command and return at once; ``Execution.started`` tells whether it runs.
+        """Start a command; its output and end may be awaited at leisure. The caller releases it.
 
         Raises:
             UsageError: ``argv`` is empty or a string.
+            CommandError: it could not be started.
+            BootError: the VM died.
         """
         if isinstance(argv, str) or not argv:
             hint = 'pass a list; for shell syntax ["sh", "-c", "..."]'
@@ -202,18 +210,24 @@ class Sandbox:
             tty=tty,
             stdin=stdin,
         )
-        return self.vm.agent.start(start)
+        execution = self.vm.agent.start(start)
+        try:
+            pid = await execution.started()
+        except ChannelError as error:
+            execution.close()
+            raise await self.vm.explain(error) from error
+        except BaseException:
+            execution.release()
+            raise
+        self._emit(ExecutionStarted(vm=self.name, execution=execution.id, argv=execution.argv, guest_pid=pid))
+        return execution
 
     async def finish(self, execution: Execution, *, timeout: float | None) -> Exit:  # noqa: ASYNC109
         """Wait for a command's end; one that runs past ``timeout`` seconds is ended: SIGTERM, then SIGKILL.
 
         Raises:
-            CommandError: it could not be started.
             CommandTimeoutError: it ran past its time.
         """
-        pid = await execution.started()
-        started = ExecutionStarted(vm=self.name, execution=execution.id, argv=execution.argv, guest_pid=pid)
-        self._emit(started)
         try:
             async with asyncio.timeout(timeout):
                 return await execution.wait()
@@ -226,14 +240,6 @@ class Sandbox:
             await execution.signal(signal.SIGKILL)
         message = f"{execution.argv[0]} ran longer than {timeout:g} s and was ended"
         raise CommandTimeoutError(message, hint="allow more with --timeout or timeout=")
-
-    async def _release(self, execution: Execution) -> None:
-        """Forget a command here and in the guest, if the guest is still there."""
-        try:
-            async with asyncio.timeout(_GRACE):
-                await execution.release()
-        except (ChannelError, TimeoutError):
-            execution.close()
 
     async def ping(self) -> float:
         """The round trip to the agent, seconds."""
@@ -251,6 +257,32 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """What ``work`` returns, from a thread of its own.
+
+    An executor would do, but takes no work once the program's main thread has ended while others go on.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if outcome.cancelled():
+            return
+        if error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(cast("T", result))
+
+    def run() -> None:
+        try:
+            loop.call_soon_threadsafe(tell, work(), None)
+        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+            loop.call_soon_threadsafe(tell, None, error)
+
+    threading.Thread(target=run, name="atoll-launch", daemon=True).start()
+    return outcome
 
 
 async def _feed(execution: Execution, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 from typing import Any
@@ -54,8 +55,11 @@ class Monitor:
     async def close(self) -> None:
         """Leave the monitor, whether QEMU is there or gone."""
         if self._client is not None:
+            from qemu.qmp import QMPError  # noqa: PLC0415
+
             client, self._client = self._client, None
-            await client.disconnect()
+            with contextlib.suppress(EOFError, OSError, QMPError):  # a QEMU that is gone cannot be left
+                await client.disconnect()
         self._socket.close()
 
     async def _connected(self) -> Any:
