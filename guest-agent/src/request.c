@@ -234,7 +234,7 @@ static void resume(struct agent *agent, struct parked *parked)
     request_open(agent, stream, parked->open.bytes, parked->open.size);
 
     stream = mux_find(&agent->mux, id);
-    if (stream && !stream->remote_end)
+    if (stream && parked->data.bytes)
         mux_deliver(stream, parked->data.bytes, parked->data.size, data_end);
     free(parked->open.bytes);
     free(parked->data.bytes);
