@@ -52,7 +52,8 @@ static void output_fill(struct output *output, size_t max)
             output->readable = false;
         } else if (got == 0 || errno != EINTR) { /* a terminal that nobody has open says EIO */
             output->readable = false;
-            loop_close(&output->source);
+            if (!output->kept)
+                loop_close(&output->source);
         }
     }
     output_notify(output);
@@ -136,6 +137,7 @@ static bool output_init(struct output *output, bool tty)
 {
     output->source = (struct source){-1, output_event};
     output->tty = tty;
+    output->kept = tty;
     ring_init(&output->held, EXEC_OUTPUT_MAX + (tty ? EXEC_TTY_SLACK : 0));
     return ring_reserve(&output->held);
 }
@@ -438,6 +440,7 @@ struct execution *execution_ended(const struct executions *executions, pid_t pid
         execution->ended = boot_ns();
         execution->status = status;
         execution->usage = *usage;
+        execution->outputs[0].kept = false;
         for (size_t i = 0; i < 2; i++)
             execution->written[i] = output_written(&execution->outputs[i]);
         return execution;

@@ -28,6 +28,7 @@ struct output {
     struct source source;
     bool readable;
     bool tty;
+    bool kept; /* a terminal stays open while its command runs: closing it would send SIGHUP */
     struct ring held;
     uint64_t oldest; /* offset of the first byte held */
     uint64_t sent;   /* offset up to which the reader has been sent */
