@@ -19,8 +19,8 @@ MODULES = sorted(
     if not module.name.endswith("__main__")
 )
 
-#: Coroutine methods that make sense beside other tasks only.
-ASYNCHRONOUS_ONLY = {"finish"}
+#: Coroutine methods about an ``Execution``, which lives on the event loop.
+ASYNCHRONOUS_ONLY = {"finish", "start_command"}
 
 
 def public(kind):
