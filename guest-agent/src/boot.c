@@ -299,9 +299,8 @@ __attribute__((noreturn)) static void become_init(char **argv, char *path, int s
     execv(path, argv);
 
     int error = errno;
-    console_say("failed: root: %s: %s", path, strerror(error));
-    if (write(status, &error, sizeof(error)) < 0)
-        console_say("failed: root: the agent is gone");
+    if (write(status, &error, sizeof(error)) < 0) /* the agent, which would report it, is gone */
+        console_say("failed: root: %s: %s", path, strerror(error));
     close(status);
     for (;;) {
         if (wait(NULL) < 0)
