@@ -42,7 +42,9 @@ def paths():
 @pytest.fixture(scope="session")
 def config(paths):
     """Settings of the tests: their own directories, no files, no variables."""
-    return load({"data_dir": paths.data, "cache_dir": paths.cache}, environment={}, files=(Path("/nowhere"),)).config
+    return load(
+        {"data_dir": paths.data, "cache_dir": paths.cache}, environment={}, files=(Path("/nowhere"),)
+    ).config
 
 
 @pytest.fixture(scope="session")

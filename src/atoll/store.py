@@ -21,12 +21,23 @@ import msgspec
 
 from atoll.errors import StoreError
 
-__all__ = ["lock", "publish", "read_record", "remove_tree", "staging", "write_file", "write_record"]
+__all__ = [
+    "lock",
+    "publish",
+    "read_record",
+    "remove_tree",
+    "require_space",
+    "staging",
+    "write_file",
+    "write_record",
+]
 
 T = TypeVar("T")
 
 #: Names that begin so are being written; a crash may leave them, the next writer of the name sweeps them.
 _PARTIAL = ".partial-"
+
+_ELSEWHERE = "free some space, or choose another place with ATOLL_DATA_DIR and ATOLL_CACHE_DIR"
 
 #: Seconds after which a partial file has no writer any more; writing a record takes milliseconds.
 _ABANDONED = 3600.0
@@ -51,7 +62,7 @@ def _sync_directory(path: Path) -> None:
 def _refuse(error: OSError, path: Path) -> StoreError:
     """Turn the errors that users meet into ones that say what to do."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        hint = "free some space, or choose another place with ATOLL_DATA_DIR and ATOLL_CACHE_DIR"
+        hint = _ELSEWHERE
         return StoreError(f"no space left to write {path}", code="full", hint=hint)
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
         hint = "make it writable, or choose another place with ATOLL_DATA_DIR and ATOLL_CACHE_DIR"
@@ -243,6 +254,24 @@ def _exchange(one: Path, other: Path) -> None:
         aside.rename(other)
         raise
     aside.rename(one)
+
+
+def require_space(directory: Path, count: int) -> None:
+    """Refuse to begin what would fill the disk half-way: some programs hang when it is full.
+
+    Args:
+        directory: where it will be written; it need not exist yet.
+        count: bytes that it takes.
+
+    Raises:
+        StoreError: ``store.full``.
+    """
+    place = next(path for path in (directory, *directory.parents) if path.exists())
+    state = os.statvfs(place)
+    free = state.f_bavail * state.f_frsize
+    if free < count:
+        message = f"no space left to write {directory}: {free >> 20} of {count >> 20} MiB are free"
+        raise StoreError(message, code="full", hint=_ELSEWHERE)
 
 
 def remove_tree(path: Path) -> None:

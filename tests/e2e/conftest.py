@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from atoll import runtime
+from atoll.image import kernel
+
 COMMAND = str(Path(sys.executable).parent / "atoll")
 
 
@@ -25,6 +28,13 @@ def atoll(environment):
         )
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built(config):
+    """Kernel, image and verdict are there before the first test."""
+    runtime.prepare(config, "test", "debian")
+    return kernel.ensure(config.paths)
 
 
 @pytest.fixture

@@ -28,13 +28,6 @@ def assert_error(done, code, fragment=""):
     assert re.search(r"^hint: .+$", text, re.MULTILINE), text
 
 
-@pytest.fixture(scope="session")
-def built(atoll, config):
-    """Everything is built before something is broken."""
-    assert atoll("image", "build", "debian", timeout=300).returncode == 0
-    return kernel.ensure(config.paths)
-
-
 @pytest.fixture
 def private(tmp_path, built, paths, environment):
     """Directories of this test alone with copies of the built kernel and image."""

@@ -50,6 +50,10 @@ _CLIENT_SETTINGS = (
 )
 
 
+#: What a kernel package and the package lists of an archive take at most, bytes.
+_PACKAGE_SPACE, _LISTS_SPACE = 128 << 20, 256 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One index of packages that the host's apt uses.
@@ -150,6 +154,7 @@ def _own_state(root: Path, architecture: str, emit: Emit) -> tuple[State, Proces
 
     An error is returned, not raised: what is wanted may be in a list that did come.
     """
+    store.require_space(root, _LISTS_SPACE)
     for name in ("lists/partial", "archives/partial"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "status").touch()
@@ -251,6 +256,7 @@ def fetch(package: Package, state: State, downloads: Path, *, emit: Emit = ignor
     if final.is_file() and _sha256(final) == package.sha256:
         return final
     emit(TaskAdvanced(task="kernel", note=f"downloading {package.file}"))
+    store.require_space(downloads, _PACKAGE_SPACE)
     with store.staging(downloads, package.name) as staged:
         options = ["-oAPT::Sandbox::User=root"] if os.geteuid() == 0 else []
         name = f"{package.name}:{package.architecture}={package.version}"

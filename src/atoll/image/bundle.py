@@ -32,6 +32,9 @@ ROOT = ("virtio_blk", "erofs", "overlay")
 #: Loaded last if the kernel has it as a module; data disks of another type do without.
 _DATA = ("ext4",)
 
+#: What a bundle and the unpacked package take at most, bytes.
+_SPACE = 512 << 20
+
 _EPOCH = 1_577_836_800  # 2020-01-01: what is built from the same things shall have the same bytes
 _DIRECTORIES = ("dev", "etc", "mnt", "proc", "run", "sys", "tmp")
 
@@ -184,6 +187,7 @@ def _from_donor(donor: Kernel, staged: Path) -> KernelBundle:
 
 def _from_source(source: sources.Source, architecture: str, staged: Path, emit: Emit) -> KernelBundle:
     """Lay kernel and modules into ``staged``; the record lacks what ``_complete`` puts in."""
+    store.require_space(staged, _SPACE)
     work = staged / "work"
     work.mkdir()
     material = sources.open_source(source, architecture, work, emit=emit)

@@ -62,6 +62,9 @@ _HINT_UNSHARE = (
     "/etc/subuid and /etc/subgid; or run `sudo atoll image build` once"
 )
 
+#: What an image, and the tree that it is made from, take at most, bytes.
+_IMAGE_SPACE, _TREE_SPACE = 256 << 20, 1 << 30
+
 
 def arguments(
     suite: str,
@@ -122,8 +125,10 @@ def build(output: Path, *, name: str, suite: str, architecture: str, emit: Emit 
         raise PreflightError("this user cannot build an image", hint=_HINT_UNSHARE)
     helper = [] if as_root else [program, "--unshare-helper"]
     argv_for = apt.DEBIAN_ARCHITECTURES[architecture]
+    store.require_space(output.parent, _IMAGE_SPACE)
     work = apt.scratch()
     try:
+        store.require_space(work, _TREE_SPACE)
         work.chmod(0o755)  # under another user's id mmdebstrap must get in
         tree = work / "tree"
         argv = arguments(

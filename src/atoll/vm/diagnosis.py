@@ -21,6 +21,7 @@ _NO_MEMORY = re.compile(r"Out of memory|deadlocked on memory|Cannot allocate mem
 _NO_HOST_MEMORY = re.compile(r"cannot (set up|allocate) .*memory|Cannot allocate memory", re.IGNORECASE)
 
 _MORE_MEMORY = "give the guest more with --memory"
+_COMMAND_ENDED = "the command, or what it started, ended the VM; see the console's last lines"
 _REBUILD_KERNEL = (
     "if you gave --kernel, check that file; else `atoll image build --refresh-kernel IMAGE` gets a new one"
 )
@@ -81,6 +82,7 @@ def _kernel_panicked(evidence: Evidence) -> BootError | None:
         return None
     reason = found[1].strip()
     hint = _MORE_MEMORY if _NO_MEMORY.search(evidence.console) else ""
+    hint = hint or (_COMMAND_ENDED if evidence.booted else "")
     if _HAS_CHANNEL in evidence.console:
         stage = "command" if evidence.booted else "agent"
     elif _IN_INITRAMFS in evidence.console or "init" in reason or "root fs" in reason:
@@ -108,7 +110,7 @@ def _guest_ended(evidence: Evidence) -> BootError | None:
     if evidence.status is None:
         return None
     if evidence.booted:
-        return _error(evidence, "the guest powered off or reset", "command", "")
+        return _error(evidence, "the guest powered off or reset", "command", _COMMAND_ENDED)
     stage = _reached(evidence)
     return _error(evidence, f"the guest reset itself in stage {stage}", stage, _REBUILD_KERNEL)
 
