@@ -142,3 +142,19 @@ def test_arbitrary_bytes_are_no_danger_as_a_module(data):
             modules.modinfo(prefix + data)
         except ImageError as error:
             assert error.code == "image.modules"  # noqa: PT017 - either outcome is right
+
+
+MARK = b"~Module signature appended~\n"
+
+
+@given(st.binary(max_size=200), st.binary(max_size=100))
+def test_an_appended_signature_is_taken_off_and_nothing_else(module, signature):
+    signed = b"\x7fELF" + module + signature + bytes(8) + len(signature).to_bytes(4, "big") + MARK
+    assert modules.without_signature(signed) == b"\x7fELF" + module
+
+
+@given(st.binary(max_size=60))
+def test_what_only_looks_signed_is_left_as_it_is_or_cut_at_its_own_size(module):
+    assert modules.without_signature(module) == module
+    stripped = modules.without_signature(module + MARK)
+    assert (module + MARK).startswith(stripped)

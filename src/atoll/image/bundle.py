@@ -20,7 +20,7 @@ from atoll.paths import Paths
 __all__ = ["CHANNEL", "FORMAT", "ROOT", "Selection", "agent_part", "build", "modules_part", "select"]
 
 #: Counts changes of what is put into a bundle: a bundle of another format is not used.
-FORMAT = 1
+FORMAT = 2
 
 #: Loaded before the guest channel opens (docs/reference/agent-protocol.md, section 7).
 CHANNEL = ("virtio_pci", "virtio_console")
@@ -66,7 +66,8 @@ def modules_part(selection: Selection, directory: Path | None) -> bytes:
     entries.append(cpio.character_device("dev/console", 5, 1))
     for module in (*selection.channel, *selection.root):
         assert directory is not None
-        entries.append(cpio.file(_inside(module), modules.read_module(directory / module.path)))
+        plain = modules.without_signature(modules.read_module(directory / module.path))
+        entries.append(cpio.file(_inside(module), plain))
     for name, chosen in (("channel", selection.channel), ("root", selection.root)):
         listing = "".join(f"/{_inside(module)}\n" for module in chosen)
         entries.append(cpio.file(f"modules/{name}", listing.encode()))
