@@ -58,7 +58,7 @@ TABLE = [
     ({"console": PANIC + "System is deadlocked on memory"}, "kernel", "deadlocked", "more with --memory"),
     ({"console": "Out of memory\n" + PANIC + "x in init"}, "initramfs", "x in init", "more with --memory"),
     ({"console": CHANNEL + PANIC + "Attempted to kill init!"}, "agent", "kill init", ""),
-    ({"console": CHANNEL + PANIC + "sysrq triggered crash", **UP}, "command", "sysrq", ""),
+    ({"console": CHANNEL + PANIC + "sysrq triggered crash", **UP}, "command", "sysrq", "ended the VM"),
     # QEMU failed.
     (
         {"status": 1, "diagnostics": "qemu: warning: x\nqemu: could not load kernel\n"},
@@ -78,7 +78,7 @@ TABLE = [
     ({"status": -9, "answered": True}, "root", "SIGKILL", "atoll doctor"),
     ({"status": -9, **UP}, "command", "SIGKILL", "atoll doctor"),
     # The guest ended by itself.
-    ({"status": 0, **UP}, "command", "the guest powered off or reset", ""),
+    ({"status": 0, **UP}, "command", "the guest powered off or reset", "ended the VM"),
     ({"status": 0}, "kernel", "the guest reset itself in stage kernel", "--kernel"),
     ({"status": 0, "console": CHANNEL}, "agent", "reset itself in stage agent", "--kernel"),
     # It runs and does not answer.

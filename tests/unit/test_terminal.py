@@ -51,34 +51,38 @@ async def longest_pause(work):
     return longest
 
 
-def drain_slowly(fd, count, delay):
+#: Seconds for which a reader does not read: whoever waits for it stops for as long.
+LATE = 0.6
+
+
+def drain_late(fd, count):
+    time.sleep(LATE)
     got = bytearray()
     while len(got) < count:
         got += os.read(fd, 65_536)
-        time.sleep(delay)
     return bytes(got)
 
 
 async def test_a_slow_reader_of_a_pipe_does_not_hold_up_the_loop_and_gets_everything(pipe):
     data = os.urandom(600_000)
-    reading = asyncio.get_running_loop().run_in_executor(None, drain_slowly, pipe[0], len(data), 0.02)
+    reading = asyncio.get_running_loop().run_in_executor(None, drain_late, pipe[0], len(data))
 
     async def send():
         for at in range(0, len(data), 50_000):
             await write(pipe[1], data[at : at + 50_000])
 
-    assert await longest_pause(send()) < 0.15
+    assert await longest_pause(send()) < LATE / 2
     assert await reading == data
 
 
 async def test_small_writes_to_a_full_pipe_do_not_hold_up_the_loop(pipe):
-    reading = asyncio.get_running_loop().run_in_executor(None, drain_slowly, pipe[0], 400_000, 0.02)
+    reading = asyncio.get_running_loop().run_in_executor(None, drain_late, pipe[0], 400_000)
 
     async def send():
         for _ in range(400):
             await write(pipe[1], b"x" * 1000)
 
-    assert await longest_pause(send()) < 0.15
+    assert await longest_pause(send()) < LATE / 2
     assert await reading == b"x" * 400_000
 
 
@@ -89,17 +93,13 @@ async def test_a_slow_terminal_does_not_hold_up_the_loop(terminal, size, raw):
     if raw:
         tty.setraw(child)
 
-    def late():
-        time.sleep(0.4)
-        return drain_slowly(parent, 120_000, 0.001)
-
-    reading = asyncio.get_running_loop().run_in_executor(None, late)
+    reading = asyncio.get_running_loop().run_in_executor(None, drain_late, parent, 120_000)
 
     async def send():
         for _ in range(120_000 // size):
             await write(child, b"x" * size)
 
-    assert await longest_pause(send()) < 0.2
+    assert await longest_pause(send()) < LATE / 2
     assert await reading == b"x" * 120_000
 
 
