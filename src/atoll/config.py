@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from atoll.errors import ConfigError
 from atoll.paths import SYSTEM_CONFIG, Paths, default_paths, user_config
@@ -23,8 +24,7 @@ _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PREFIX = "ATOLL_"
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(msgspec.Struct, frozen=True):
     """All settings, resolved. The rows of ``SETTINGS`` say what each one means."""
 
     data_dir: Path
@@ -41,8 +41,7 @@ class Config:
         return Paths(data=self.data_dir, cache=self.cache_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One row: how a setting is read, what it is by default, and what it means.
 
     Attributes:
@@ -57,8 +56,7 @@ class Setting:
     help: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True):
     """The configuration and, for each setting, the source its value comes from."""
 
     config: Config
@@ -133,7 +131,7 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
-assert set(_BY_NAME) == {field.name for field in fields(Config)}
+assert set(_BY_NAME) == set(Config.__struct_fields__)
 
 
 def load(
@@ -171,7 +169,9 @@ def load(
 def override(config: Config, flags: Mapping[str, Any]) -> Config:
     """``config`` with the settings given in ``flags``; None values count as not given. Raises as ``load``."""
     given = {name: value for name, value in flags.items() if value is not None}
-    return replace(config, **{name: _parse(name, value, "flag") for name, value in given.items()})
+    return msgspec.structs.replace(
+        config, **{name: _parse(name, value, "flag") for name, value in given.items()}
+    )
 
 
 def _parse(name: str, value: Any, origin: str) -> Any:

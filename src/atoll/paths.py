@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 __all__ = ["AGENT_DIR", "CONFIG_NAME", "SYSTEM_CONFIG", "Paths", "default_paths", "user_config"]
 
@@ -21,8 +22,7 @@ SYSTEM_CONFIG = Path("/etc/atoll") / CONFIG_NAME
 _ON_LINUX: bool = sys.platform == "linux"
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
+class Paths(msgspec.Struct, frozen=True):
     """The two roots below which everything lies.
 
     Attributes:

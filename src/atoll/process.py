@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from atoll.errors import PreflightError, ProcessError
 from atoll.events import CommandRan, Emit, ignore
@@ -28,8 +29,7 @@ __all__ = ["Completed", "Process", "describe_status", "find", "require", "run", 
 _TAIL_LINES = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """A program that ran to its end with status 0."""
 
     argv: tuple[str, ...]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from atoll.config import Config
 from atoll.errors import PreflightError, UsageError
@@ -21,8 +22,7 @@ from atoll.vm.spawning import Spawned, spawn
 __all__ = ["Prepared", "candidate", "host_architecture", "launch", "new_name", "prepare"]
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """A machine and what spawns it."""
 
     hypervisor: Hypervisor

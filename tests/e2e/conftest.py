@@ -21,6 +21,7 @@ def atoll(environment):
     def run(*words, timeout=120, env=None, **options):
         return subprocess.run(
             [COMMAND, *words],
+            check=False,
             capture_output=True,
             timeout=timeout,
             env={**environment, **(env or {})},

@@ -1,4 +1,4 @@
-"""A guest's end of the agent protocol, written from sections 2 to 4 of the specification and from nothing else.
+"""A guest's end of the agent protocol, written from sections 2 to 4 of the specification and nothing else.
 
 Slow and simple: it takes one byte at a time. Property tests hold the real ends against it.
 """

@@ -163,7 +163,11 @@ def test_a_killed_program_takes_its_sandboxes_with_it_also_those_of_threads(envi
     program = textwrap.dedent("""
         import threading, time, atoll
         def hold():
-            box = atoll.Sandbox("debian"); box.start(); box.run(["true"]); print("up", flush=True); time.sleep(100)
+            box = atoll.Sandbox("debian")
+            box.start()
+            box.run(["true"])
+            print("up", flush=True)
+            time.sleep(100)
         for _ in range(2): threading.Thread(target=hold).start()
     """)
     child = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE)

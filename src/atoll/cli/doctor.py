@@ -7,9 +7,10 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+
+import msgspec
 
 from atoll import process, runtime
 from atoll.cli.main import version
@@ -36,8 +37,7 @@ class Outcome(StrEnum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """One finding."""
 
     name: str
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     checks = [check for examine in _CHECKS for check in _guarded(examine, config)]
     checks.append(_accelerator(config, emit, again=arguments.again))
     if arguments.json:
-        print_json([asdict(check) for check in checks])
+        print_json(checks)
     else:
         for check in checks:
             print(f"{check.outcome:4}  {check.name:12} {check.finding}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+import msgspec
 
 __all__ = [
     "CHANNEL_PORT",
@@ -41,8 +42,7 @@ class DiskFormat(StrEnum):
     QCOW2 = "qcow2"
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(msgspec.Struct, frozen=True):
     """One virtio-blk disk.
 
     Attributes:
@@ -61,8 +61,7 @@ class Disk:
         assert 0 < len(self.serial.encode()) <= 20
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True):
     """One virtual machine, as a backend is asked to make it.
 
     Every machine has a guest channel (``CHANNEL_PORT``) and a serial console.
@@ -85,7 +84,7 @@ class Machine:
     kernel: Path
     initramfs: Path
     cmdline: tuple[str, ...] = ()
-    disks: tuple[Disk, ...] = field(default=())
+    disks: tuple[Disk, ...] = ()
 
 
 def parse_architecture(name: str) -> Architecture:

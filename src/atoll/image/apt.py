@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from atoll import process, store
 from atoll.errors import ImageError, ProcessError
@@ -54,8 +55,7 @@ _CLIENT_SETTINGS = (
 _PACKAGE_SPACE, _LISTS_SPACE = 128 << 20, 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """One index of packages that the host's apt uses.
 
     Attributes:
@@ -73,8 +73,7 @@ class Target:
     origin: str
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(msgspec.Struct, frozen=True):
     """One version of a package in an archive."""
 
     name: str
@@ -85,8 +84,7 @@ class Package:
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """Options that tell apt where its state is; none for the host's."""
 
     options: tuple[str, ...] = ()

@@ -7,8 +7,9 @@ import os
 import shutil
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from atoll import store
 from atoll.errors import AtollError, ImageError, StoreError
@@ -39,8 +40,7 @@ _EPOCH = 1_577_836_800  # 2020-01-01: what is built from the same things shall h
 _DIRECTORIES = ("dev", "etc", "mnt", "proc", "run", "sys", "tmp")
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """The modules of an initramfs, each list in load order."""
 
     channel: tuple[modules.Module, ...]

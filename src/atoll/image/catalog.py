@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -87,8 +86,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
     shell: str = "/bin/bash"
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True):
     """An image that Atoll can build.
 
     Attributes:
@@ -111,8 +109,7 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """The name of an image, complete and safe as the name of a directory."""
 
     name: str
@@ -122,8 +119,7 @@ class Reference:
         return f"{self.name}:{self.tag}"
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """A root image on disk, ready to boot."""
 
     directory: Path
@@ -135,8 +131,7 @@ class Image:
         return self.directory / _ROOT
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """A directory of the catalog: an image, or what is wrong with it."""
 
     directory: Path

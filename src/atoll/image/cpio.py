@@ -9,7 +9,8 @@ from __future__ import annotations
 import posixpath
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 __all__ = ["Entry", "archive", "character_device", "directory", "file", "symlink"]
 
@@ -18,8 +19,7 @@ _TRAILER = "TRAILER!!!"
 _MAX_FIELD = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One file of an archive.
 
     Attributes:

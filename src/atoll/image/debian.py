@@ -59,7 +59,7 @@ printf '127.0.0.1\\tlocalhost\\n::1\\tlocalhost ip6-localhost ip6-loopback\\n' >
 """
 _HINT_UNSHARE = (
     "building an image needs root or user namespaces: `apt install uidmap`, and a line for this user in "
-    "/etc/subuid and /etc/subgid; or run `sudo atoll image build` once"
+    "/etc/subuid and /etc/subgid; or build it as root"
 )
 
 #: What an image, and the tree that it is made from, take at most, bytes.

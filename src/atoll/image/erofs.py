@@ -9,8 +9,9 @@ import functools
 import struct
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from atoll import process
 from atoll.errors import ImageError, ProcessError, StoreError
@@ -29,8 +30,7 @@ _SIZE = 128
 _HAS_CHECKSUM = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Superblock:
+class Superblock(msgspec.Struct, frozen=True):
     """What the superblock says.
 
     Attributes:

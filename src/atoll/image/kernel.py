@@ -16,7 +16,6 @@ so that the way to a cached bundle costs a few system calls.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -128,8 +127,7 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[Stamp, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """What the user asks for.
 
     Attributes:
@@ -162,8 +160,7 @@ class Choice:
         return paths.kernels / f"choice-{digest}-{self.architecture}.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(msgspec.Struct, frozen=True):
     """A bundle on disk, ready to boot."""
 
     directory: Path

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from atoll.errors import ImageError
 from atoll.events import Emit, TaskAdvanced, Warned
@@ -18,8 +19,7 @@ __all__ = ["Material", "Source", "locate", "open_source"]
 _CLOUD = "linux-image-cloud-{architecture}"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """A kernel that has been found and can be opened.
 
     Attributes:
@@ -33,8 +33,7 @@ class Source:
     modules: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
+class Material(msgspec.Struct, frozen=True):
     """What a bundle is made of.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from atoll.errors import AtollError
 
@@ -29,8 +29,7 @@ class CommandFailedError(AtollError):
         self.exit_code = result.returncode
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """A command that has ended.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,8 +34,7 @@ class _Known(msgspec.Struct, frozen=True):
     schema: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """What a verdict is about.
 
     Attributes:
@@ -55,8 +53,7 @@ class Candidate:
     native: str
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(msgspec.Struct, frozen=True):
     """The accelerator, the reason in words, and the rate of the host's TSC where it is known (kHz)."""
 
     accelerator: Accelerator

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from atoll.errors import BootError
 from atoll.hypervisor.port import Position
@@ -28,8 +29,7 @@ _REBUILD_KERNEL = (
 _REBUILD_IMAGE = "rebuild the image with `atoll image build --force IMAGE`"
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True):
     """What is known about a guest that failed.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from atoll.errors import PreflightError
 from atoll.hypervisor.model import Accelerator, Architecture, Disk, Machine
@@ -29,8 +30,7 @@ _TCG = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Bootable:
+class Bootable(msgspec.Struct, frozen=True):
     """The files that a VM boots from.
 
     Attributes:
@@ -46,8 +46,7 @@ class Bootable:
     root: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """How large a VM is and what runs it: ``memory`` in bytes, ``tsc_khz`` of the host where it is known."""
 
     architecture: Architecture

@@ -6,7 +6,8 @@ A program that spawns first and loads the rest afterwards has the guest booting 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+
+import msgspec
 
 from atoll.events import Emit, StageReached, VmSpawned
 from atoll.hypervisor.model import Machine
@@ -15,8 +16,7 @@ from atoll.hypervisor.port import Hypervisor, VirtualMachine
 __all__ = ["Spawned", "spawn"]
 
 
-@dataclass(frozen=True, slots=True)
-class Spawned:
+class Spawned(msgspec.Struct, frozen=True):
     """A VM whose process runs; ``began`` is when it was started, by the monotonic clock."""
 
     name: str

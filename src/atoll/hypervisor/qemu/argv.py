@@ -5,7 +5,7 @@ Options are those of QEMU 7.2 and later; see "Invocation" in QEMU's system emula
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from atoll.hypervisor.model import CHANNEL_PORT, Accelerator, Architecture, Disk, Machine
 
@@ -14,8 +14,7 @@ __all__ = ["Descriptors", "render"]
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptors:
+class Descriptors(msgspec.Struct, frozen=True):
     """Numbers of the descriptors that QEMU inherits: its ends of socket pairs."""
 
     channel: int
@@ -23,8 +22,7 @@ class Descriptors:
     qmp: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Board:
+class _Board(msgspec.Struct, frozen=True):
     """What differs between architectures."""
 
     machine: str
