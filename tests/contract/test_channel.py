@@ -313,6 +313,6 @@ async def test_the_agent_ends_its_commands_when_its_host_is_gone(hosted, agent):
     hosted.channel.close()
     async with asyncio.timeout(5):
         with contextlib.suppress(ProcessLookupError):
-            while True:  # noqa: ASYNC110 - the kernel has no event for a process that is no child
+            while True:
                 os.kill(pid, 0)
                 await asyncio.sleep(0.01)
