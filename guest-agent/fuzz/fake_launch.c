@@ -7,7 +7,7 @@
 
 #include "exec.h"
 
-enum { BYTES_PER_CHARACTER = 997, OUTPUT_MAX = 65536 };
+enum { BYTES_PER_CHARACTER = 997, WRITTEN_MAX = 65536 };
 
 static int readers[EXEC_MAX];
 static pid_t launched_count;
@@ -19,12 +19,12 @@ void launch_init(bool init)
 
 static int output_pipe(size_t size)
 {
-    static const char zeros[OUTPUT_MAX];
+    static const char zeros[WRITTEN_MAX];
     int ends[2];
 
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
         return -1;
-    if (write(ends[1], zeros, size < OUTPUT_MAX ? size : OUTPUT_MAX) < 0) {
+    if (write(ends[1], zeros, size < WRITTEN_MAX ? size : WRITTEN_MAX) < 0) {
         close(ends[0]);
         ends[0] = -1;
     }

@@ -111,7 +111,8 @@ static void finish_boot(enum boot_phase phase)
         return;
     agent.boot.phase = phase;
     agent.boot.failure = failure_os(2, "root", "fuzz");
-    requests_resume(&agent);
+    while (requests_resume(&agent))
+        serve();
     serve();
 }
 

@@ -46,7 +46,9 @@ static bool handle_frames(struct link *link, struct mux *mux)
 bool link_receive(struct link *link, struct mux *mux)
 {
     for (int reads = 0; reads < READS_PER_TURN; reads++) {
-        if (!handle_frames(link, mux) || !link->readable)
+        if (!handle_frames(link, mux))
+            return true;
+        if (!link->readable)
             return false;
 
         size_t room;

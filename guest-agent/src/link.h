@@ -31,8 +31,9 @@ struct link {
 /* Takes the descriptor over; false, with errno set, if it cannot be watched. */
 bool link_open(struct link *link, const struct loop *loop, int fd, bool serial);
 
-/* Each does a bounded amount of work and returns whether more could be done at once. */
+/* Each does a bounded amount of work. True if more is to be received, once the mux accepts it. */
 bool link_receive(struct link *link, struct mux *mux);
+/* True if more can be sent at once. */
 bool link_send(struct link *link, struct mux *mux);
 
 /* Whether all that was to be sent has been written. */

@@ -130,16 +130,7 @@ static void check_power(struct agent *agent)
 /* Goes on booting; returns how long the loop may wait, in ms. */
 static int go_on_booting(struct agent *agent)
 {
-    switch (boot_step(agent)) {
-    case BOOT_GO_ON:
-        return 0;
-    case BOOT_WAIT:
-        return BOOT_POLL_MS;
-    case BOOT_STOPPED:
-        requests_resume(agent);
-        break;
-    }
-    return 0;
+    return boot_step(agent) == BOOT_WAIT ? BOOT_POLL_MS : 0;
 }
 
 static int idle_timeout(const struct agent *agent)
@@ -158,11 +149,12 @@ __attribute__((noreturn)) static void serve(struct agent *agent)
     for (;;) {
         loop_turn(&agent->loop, timeout);
         timeout = idle_timeout(agent);
-        bool more = link_receive(&agent->link, &agent->mux);
         if (agent->boot.phase == BOOT_RUNNING)
             timeout = go_on_booting(agent);
-        more = link_send(&agent->link, &agent->mux) || more;
-        if (more)
+        bool waiting = requests_resume(agent);
+        waiting = link_receive(&agent->link, &agent->mux) || waiting;
+        bool more = link_send(&agent->link, &agent->mux);
+        if (more || (waiting && mux_accepts(&agent->mux)))
             timeout = 0;
         check_link(agent);
         check_power(agent);
@@ -207,7 +199,6 @@ static int run_hosted(const char *number)
         return 1;
     }
     console_say("channel");
-    console_say("hosted");
     serve(agent);
 }
 

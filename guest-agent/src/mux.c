@@ -128,6 +128,14 @@ void mux_reset(struct stream *stream, const struct failure *failed)
     close_stream(stream);
 }
 
+void mux_cancel(struct stream *stream, const char *why)
+{
+    struct failure failed = failure(FAIL_CANCELLED, "%s", why);
+
+    if (stream)
+        mux_reset(stream, &failed);
+}
+
 void mux_ready(struct stream *stream)
 {
     if (list_empty(&stream->ready) && !stream->local_end)

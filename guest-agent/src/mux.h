@@ -100,6 +100,9 @@ struct stream *mux_find(struct mux *mux, uint32_t id);
 void mux_reply(struct stream *stream, const uint8_t *payload, size_t length, bool end);
 void mux_reset(struct stream *stream, const struct failure *failed);
 
+/* Resets the stream, if there is one, since it is no longer wanted. */
+void mux_cancel(struct stream *stream, const char *why);
+
 /* The stream has something to send, or its end. */
 void mux_ready(struct stream *stream);
 

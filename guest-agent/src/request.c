@@ -160,13 +160,14 @@ static void parked_data(struct stream *stream, const uint8_t *bytes, size_t size
         mux_reset(stream, &failed);
 }
 
-static void park(struct request *request, const uint8_t *payload, size_t length)
+static void park(struct request *request)
 {
+    const struct mp_reader *open = &request->params;
     static const struct stream_ops ops = {.data = parked_data, .closed = parked_closed};
     struct agent *agent = request->agent;
     struct parked *parked = calloc(1, sizeof(*parked));
 
-    if (!parked || !parked_append(agent, &parked->open, payload, length)) {
+    if (!parked || !parked_append(agent, &parked->open, open->at, (size_t)(open->end - open->at))) {
         free(parked);
         request_fail(request, failure(FAIL_RESOURCE, "too much waits for the root"));
         return;
@@ -201,28 +202,38 @@ static struct failure boot_failure(const struct boot *boot)
     return failed;
 }
 
+static void dispatch(struct request *request, bool may_wait)
+{
+    const struct boot *boot = &request->agent->boot;
+    char name[METHOD_NAME_MAX];
+
+    if (!param_text(request, "method", name, sizeof(name)))
+        return;
+    const struct method *method = find_method(name);
+    if (!method)
+        request_fail(request, failure(FAIL_UNKNOWN_METHOD, "%s", name));
+    else if (method->needs_root && may_wait)
+        park(request);
+    else if (method->needs_root && boot->phase == BOOT_FAILED)
+        request_fail(request, boot_failure(boot));
+    else
+        method->handle(request);
+}
+
 void request_open(void *context, struct stream *stream, const uint8_t *payload, size_t length)
 {
     struct agent *agent = context;
     struct request request = {agent, stream, {payload, payload + length}};
-    char name[METHOD_NAME_MAX];
 
-    if (!param_text(&request, "method", name, sizeof(name)))
-        return;
-    const struct method *method = find_method(name);
-    if (!method)
-        request_fail(&request, failure(FAIL_UNKNOWN_METHOD, "%s", name));
-    else if (method->needs_root && agent->boot.phase == BOOT_RUNNING)
-        park(&request, payload, length);
-    else if (method->needs_root && agent->boot.phase == BOOT_FAILED)
-        request_fail(&request, boot_failure(&agent->boot));
-    else
-        method->handle(&request);
+    /* Also while earlier ones wait, since they are handled in the order in which they came. */
+    dispatch(&request, agent->boot.phase == BOOT_RUNNING || !list_empty(&agent->parked));
 }
 
 static void resume(struct agent *agent, struct parked *parked)
 {
     struct stream *stream = parked->stream;
+    const uint8_t *open = parked->open.bytes;
+    struct request request = {agent, stream, {open, open + parked->open.size}};
     uint32_t id = stream->id;
     bool data_end = stream->remote_end && !parked->open_end;
 
@@ -231,7 +242,7 @@ static void resume(struct agent *agent, struct parked *parked)
     stream->ops = NULL;
     stream->owner = NULL;
     stream->remote_end = parked->open_end;
-    request_open(agent, stream, parked->open.bytes, parked->open.size);
+    dispatch(&request, false);
 
     stream = mux_find(&agent->mux, id);
     if (stream && parked->data.bytes)
@@ -241,8 +252,12 @@ static void resume(struct agent *agent, struct parked *parked)
     free(parked);
 }
 
-void requests_resume(struct agent *agent)
+bool requests_resume(struct agent *agent)
 {
-    while (!list_empty(&agent->parked))
+    while (agent->boot.phase != BOOT_RUNNING && !list_empty(&agent->parked)) {
+        if (!mux_accepts(&agent->mux))
+            return true;
         resume(agent, list_entry(agent->parked.next, struct parked, link));
+    }
+    return false;
 }

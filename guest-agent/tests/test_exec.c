@@ -183,7 +183,7 @@ static void an_unread_command_stops_and_loses_nothing(void)
         CHECK(session_silent(agent));
     }
     struct execution *execution = execution_find(&agent->executions, "x");
-    CHECK(execution->running && execution->outputs[0].held.used == EXEC_OUTPUT_MAX);
+    CHECK(execution->running && execution->outputs[0].held.used == OUTPUT_MAX);
     open_output(agent, 3, 1, 0);
     CHECK(read_to_end(agent, 3, out, sizeof(out)) == 3000000);
     session_close(agent);

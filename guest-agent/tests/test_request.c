@@ -195,6 +195,42 @@ static void what_waits_is_bounded(void)
     session_close(agent);
 }
 
+/* Long replies to many requests at once, which are more than may be queued. */
+static void what_waited_is_answered_as_the_link_permits(void)
+{
+    enum { LISTS = 200, COMMANDS = 400 };
+    struct agent *agent = session_open(BOOT_DONE);
+    uint32_t stream = 1;
+    char id[EXEC_ID_MAX + 1];
+
+    for (int i = 0; i < COMMANDS; i++, stream += 2) {
+        struct mp_writer writer = session_request("exec.start", 2);
+        snprintf(id, sizeof(id), "%064d", i);
+        mp_put_str(&writer, "id", id);
+        mp_write_str(&writer, "argv");
+        mp_write_array(&writer, 1);
+        mp_write_str(&writer, "true");
+        session_call(agent, stream, &writer, true);
+        CHECK(session_next(agent)->type == WIRE_REPLY);
+    }
+    agent->boot.phase = BOOT_RUNNING;
+    for (int i = 0; i < LISTS; i++, stream += 2) {
+        struct mp_writer writer = session_request("exec.list", 0);
+        session_call(agent, stream, &writer, true);
+    }
+    agent->boot.phase = BOOT_DONE;
+    CHECK(requests_resume(agent)); /* some are left */
+    struct mp_writer writer = session_request("exec.list", 0);
+    session_call(agent, stream, &writer, true); /* does not overtake them */
+    uint32_t expected = stream - 2 * LISTS;
+    for (int i = 0; i <= LISTS; i++, expected += 2) {
+        const struct reply *reply = session_next(agent);
+        CHECK(reply->type == WIRE_REPLY && reply->stream == expected);
+        requests_resume(agent);
+    }
+    session_close(agent);
+}
+
 const struct test request_tests[] = {
     {"ping echoes", ping_echoes},
     {"system.info tells what is specified", system_info_tells_what_is_specified},
@@ -203,5 +239,6 @@ const struct test request_tests[] = {
     {"requests are refused when the root fails", requests_are_refused_when_the_root_fails},
     {"waiting requests die with their streams", waiting_requests_die_with_their_streams},
     {"what waits is bounded", what_waits_is_bounded},
+    {"what waited is answered as the link permits", what_waited_is_answered_as_the_link_permits},
     {0},
 };
