@@ -26,6 +26,7 @@ enum {
     PORT_WAIT_MS = 10000,
     PORT_POLL_MS = 1,
     DISK_WAIT_MS = 30000,
+    GREETING_MS = 5,
 };
 
 #define PORT_NAME "atoll.agent.0"
@@ -137,6 +138,14 @@ void boot_skip(struct boot *boot)
 static enum step_result result(bool success)
 {
     return success ? DONE : FAILED;
+}
+
+/* Loading a module keeps the agent busy for a while; a host that is there already is answered first. */
+static enum step_result greet_host(struct agent *agent)
+{
+    int64_t limit = agent->boot.timeline[BOOT_CHANNEL] + (int64_t)GREETING_MS * NS_PER_MS;
+
+    return agent->mux.in_session || boot_ns() >= limit ? DONE : WAITING;
 }
 
 static enum step_result load_modules(struct agent *agent)
@@ -365,8 +374,8 @@ static enum step_result await_init(struct agent *agent)
 }
 
 static enum step_result (*const steps[])(struct agent *agent) = {
-    load_modules, find_disks,    mount_lower,   mount_upper, mount_overlay,
-    enter_root,   mount_modules, set_up_system, hand_over,   await_init,
+    greet_host, load_modules,  find_disks,    mount_lower, mount_upper, mount_overlay,
+    enter_root, mount_modules, set_up_system, hand_over,   await_init,
 };
 
 static enum boot_progress stop(struct boot *boot, enum boot_phase phase)

@@ -127,12 +127,7 @@ static void check_power(struct agent *agent)
     }
 }
 
-/* Goes on booting; returns how long the loop may wait, in ms. */
-static int go_on_booting(struct agent *agent)
-{
-    return boot_step(agent) == BOOT_WAIT ? BOOT_POLL_MS : 0;
-}
-
+/* How long to wait for events, in ms, when nothing is left to do. */
 static int idle_timeout(const struct agent *agent)
 {
     if (agent->power.requested)
@@ -142,22 +137,24 @@ static int idle_timeout(const struct agent *agent)
     return -1;
 }
 
+/* The host first, so that it is answered also between the steps of the boot. */
 __attribute__((noreturn)) static void serve(struct agent *agent)
 {
     int timeout = 0;
 
     for (;;) {
         loop_turn(&agent->loop, timeout);
-        timeout = idle_timeout(agent);
-        if (agent->boot.phase == BOOT_RUNNING)
-            timeout = go_on_booting(agent);
         bool waiting = requests_resume(agent);
         waiting = link_receive(&agent->link, &agent->mux) || waiting;
         bool more = link_send(&agent->link, &agent->mux);
-        if (more || (waiting && mux_accepts(&agent->mux)))
-            timeout = 0;
+        more = more || (waiting && mux_accepts(&agent->mux));
         check_link(agent);
         check_power(agent);
+        timeout = idle_timeout(agent);
+        if (agent->boot.phase == BOOT_RUNNING)
+            timeout = boot_step(agent) == BOOT_WAIT ? BOOT_POLL_MS : 0;
+        if (more)
+            timeout = 0;
     }
 }
 

@@ -100,8 +100,8 @@ void output_attach(struct output *output, struct stream *reader, uint64_t offset
     output_forget(output, (size_t)(offset - output->oldest));
 }
 
-/* Bytes in a pipe can be counted without reading them, so a full buffer does not matter; those in a terminal cannot,
- * since the kernel holds them in two places. */
+/* Bytes in a pipe can be counted without reading them, so a full buffer does not matter; those in a terminal
+ * cannot, since the kernel holds them in two places. */
 uint64_t output_written(struct output *output)
 {
     int unread = 0;

@@ -30,8 +30,8 @@ extern const struct method exec_methods[];
 /* For mux_init(); `context` is the agent. */
 void request_open(void *context, struct stream *stream, const uint8_t *payload, size_t length);
 
-/* Goes on with the requests that wait for the root, if it is there or is known not to come. True if some are left, since
- * the mux must send first. */
+/* Goes on with the requests that wait for the root, if it is there or is known not to come. True if some are
+ * left, since the mux must send first. */
 bool requests_resume(struct agent *agent);
 
 /* A writer for the reply. */
