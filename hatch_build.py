@@ -32,7 +32,7 @@ WARNINGS: Final = tuple((ROOT / "guest-agent" / "warnings.txt").read_text().spli
 FLAGS: Final = (
     "-std=gnu11",
     "-D_GNU_SOURCE",
-    "-Os",
+    "-O2",
     "-static",
     "-s",
     "-ffunction-sections",

@@ -35,7 +35,7 @@ _BOARDS = {
     Architecture.X86_64: _Board(
         machine="q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off",
         firmware=("-bios", "qboot.rom"),
-        tcg_cpu="max,la57=off",
+        tcg_cpu="max,la57=off,erms=off,fsrm=off",
     ),
     # The architected algorithm of pointer authentication is slow to emulate; guests cannot tell them apart.
     Architecture.AARCH64: _Board(
