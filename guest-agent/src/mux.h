@@ -15,7 +15,7 @@
 
 enum {
     MUX_VERSION = 1,
-    MUX_WINDOW = 262144,
+    MUX_WINDOW = 1048576,
     MUX_STREAMS_MAX = 2048,
 
     /* While more control bytes than this wait for the link, no further frame is taken from it. */

@@ -10,7 +10,7 @@
 #include "ring.h"
 
 enum {
-    OUTPUT_MAX = 262144, /* bytes held */
+    OUTPUT_MAX = 1048576, /* bytes held */
     /* More than the kernel buffers for a terminal: what a command had written there by its end is counted
      * by reading all of it, whether the host reads on or not. */
     OUTPUT_TTY_SLACK = 65536,

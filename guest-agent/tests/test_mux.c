@@ -181,7 +181,7 @@ static void sending_stops_at_the_window_and_goes_on_with_credit(void)
     begin();
     open_stream(1, true);
     reply(0, false);
-    owners[0].to_send = 1000000;
+    owners[0].to_send = 4 * MUX_WINDOW;
     mux_ready(owners[0].stream);
     while ((frame = next()))
         total += frame->length;

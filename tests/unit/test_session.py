@@ -89,7 +89,7 @@ def test_credit_goes_back_when_a_quarter_of_the_window_is_consumed():
         ("DATA before the reply", frame(4, 1, b"x")),
         ("a second reply", frame(3, 1, b"\x80") * 2),
         ("DATA after END", frame(3, 1, b"\x80", flags=0) + frame(4, 1, b"", flags=1) + frame(4, 1, b"x")),
-        ("DATA beyond the window", frame(3, 1, b"\x80") + frame(4, 1, bytes(32768)) * 9),
+        ("DATA beyond the window", frame(3, 1, b"\x80") + frame(4, 1, bytes(32768)) * 33),
         ("credit that was never used", frame(6, 1, struct.pack("<I", 1))),
         ("credit of a wrong size", frame(6, 1, b"\0\0")),
         ("a stream opened by the guest", frame(2, 2, b"\x80")),

@@ -29,7 +29,7 @@ VERSION = 1
 #: Largest payload of a frame, bytes.
 MAX_PAYLOAD = 32_768
 #: Credit with which each direction of a stream starts, and the most it may ever have, bytes.
-WINDOW = 262_144
+WINDOW = 1_048_576
 
 _HEADER = struct.Struct("<BBHII")
 _HELLO = struct.Struct("<4sHH16s")
