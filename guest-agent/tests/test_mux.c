@@ -278,14 +278,14 @@ static void credit_is_given_back_at_a_quarter_of_the_window(void)
 
     begin();
     open_stream(1, false);
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < MUX_WINDOW / WIRE_PAYLOAD_MAX; i++)
         receive(WIRE_DATA, false, 1, data, sizeof(data));
-    mux_consumed(owners[0].stream, 65535);
+    mux_consumed(owners[0].stream, MUX_WINDOW / 4 - 1);
     CHECK(!next());
     mux_consumed(owners[0].stream, 1);
-    CHECK((frame = next()) && frame->type == WIRE_CREDIT && wire_get_u32(frame->payload) == 65536);
-    receive(WIRE_DATA, false, 1, data, sizeof(data));
-    receive(WIRE_DATA, false, 1, data, sizeof(data));
+    CHECK((frame = next()) && frame->type == WIRE_CREDIT && wire_get_u32(frame->payload) == MUX_WINDOW / 4);
+    for (int i = 0; i < MUX_WINDOW / 4 / WIRE_PAYLOAD_MAX; i++)
+        receive(WIRE_DATA, false, 1, data, sizeof(data));
     CHECK(!next());
     receive(WIRE_DATA, false, 1, data, 1);
     CHECK(next_is_reset(1, FAIL_PROTOCOL));
