@@ -8,6 +8,8 @@
 #include "session.h"
 
 /* Sends exec.start for a shell; further parameters are written by `more`. */
+enum { FRAMES_IN_WINDOW = MUX_WINDOW / WIRE_PAYLOAD_MAX };
+
 static void start_shell(struct agent *agent, uint32_t stream, const char *script, size_t count,
                         void (*more)(struct mp_writer *))
 {
@@ -214,8 +216,8 @@ static void input_arrives_and_ends(void)
     struct mp_writer writer = request("exec.stdin", 0);
     session_call(agent, 3, &writer, false);
     CHECK(reply_int(session_next(agent), "offset") == 0);
-    for (int i = 0; i < 8; i++)
-        session_send(agent, WIRE_DATA, i == 7, 3, data, sizeof(data));
+    for (int i = 0; i < FRAMES_IN_WINDOW; i++)
+        session_send(agent, WIRE_DATA, i == FRAMES_IN_WINDOW - 1, 3, data, sizeof(data));
     open_output(agent, 5, 1, 0);
     read_to_end(agent, 5, out, sizeof(out) - 1);
     CHECK(atol(out) == MUX_WINDOW);
@@ -257,7 +259,7 @@ static void input_that_nobody_reads_is_discarded(void)
     struct mp_writer writer = request("exec.stdin", 0);
     session_call(agent, 5, &writer, false);
     session_next(agent);
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < FRAMES_IN_WINDOW; i++)
         session_send(agent, WIRE_DATA, false, 5, data, sizeof(data));
     while (credited < MUX_WINDOW) {
         const struct reply *reply = session_next(agent);
