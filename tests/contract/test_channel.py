@@ -202,6 +202,17 @@ async def test_many_commands_run_at_once(agent):
     assert [(status.code, out) for status, out, _ in results] == [(n % 200, b"%d\n" % n) for n in range(100)]
 
 
+async def test_all_executions_are_listed_however_many_frames_it_takes(agent):
+    names = [f"{number:03}-{'x' * 60}" for number in range(400)]
+    held = [agent.start(ExecStart(id=name, argv=("true",))) for name in names]
+    for execution in held:
+        await execution.started()
+    assert {execution.id for execution in await agent.executions()} == set(names)
+    for execution in held:
+        execution.release()
+    assert await agent.executions() == ()
+
+
 async def test_an_unread_stream_stalls_no_other(agent):
     flood = [agent.start(ExecStart(id=f"f{n}", argv=("cat", "/dev/zero"))) for n in range(8)]
     for execution in flood:

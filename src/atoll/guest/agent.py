@@ -6,7 +6,7 @@ import time
 
 from atoll.guest import messages
 from atoll.guest.channel import Channel
-from atoll.guest.execution import Execution, call_again
+from atoll.guest.execution import Execution, call_again, list_executions
 
 __all__ = ["Agent"]
 
@@ -57,4 +57,4 @@ class Agent:
 
     async def executions(self) -> tuple[messages.ExecutionState, ...]:
         """The executions that the guest holds."""
-        return (await call_again(self._channel, messages.ExecList(), messages.Executions)).executions
+        return await list_executions(self._channel)

@@ -15,7 +15,7 @@ from atoll.guest import messages, wire
 from atoll.guest.channel import Channel, LinkResetError, Stream
 from atoll.guest.messages import Exit, Request
 
-__all__ = ["Execution", "Input", "Output"]
+__all__ = ["Execution", "Input", "Output", "call_again", "list_executions"]
 
 T = TypeVar("T")
 
@@ -27,6 +27,16 @@ async def call_again(channel: Channel, request: Request, reply: type[T]) -> T:
             return await channel.call(request, reply)
         except LinkResetError:
             await channel.ready()
+
+
+async def list_executions(channel: Channel) -> tuple[messages.ExecutionState, ...]:
+    """The executions that the guest holds. Raises as ``Channel.call``."""
+    found: list[messages.ExecutionState] = []
+    while True:
+        page = await call_again(channel, messages.ExecList(skip=len(found)), messages.Executions)
+        found += page.executions
+        if not page.more or not page.executions:
+            return tuple(found)
 
 
 class Output:
@@ -231,8 +241,7 @@ class Execution:
         return end
 
     async def _find_pid(self) -> int:
-        held = await call_again(self._channel, messages.ExecList(), messages.Executions)
-        for execution in held.executions:
+        for execution in await list_executions(self._channel):
             if execution.id == self.id:
                 return execution.pid
         raise GuestError("the execution is gone", reason="not_found")

@@ -128,7 +128,9 @@ class ExecResize(Request, frozen=True, tag="exec.resize"):
 
 
 class ExecList(Request, frozen=True, tag="exec.list"):
-    """Ask which executions the guest holds."""
+    """Ask which executions the guest holds, but for the first ``skip``."""
+
+    skip: int = 0
 
 
 class ExecRelease(Request, frozen=True, tag="exec.release"):
@@ -221,9 +223,10 @@ class ExecutionState(msgspec.Struct, frozen=True):
 
 
 class Executions(msgspec.Struct, frozen=True):
-    """Reply to ``ExecList``."""
+    """Reply to ``ExecList``: as many as fit a frame, and whether there are ``more``."""
 
     executions: tuple[ExecutionState, ...]
+    more: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True):
