@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from atoll import aio
+from atoll.errors import UsageError
 
 __all__ = ["Sandbox"]
 
@@ -40,7 +41,16 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _wait_for(coroutine: Coroutine[Any, Any, R]) -> R:
-    """Run ``coroutine`` on the loop's thread; Ctrl-C cancels it there and waits until it has cleaned up."""
+    """Run ``coroutine`` on the loop's thread; an interrupt cancels it there and waits for its cleaning up.
+
+    Raises:
+        UsageError: this is the loop's own thread, as in an event's listener: it would wait for itself.
+    """
+    loop = _loop()
+    if asyncio._get_running_loop() is loop:  # noqa: SLF001 - the public function raises where there is none
+        coroutine.close()
+        hint = "hand the work to another thread, or use atoll.aio"
+        raise UsageError("a listener cannot wait for its own sandbox", code="listener", hint=hint)
     ended = threading.Event()
 
     async def watched() -> R:
@@ -49,12 +59,13 @@ def _wait_for(coroutine: Coroutine[Any, Any, R]) -> R:
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(watched(), _loop())
+    future = asyncio.run_coroutine_threadsafe(watched(), loop)
     try:
         return future.result()
-    except KeyboardInterrupt:
-        future.cancel()
-        ended.wait(_CLEANUP)
+    except BaseException:
+        if not future.done():
+            future.cancel()
+            ended.wait(_CLEANUP)
         raise
 
 
@@ -65,6 +76,9 @@ def _blocking(
 
     @functools.wraps(method)
     def wait(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._owner != os.getpid():
+            hint = "a forked child must open sandboxes of its own"
+            raise UsageError("this sandbox belongs to the parent process", code="forked", hint=hint)
         return _wait_for(method(self._async, *args, **kwargs))
 
     return wait
@@ -75,6 +89,7 @@ def _made_from(kind: Callable[P, Any]) -> Callable[Concatenate[Any, P], None]:
 
     def init(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         self._async = kind(*args, **kwargs)
+        self._owner = os.getpid()
 
     return init
 
@@ -83,6 +98,7 @@ class Sandbox:
     """A fresh Linux VM with a root of its own: ``atoll.aio.Sandbox`` with methods that wait."""
 
     _async: aio.Sandbox
+    _owner: int
     __init__ = _made_from(aio.Sandbox)
 
     start = _blocking(aio.Sandbox.start)
@@ -102,10 +118,15 @@ class Sandbox:
         return self._async.image
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if self._owner == os.getpid():  # a forked child leaves its parent's VM alone
+            self.close()

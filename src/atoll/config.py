@@ -150,11 +150,11 @@ def load(
     Raises:
         ConfigError: ``config.unknown``, ``config.value`` or ``config.file``.
     """
-    values: dict[str, Any] = {setting.name: setting.default() for setting in SETTINGS}
-    origins = dict.fromkeys(values, "default")
+    values: dict[str, Any] = {}
+    origins = {setting.name: "default" for setting in SETTINGS}
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     if files is None:
-        files = (SYSTEM_CONFIG, user_config())
+        files = (SYSTEM_CONFIG, *_user_files())
     sources = [(str(file), _read(file)) for file in files]
     sources.append(("", _variables(os.environ if environment is None else environment)))
     sources.append(("flag", given))
@@ -163,7 +163,17 @@ def load(
             where = origin or f"{_PREFIX}{name.upper()}"
             values[name] = _parse(name, value, where)
             origins[name] = where
+    for setting in SETTINGS:
+        if setting.name not in values:
+            values[setting.name] = setting.default()
     return Resolved(Config(**values), origins)
+
+
+def _user_files() -> tuple[Path, ...]:
+    try:
+        return (user_config(),)
+    except ConfigError:
+        return ()  # without a home directory there is no file in it
 
 
 def override(config: Config, flags: Mapping[str, Any]) -> Config:
@@ -190,7 +200,7 @@ def _parse(name: str, value: Any, origin: str) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except UnicodeDecodeError as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from atoll.errors import ConfigError
+
 __all__ = ["AGENT_DIR", "CONFIG_NAME", "SYSTEM_CONFIG", "Paths", "default_paths", "user_config"]
 
 #: Where the wheel carries the guest agent, one file per architecture.
@@ -64,12 +66,17 @@ class Paths(msgspec.Struct, frozen=True):
 
 def _xdg(variable: str, fallback: str) -> Path:
     value = os.environ.get(variable, "")
-    # The specification: a relative path in these variables is to be ignored.
-    return Path(value) if os.path.isabs(value) else Path.home() / fallback
+    if os.path.isabs(value):  # the specification: a relative path in these variables is to be ignored
+        return Path(value)
+    try:
+        return Path.home() / fallback
+    except RuntimeError:
+        hint = f"set HOME, or {variable}"
+        raise ConfigError("this user has no home directory", code="home", hint=hint) from None
 
 
 def default_paths() -> Paths:
-    """The directories of this user."""
+    """The directories of this user. Raises ``ConfigError``: ``config.home``: there is no home directory."""
     if _ON_LINUX:  # what platformdirs would answer, without its import on every start
         return Paths(
             data=_xdg("XDG_DATA_HOME", ".local/share") / "atoll",
@@ -81,7 +88,7 @@ def default_paths() -> Paths:
 
 
 def user_config() -> Path:
-    """The user's own configuration file."""
+    """The user's own configuration file. Raises ``ConfigError`` as ``default_paths``."""
     if _ON_LINUX:
         return _xdg("XDG_CONFIG_HOME", ".config") / "atoll" / CONFIG_NAME
     import platformdirs  # noqa: PLC0415

@@ -180,7 +180,7 @@ class Process:
 
     Attributes:
         pid: its process id.
-        pidfd: readable once it has ended; -1 where the platform has none.
+        pidfd: readable once it has ended; -1 after ``close``.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], argv: tuple[str, ...]) -> None:
@@ -188,7 +188,14 @@ class Process:
         self._reaping = threading.Lock()
         self.argv = argv
         self.pid = child.pid
-        self.pidfd = os.pidfd_open(child.pid) if hasattr(os, "pidfd_open") else -1
+        try:
+            self.pidfd = os.pidfd_open(child.pid)
+        except OSError as error:
+            child.kill()
+            child.wait()
+            raise ProcessError(
+                f"cannot watch {argv[0]}: {error.strerror}", argv=argv, code="start"
+            ) from error
 
     def poll(self) -> int | None:
         """The exit status if it has ended, else None. Negative is a signal's number."""

@@ -85,7 +85,7 @@ def launch(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Spa
 def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:
     """QEMU and the kernel bundle that a guest would get. Raises as ``prepare``."""
     host = inspect_host(native, config.cache_dir)
-    if config.kernel is not None and not config.kernel.exists():
+    if config.kernel is not None and not os.path.exists(config.kernel):
         raise UsageError(f"there is no kernel {config.kernel}", code="kernel", hint="check the path")
     bundle = kernel.ensure(config.paths, architecture=native, kernel=config.kernel, emit=emit)
     return accelerator.Candidate(

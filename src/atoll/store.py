@@ -266,7 +266,7 @@ def require_space(directory: Path, count: int) -> None:
     Raises:
         StoreError: ``store.full``.
     """
-    place = next(path for path in (directory, *directory.parents) if path.exists())
+    place = next(path for path in (directory, *directory.parents) if os.path.exists(path))
     state = os.statvfs(place)
     free = state.f_bavail * state.f_frsize
     if free < count:

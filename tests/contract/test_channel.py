@@ -274,6 +274,25 @@ async def test_input_goes_on_without_a_gap_after_the_link_lost_step(hosted, agen
     execution.release()
 
 
+async def test_input_that_has_ended_is_sent_again_after_the_link_lost_step(hosted, agent):
+    for _ in range(5):
+        execution = agent.start(ExecStart(id="sum", argv=("wc", "-c"), stdin=True))
+        await execution.started()
+        await execution.stdin.write(bytes(900_000))
+        await execution.stdin.end()
+        hosted.channel.resync()
+        async with asyncio.timeout(10):
+            assert await execution.stdout.read_all() == b"900000\n"
+        execution.release()
+
+
+async def test_a_signal_after_the_end_is_no_error(agent):
+    execution = agent.start(ExecStart(id="x", argv=("true",)))
+    await execution.wait()
+    await execution.signal(signal.SIGTERM)
+    execution.release()
+
+
 async def test_the_end_of_a_command_is_told_even_if_the_link_lost_step_meanwhile(hosted, agent):
     execution = agent.start(ExecStart(id="x", argv=("sh", "-c", "sleep 0.2; exit 5")))
     await execution.started()

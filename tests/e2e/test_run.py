@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from conftest import COMMAND
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("no_leftovers")]
 
@@ -164,6 +165,71 @@ def test_signals_are_passed_on_to_the_command(spawn_atoll, number):
     child.send_signal(number)
     assert child.stdout.read() == f"got {name}\n".encode()
     assert child.wait(timeout=30) == 9
+
+
+def test_ignored_signals_stay_ignored(spawn_atoll):
+    script = "echo ready; sleep 1; exit 7"
+    words = ("run", "debian", "--", "sh", "-c", script)
+    child = spawn_atoll(
+        *words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    read_until(child.stdout, b"ready\n")
+    child.send_signal(signal.SIGHUP)
+    assert child.wait(timeout=30) == 7
+
+
+def test_signals_that_ask_for_a_report_never_end_the_vm(spawn_atoll):
+    script = "trap 'echo report' USR1; echo ready; for i in 1 2 3 4 5 6 7 8 9; do sleep 0.3; done; exit 4"
+    words = ("run", "debian", "--", "sh", "-c", script)
+    child = spawn_atoll(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    read_until(child.stdout, b"ready\n")
+    for _ in range(4):
+        child.send_signal(signal.SIGUSR1)
+        read_until(child.stdout, b"report\n")
+    assert child.wait(timeout=30) == 4
+
+
+def test_closed_standard_streams_are_not_taken_for_something_else(environment, tmp_path):
+    command = f"{COMMAND} run debian -- sh -c 'echo hello; echo oops >&2; exit 6'"
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f"{command} {closed}"], env=environment, timeout=60, capture_output=True, check=False
+        )
+        assert done.returncode == 6, (closed, done)
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_terminal_for_the_command_needs_none_here(atoll):
+    done = atoll("run", "-t", "debian", "--", "sh", "-c", "tty; cat", input=b"hi\n")
+    assert done.returncode == 0, done.stderr
+    assert b"/dev/pts/" in done.stdout
+    assert b"hi" in done.stdout
+
+
+def test_a_slow_reader_of_events_does_not_hold_up_the_timeout(spawn_atoll):
+    child = spawn_atoll(
+        "run",
+        "--json",
+        "--timeout",
+        "2",
+        "debian",
+        "--",
+        "yes",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    read_until(child.stdout, b"output_received")
+    assert child.wait(timeout=30) == 124
+
+
+def test_bytes_that_are_no_text_pass_through(atoll):
+    done = atoll(
+        "run", "-e", b"X=\xff", "debian", "--", "sh", "-c", 'printf "%s|%s" "$X" "$1"', "sh", b"\xfe"
+    )
+    assert (done.returncode, done.stdout) == (0, b"\xff|\xfe"), done.stderr
 
 
 def test_control_c_while_the_vm_boots_leaves_nothing_behind(spawn_atoll):

@@ -58,7 +58,7 @@ def test_x86_64_under_tcg_with_disks():
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", "q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off"),
         *("-accel", "tcg,thread=single"),
-        *("-cpu", "max,la57=off"),
+        *("-cpu", "max,la57=off,erms=off,fsrm=off"),
         *("-smp", "1"),
         *("-m", "512M"),
         *("-bios", "qboot.rom"),

@@ -20,7 +20,7 @@ MODULES = sorted(
 )
 
 #: Coroutine methods about an ``Execution``, which lives on the event loop.
-ASYNCHRONOUS_ONLY = {"finish", "start_command"}
+ASYNCHRONOUS_ONLY = {"attend", "start_command"}
 
 
 def public(kind):

@@ -49,11 +49,11 @@ def test_a_document_is_json_that_people_can_read(capsys):
 
 
 def test_each_event_is_a_line_of_json_at_once():
-    stream = io.StringIO()
+    stream = io.BytesIO()
     emit = json_lines(stream)
     emit(events.Warned(message="a\nb", at=1.0))
     emit(events.VmExited(vm="box", status=0, at=2.0))
-    assert stream.getvalue() == (
+    assert stream.getvalue().decode() == (
         '{"event":"warned","message":"a\\nb","hint":"","at":1.0}\n'
         '{"event":"vm_exited","vm":"box","status":0,"at":2.0}\n'
     )

@@ -184,11 +184,11 @@ def test_a_size_that_is_not_known_is_24_by_80(terminal, pipe):
 async def test_input_comes_as_it_is_written_and_ends(pipe):
     chunks = input_chunks(pipe[0])
     os.write(pipe[1], b"one")
-    assert await chunks.get() == b"one"
+    assert await anext(chunks) == b"one"
     os.write(pipe[1], b"two")
-    assert await chunks.get() == b"two"
+    assert await anext(chunks) == b"two"
     os.close(pipe.pop())
-    assert await chunks.get() == b""
+    assert await anext(chunks, b"") == b""
 
 
 async def test_input_is_read_no_further_than_it_is_taken(pipe):
@@ -205,16 +205,16 @@ async def test_input_is_read_no_further_than_it_is_taken(pipe):
     assert filling.is_alive()
     got = b""
     while len(got) < 10 * len(payload):
-        got += await chunks.get()
+        got += await anext(chunks)
     filling.join()
     assert got == payload * 10
     os.close(pipe.pop())
-    assert await chunks.get() == b""
+    assert await anext(chunks, b"") == b""
 
 
 async def test_input_that_cannot_be_read_is_at_its_end(tmp_path):
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
-        assert await input_chunks(fd).get() == b""
+        assert [chunk async for chunk in input_chunks(fd)] == []
     finally:
         os.close(fd)

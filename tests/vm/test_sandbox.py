@@ -158,6 +158,35 @@ async def test_a_hypervisor_killed_under_a_command_is_named(config):
             await running
 
 
+@pytest.mark.anyio
+@pytest.mark.usefixtures("no_leftovers")
+async def test_a_guest_that_no_longer_answers_does_not_outlast_the_timeout(config):
+    async with aio.Sandbox("debian", config=config) as box:
+        running = asyncio.create_task(box.run(["sleep", "100"], timeout=1))
+        await asyncio.sleep(0.5)
+        os.kill(box.vm.pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            with pytest.raises(CommandTimeoutError):
+                await running
+            with pytest.raises(CommandTimeoutError):
+                await box.run(["true"], timeout=0.2)
+
+
+def test_input_for_a_command_that_has_ended_is_let_go(box):
+    script = "exec 3<&0; sleep 5 <&3 & exit 0"
+    began = time.monotonic()
+    assert box.run(["sh", "-c", script], input=bytes(10_000_000)).ok
+    assert time.monotonic() - began < 4
+
+
+def test_arguments_may_be_paths_and_bytes_but_nothing_else(box):
+    assert box.run(["printf", "%s", b"\xff"]).stdout_bytes == b"\xff"
+    with pytest.raises(UsageError):
+        box.run(["echo", 5])
+    with pytest.raises(UsageError):
+        box.run(["echo", "a\0b"])
+
+
 @pytest.mark.usefixtures("no_leftovers")
 def test_a_killed_program_takes_its_sandboxes_with_it_also_those_of_threads(environment):
     program = textwrap.dedent("""

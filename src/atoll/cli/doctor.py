@@ -132,7 +132,7 @@ def _available_memory() -> int:
 
 def _check_space(config: Config) -> Iterator[Check]:
     for name, directory in (("data", config.data_dir), ("cache", config.cache_dir)):
-        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        existing = next(path for path in (directory, *directory.parents) if os.path.exists(path))
         free = shutil.disk_usage(existing).free
         if not os.access(existing, os.W_OK | os.X_OK):
             fix = f"make it writable, or set ATOLL_{name.upper()}_DIR"

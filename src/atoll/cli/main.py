@@ -64,6 +64,7 @@ def build_parser(words: Sequence[str], *, whole: bool = False) -> argparse.Argum
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Errors are one line with a code, and a hint."""
+    _open_standard_streams()
     words = sys.argv[1:] if words is None else words
     parser = build_parser(words)
     if words and words[0] == "__complete":
@@ -74,6 +75,11 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 2
+    return _carry_out(arguments)
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
+    """Run the chosen command; its exit status, or that of the error that it ended with."""
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -85,7 +91,20 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: say no more
         return 141
+    except OSError as error:
+        report(AtollError(str(error), code="os", hint="see `atoll doctor`"))
+        return 1
     return status
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where the caller closed a standard stream, lest a socket of ours gets its number."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115 - for as long as the process
 
 
 def entry() -> NoReturn:
@@ -103,10 +122,17 @@ def entry() -> NoReturn:
 def report(error: AtollError) -> None:
     """Say what went wrong: the console's or program's last lines, the error, the hint."""
     for line in error.detail.splitlines():
-        print(f"  | {line}", file=sys.stderr)
-    print(f"error[{error.code}]: {error.message}", file=sys.stderr)
+        print(f"  | {_printable(line)}", file=sys.stderr)
+    print(f"error[{error.code}]: {_printable(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """``text`` without control characters: a guest must not steer the user's terminal through an error."""
+    return "".join(
+        char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 class _PrintVersion(argparse.Action):

@@ -12,24 +12,31 @@ import msgspec
 from atoll import events
 from atoll.events import Emit, Event
 
-__all__ = ["json_lines", "listener", "print_json", "print_table", "size"]
+__all__ = ["json_line", "json_lines", "listener", "print_json", "print_table", "size"]
+
+
+_encoder = msgspec.json.Encoder()
 
 
 def listener(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> Emit:
     """What tells the user of events: JSON lines on stdout, or progress and stages on stderr."""
     if json:
-        return json_lines(sys.stdout)
+        return json_lines(sys.stdout.buffer)
     if quiet:
         return events.ignore
     return _Progress(sys.stderr, verbose=verbose)
 
 
-def json_lines(stream: IO[str]) -> Emit:
+def json_line(event: Event) -> bytes:
+    """An event as one line of JSON, in UTF-8."""
+    return _encoder.encode(event) + b"\n"
+
+
+def json_lines(stream: IO[bytes]) -> Emit:
     """Each event as one line of JSON."""
-    encoder = msgspec.json.Encoder()
 
     def emit(event: Event) -> None:
-        stream.write(encoder.encode(event).decode() + "\n")
+        stream.write(json_line(event))
         stream.flush()
 
     return emit

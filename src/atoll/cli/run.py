@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     from atoll.cli.session import Session
     from atoll.sandbox.sandbox import Sandbox
 
-    argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     tty = arguments.tty
     if tty is None:
         tty = os.isatty(0) and os.isatty(1) and not arguments.json
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         on_event=emit,
         spawned=spawned,
     )
-    command = tuple(argv) or ("/bin/sh",)
+    command = tuple(arguments.argv) or ("/bin/sh",)
     session = Session(box=box, argv=command, tty=bool(tty), json=arguments.json, timeout=timeout)
     return asyncio.run(session.run())
 

@@ -9,24 +9,24 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import os
 import signal
-import sys
-import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from atoll.cli import terminal
-from atoll.cli.output import json_lines
-from atoll.errors import ChannelError, GuestError, innermost
-from atoll.events import Emit, ExecutionEnded, OutputReceived
+from atoll.cli.output import json_line
+from atoll.events import OutputReceived
 from atoll.guest.execution import Execution, Output
 from atoll.guest.messages import Exit
-from atoll.sandbox.sandbox import Sandbox
+from atoll.sandbox.sandbox import Sandbox, feed
 
 __all__ = ["Session"]
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 #: So many signals to end, and the VM is removed whatever the command does.
 _INSISTENT = 3
@@ -79,60 +79,44 @@ class Session:
 
     async def _execute(self) -> Exit:
         size = terminal.terminal_size(1) if self.tty else None
-        began = time.monotonic()
-        execution = self._execution = await self.box.start_command(self.argv, stdin=True, tty=size)
-        with terminal.raw_mode(0) if self.tty else contextlib.nullcontext():
-            try:
-                end = await self._connected(execution)
-            except* ChannelError as errors:
-                raise await self.box.vm.explain(innermost(errors)) from None
-            except* BaseException as errors:  # noqa: BLE001 - unwrapped and raised again
-                raise innermost(errors) from None
-            finally:
-                execution.release()
-        if self.json:
-            json_lines(sys.stdout)(
-                ExecutionEnded(
-                    vm=self.box.name,
-                    execution=execution.id,
-                    code=end.code,
-                    signal=end.signal,
-                    elapsed=time.monotonic() - began,
-                )
+        execution = self._execution = await self.box.start_command(
+            self.argv, stdin=True, tty=size, timeout=self.timeout
+        )
+        with terminal.raw_mode(0) if self.tty and os.isatty(0) else contextlib.nullcontext():
+            return await self.box.attend(
+                execution,
+                self._copy(execution.stdout, 1),
+                self._copy(execution.stderr, 2),
+                feed=feed(execution, terminal.input_chunks(0)),
+                timeout=self.timeout,
             )
-        return end
-
-    async def _connected(self, execution: Execution) -> Exit:
-        """Copy output and input until the command has ended and its output is written."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._copy(execution.stdout, 1))
-            tasks.create_task(self._copy(execution.stderr, 2))
-            feeding = tasks.create_task(_feed(execution))
-            end = await self.box.finish(execution, timeout=self.timeout)
-            feeding.cancel()
-        return end
 
     async def _copy(self, output: Output, fd: int) -> None:
         if self.json:
-            await self._report(output, fd, json_lines(sys.stdout))
+            await self._report(output, fd)
             return
         while data := await output.read():
             await terminal.write(fd, data)
 
-    async def _report(self, output: Output, fd: int, emit: Emit) -> None:
-        assert self._execution is not None
+    async def _report(self, output: Output, fd: int) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        while data := await output.read():
-            if text := decoder.decode(data):
-                emit(OutputReceived(vm=self.box.name, execution=self._execution.id, fd=fd, text=text))
-        if text := decoder.decode(b"", final=True):
-            emit(OutputReceived(vm=self.box.name, execution=self._execution.id, fd=fd, text=text))
+        data = b"-"
+        while data:
+            data = await output.read()
+            if text := decoder.decode(data, final=not data):
+                await self._print(text, fd)
+
+    async def _print(self, text: str, fd: int) -> None:
+        assert self._execution is not None
+        event = OutputReceived(vm=self.box.name, execution=self._execution.id, fd=fd, text=text)
+        await terminal.write(1, json_line(event))
 
     @contextmanager
     def _caught_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in _FORWARDED:
-            loop.add_signal_handler(number, self._on_signal, number)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and background jobs ignore some
+                loop.add_signal_handler(number, self._on_signal, number)
         if self.tty:
             loop.add_signal_handler(signal.SIGWINCH, self._on_resize)
         try:
@@ -143,7 +127,7 @@ class Session:
 
     def _on_signal(self, number: int) -> None:
         """Pass it on to the command; before there is one, and for those who insist, stop."""
-        self._signals += 1
+        self._signals += number in _ENDING
         if self._execution is None or self._signals >= _INSISTENT:
             self._stopped_by = number
             assert self._task is not None
@@ -157,25 +141,17 @@ class Session:
             _in_background(self._execution.resize(size.rows, size.cols))
 
 
-async def _feed(execution: Execution) -> None:
-    assert execution.stdin is not None
-    chunks = terminal.input_chunks(0)
-    with contextlib.suppress(GuestError):  # the command has ended and takes no more
-        while data := await chunks.get():
-            await execution.stdin.write(data)
-        await execution.stdin.end()
-
-
 _background: set[asyncio.Task[None]] = set()
 
 
 def _in_background(request: Coroutine[None, None, None]) -> None:
     """Send a request whose failure changes nothing: the channel's end is seen elsewhere."""
 
-    async def attempt() -> None:
-        with contextlib.suppress(ChannelError, GuestError):
-            await request
+    def done(task: asyncio.Task[None]) -> None:
+        _background.discard(task)
+        if not task.cancelled():
+            task.exception()
 
-    task = asyncio.create_task(attempt())
+    task = asyncio.create_task(request)
     _background.add(task)  # the loop itself holds tasks only weakly
-    task.add_done_callback(_background.discard)
+    task.add_done_callback(done)

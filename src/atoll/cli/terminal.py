@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import os
@@ -11,7 +12,7 @@ import select
 import termios
 import threading
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 from atoll.guest.messages import TerminalSize
@@ -51,7 +52,8 @@ async def write(fd: int, data: bytes) -> None:
     """
     rest = memoryview(data)
     if len(rest) <= _ATOMIC and not os.isatty(fd) and _is_writable(fd):
-        rest = rest[os.write(fd, rest) :]
+        with contextlib.suppress(BlockingIOError):  # the thread waits until it can be written
+            rest = rest[os.write(fd, rest) :]
     if rest:
         await _writer(fd).write(rest)
 
@@ -91,7 +93,7 @@ class _Writer:
             rest, tell = self._jobs.get()
             try:
                 while rest:
-                    rest = rest[os.write(self._fd, rest) :]
+                    rest = rest[_write_some(self._fd, rest) :]
             except OSError as error:
                 tell(error)
             else:
@@ -101,8 +103,8 @@ class _Writer:
 _writer = functools.cache(_Writer)
 
 
-def input_chunks(fd: int) -> asyncio.Queue[bytes]:
-    """What can be read from ``fd``, as it comes; empty bytes are its end.
+async def input_chunks(fd: int) -> AsyncIterator[bytes]:
+    """What can be read from ``fd``, as it comes, to its end.
 
     A thread reads, because no descriptor of the user's may be made non-blocking: others share it. The thread
     reads on only when its last chunk was taken.
@@ -113,12 +115,38 @@ def input_chunks(fd: int) -> asyncio.Queue[bytes]:
     def read() -> None:
         data = b"-"
         while data:
+            data = _read(fd)
+            put = chunks.put(data)
             try:
-                data = os.read(fd, _READ_SIZE)
-            except OSError:
-                data = b""
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the command has ended
-                asyncio.run_coroutine_threadsafe(chunks.put(data), loop).result()
+                asyncio.run_coroutine_threadsafe(put, loop).result()
+            except (RuntimeError, concurrent.futures.CancelledError):  # the loop is closed, or closing
+                put.close()
+                return
 
     threading.Thread(target=read, name="atoll-stdin", daemon=True).start()
-    return chunks
+    while data := await chunks.get():
+        yield data
+
+
+def _read(fd: int) -> bytes:
+    while True:
+        try:
+            return os.read(fd, _READ_SIZE)
+        except BlockingIOError:  # somebody else made it non-blocking
+            _wait(fd, select.POLLIN)
+        except OSError:
+            return b""
+
+
+def _write_some(fd: int, data: memoryview) -> int:
+    while True:
+        try:
+            return os.write(fd, data)
+        except BlockingIOError:
+            _wait(fd, select.POLLOUT)
+
+
+def _wait(fd: int, events: int) -> None:
+    poll = select.poll()
+    poll.register(fd, events)
+    poll.poll()

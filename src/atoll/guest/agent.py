@@ -6,7 +6,7 @@ import time
 
 from atoll.guest import messages
 from atoll.guest.channel import Channel
-from atoll.guest.execution import Execution, call_again, list_executions
+from atoll.guest.execution import Execution, list_executions
 
 __all__ = ["Agent"]
 
@@ -26,7 +26,7 @@ class Agent:
 
     async def booted(self) -> messages.Booted:
         """Wait until the root is mounted; ``guest.boot`` if it cannot be."""
-        return await call_again(self._channel, messages.BootWait(), messages.Booted)
+        return await self._channel.call_again(messages.BootWait(), messages.Booted)
 
     async def ping(self, data: bytes = b"") -> float:
         """Have ``data`` echoed; the round trip in seconds."""
@@ -36,7 +36,7 @@ class Agent:
 
     async def info(self) -> messages.Info:
         """What the guest is and how far it has booted."""
-        return await call_again(self._channel, messages.SystemInfo(), messages.Info)
+        return await self._channel.call_again(messages.SystemInfo(), messages.Info)
 
     async def step_clock(self, realtime: int) -> int:
         """Set the guest's clock, ns since 1970; what it showed before."""
@@ -44,7 +44,7 @@ class Agent:
 
     async def reseed(self, seed: bytes) -> None:
         """Credit 32 to 512 random bytes to the guest's entropy pool and reseed its generator."""
-        await call_again(self._channel, messages.EntropyReseed(seed=seed), messages.Empty)
+        await self._channel.call_again(messages.EntropyReseed(seed=seed), messages.Empty)
 
     async def poweroff(self, *, reboot: bool = False, grace: float = 2.0) -> None:
         """End the guest in order; ``grace`` is the time in seconds between SIGTERM and SIGKILL."""

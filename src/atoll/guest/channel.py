@@ -106,6 +106,14 @@ class Channel:
         finally:
             stream.cancel()
 
+    async def call_again(self, request: Request, reply: type[T]) -> T:
+        """``call`` for a request that may be repeated: it is sent again after each loss of step."""
+        while True:
+            try:
+                return await self.call(request, reply)
+            except LinkResetError:
+                await self.ready()
+
     def open(self, request: Request, *, end: bool = False) -> Stream:
         """Send a request whose stream carries data; ``end`` if none will be sent from here."""
         self._check_usable()
@@ -216,6 +224,8 @@ class Channel:
     async def _send(self, stream: Stream, data: memoryview, *, end: bool) -> int:
         await self._room.wait()
         self._check_usable()
+        if stream._error is not None:  # noqa: SLF001 - it ended while this waited
+            raise stream._error  # noqa: SLF001
         taken = self._session.send(stream.id, data, end=end)
         self._flush()
         return taken
@@ -338,7 +348,7 @@ class Stream:
 def _decode(payload: bytes, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed reply from the guest: {error}") from error
 
 

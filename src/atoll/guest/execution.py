@@ -7,33 +7,23 @@ from the offset that was read, input from the offset that the guest has accepted
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
-from typing import TypeVar
 
-from atoll.errors import CommandError, GuestError
+from atoll.errors import ChannelError, CommandError, GuestError
 from atoll.guest import messages, wire
 from atoll.guest.channel import Channel, LinkResetError, Stream
-from atoll.guest.messages import Exit, Request
+from atoll.guest.messages import Exit
 
-__all__ = ["Execution", "Input", "Output", "call_again", "list_executions"]
-
-T = TypeVar("T")
-
-
-async def call_again(channel: Channel, request: Request, reply: type[T]) -> T:
-    """Send a request that may be repeated, once more after each loss of step. Raises as ``Channel.call``."""
-    while True:
-        try:
-            return await channel.call(request, reply)
-        except LinkResetError:
-            await channel.ready()
+__all__ = ["Execution", "Input", "Output", "list_executions"]
 
 
 async def list_executions(channel: Channel) -> tuple[messages.ExecutionState, ...]:
     """The executions that the guest holds. Raises as ``Channel.call``."""
     found: list[messages.ExecutionState] = []
     while True:
-        page = await call_again(channel, messages.ExecList(skip=len(found)), messages.Executions)
+        page = await channel.call_again(messages.ExecList(skip=len(found)), messages.Executions)
         found += page.executions
         if not page.more or not page.executions:
             return tuple(found)
@@ -112,6 +102,8 @@ class Input:
         self._stream = channel.open(messages.ExecStdin(id=execution))
         self._unsure = bytearray()  # the last window: the guest may not have accepted it
         self._ended = False
+        self._turn = asyncio.Lock()
+        self._keeping = asyncio.create_task(self._keep())
         self.offset = 0
 
     async def write(self, data: bytes) -> None:
@@ -121,41 +113,51 @@ class Input:
             GuestError: the guest refused it.
             ChannelError: the link broke.
         """
-        await self._put(data)
+        async with self._turn:
+            self._unsure += data
+            self.offset += len(data)
+            try:
+                await self._send(data)
+            except LinkResetError:
+                await self._channel.ready()  # ``_keep`` sends it again
 
     async def end(self) -> None:
         """Say that the input is over (end of file). Raises as ``write``."""
         self._ended = True
-        await self._put(b"")
+        await self.write(b"")
 
     def close(self) -> None:
         """Stop writing without an end of file."""
+        self._keeping.cancel()
         self._stream.cancel()
 
-    async def _put(self, data: bytes) -> None:
-        self._unsure += data
-        self.offset += len(data)
-        pending: bytes | bytearray = data
+    async def _keep(self) -> None:
+        """Until the guest has passed all input on: after each loss of step send again what it may lack."""
         while True:
-            try:
-                await self._stream.write(bytes(pending), end=self._ended)
-            except LinkResetError:
-                pending = await self._reattach()
-            else:
-                del self._unsure[: -wire.WINDOW]
-                return
-
-    async def _reattach(self) -> bytearray:
-        """Open the stream again; what the guest has not accepted yet."""
-        while True:
-            await self._channel.ready()
-            first_unsure = self.offset - len(self._unsure)
-            self._stream = self._channel.open(messages.ExecStdin(id=self._execution, offset=first_unsure))
             try:
                 await self._stream.reply(messages.Offset)
+                await self._stream.read()  # the guest sends nothing but the end
             except LinkResetError:
-                continue
-            return self._unsure  # from first_unsure on: the guest drops what it has already
+                pass
+            except (ChannelError, GuestError):
+                return  # whoever writes is told
+            else:
+                return
+            with contextlib.suppress(LinkResetError):
+                await self._channel.ready()
+                async with self._turn:
+                    await self._resend()
+
+    async def _resend(self) -> None:
+        first_unsure = self.offset - len(self._unsure)
+        self._stream.cancel()
+        self._stream = self._channel.open(messages.ExecStdin(id=self._execution, offset=first_unsure))
+        await self._stream.reply(messages.Offset)
+        await self._send(bytes(self._unsure))  # the guest drops what it has already
+
+    async def _send(self, data: bytes) -> None:
+        await self._stream.write(data, end=self._ended)
+        del self._unsure[: -wire.WINDOW]
 
 
 class Execution:
@@ -163,14 +165,14 @@ class Execution:
 
     Attributes:
         id: its name in the guest.
-        argv: the command.
+        argv: the command; bytes that are no UTF-8 are replaced.
         stdout: its output; ``stderr`` likewise (at its end at once if it has a terminal).
         stdin: its input, or None.
     """
 
     def __init__(self, channel: Channel, start: messages.ExecStart) -> None:
         self.id = start.id
-        self.argv = tuple(item if isinstance(item, str) else os.fsdecode(item) for item in start.argv)
+        self.argv = tuple(os.fsencode(item).decode(errors="replace") for item in start.argv)
         self._channel = channel
         self._start = start
         self._starting: Stream = channel.open(start, end=True)
@@ -209,15 +211,15 @@ class Execution:
     async def signal(self, number: int) -> None:
         """Send a signal to the command's process group; nothing happens if it has ended."""
         try:
-            await call_again(self._channel, messages.ExecSignal(id=self.id, signal=number), messages.Empty)
+            await self._channel.call_again(messages.ExecSignal(id=self.id, signal=number), messages.Empty)
         except GuestError as error:
-            if error.reason != "not_found":
+            if error.reason != "not_found" and error.errno != errno.ESRCH:
                 raise
 
     async def resize(self, rows: int, cols: int) -> None:
         """Change the size of its terminal, characters."""
         request = messages.ExecResize(id=self.id, rows=rows, cols=cols)
-        await call_again(self._channel, request, messages.Empty)
+        await self._channel.call_again(request, messages.Empty)
 
     def release(self) -> None:
         """Have the guest end it if it still runs, and forget it, here and there. Does not wait."""
@@ -235,7 +237,7 @@ class Execution:
             self.stdin.close()
 
     async def _watch_end(self) -> Exit:
-        end = await call_again(self._channel, messages.ExecWait(id=self.id), Exit)
+        end = await self._channel.call_again(messages.ExecWait(id=self.id), Exit)
         self.stdout.settle(end.stdout)
         self.stderr.settle(end.stderr)
         return end

@@ -84,8 +84,8 @@ class ExecStart(Request, frozen=True, tag="exec.start"):
 
     id: str
     argv: tuple[str | bytes, ...]
-    env: dict[str, str] = {}
-    cwd: str | None = None
+    env: dict[str | bytes, str | bytes] = {}
+    cwd: str | bytes | None = None
     user: str | None = None
     tty: TerminalSize | None = None
     stdin: bool = False

@@ -78,8 +78,10 @@ class FakeVm:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        with contextlib.suppress(TimeoutError):  # it ends its commands and itself when its channel is closed
-            async with asyncio.timeout(_ORDERLY):
-                await self.wait()
-        await end(self.process)
-        self.console.close()
+        try:
+            with contextlib.suppress(TimeoutError):  # it ends its commands and itself without its channel
+                async with asyncio.timeout(_ORDERLY):
+                    await self.wait()
+            await end(self.process)
+        finally:
+            self.console.close()

@@ -68,6 +68,10 @@ class VirtualMachine(Protocol):
         """Kill the VM if it runs, reap its process, close all that is open. Closing twice is fine."""
 
 
+#: Reads for one wake-up: a guest that writes without end shall not hold the event loop.
+_READS = 16
+
+
 class Capture:
     """The last bytes of an output that nobody may be reading.
 
@@ -106,7 +110,9 @@ class Capture:
         self._stop()
 
     def _read(self) -> None:
-        while self._source >= 0:
+        for _ in range(_READS):
+            if self._source < 0:
+                return
             try:
                 data = os.read(self._source, 65_536)
             except BlockingIOError:
@@ -151,7 +157,10 @@ async def wait_for_exit(process: Process) -> int:
 
 async def end(process: Process) -> None:
     """Kill ``process`` if it runs, wait for its end without blocking the loop, and reap it."""
-    if process.pidfd >= 0:
-        process.kill()
+    if process.pidfd < 0:
+        return  # closed before
+    process.kill()
+    try:
         await wait_for_exit(process)
-        process.close()
+    finally:
+        process.close()  # it was killed: this waits milliseconds at most

@@ -298,7 +298,7 @@ def ensure(paths: Paths, name: str, *, architecture: str | None = None, emit: Em
 
 def installed(paths: Paths) -> list[Listed]:
     """All that is in the catalog, by name, damaged images with what is wrong."""
-    if not paths.images.is_dir():
+    if not os.path.isdir(paths.images):
         return []
     found: list[Listed] = []
     for directory in sorted(paths.images.iterdir()):
@@ -351,4 +351,7 @@ def remove(paths: Paths, name: str, *, architecture: str | None = None) -> None:
     if not directory.is_dir():
         raise ImageError(f"the image {reference} is not here", code="missing", hint="see `atoll image ls`")
     with store.lock(lock_of(directory)):
-        store.remove_tree(directory)
+        try:
+            store.remove_tree(directory)
+        except OSError as error:
+            raise StoreError(f"cannot remove {directory}: {error.strerror}", code="unwritable") from error

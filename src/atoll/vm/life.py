@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from atoll.errors import AtollError, BootError, ChannelError, GuestError
+from atoll.errors import AtollError, BootError, ChannelError, GuestError, ProtocolError
 from atoll.events import Emit, GuestBooted, StageReached, VmExited
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
@@ -81,14 +81,19 @@ class Vm:
                 booted = await agent.booted()
         except GuestError as error:
             raise self._root_error(error) from error
+        except ProtocolError as error:
+            tail = self._vm.console.tail()
+            raise BootError(error.message, stage="agent", hint=error.hint, detail=tail) from error
         except (ChannelError, TimeoutError) as error:
             raise await self.explain(error) from error
         self._booted = True
         self._reached("root")
         self._emit(GuestBooted(vm=self.name, timeline=booted.timeline))
 
-    async def explain(self, error: BaseException) -> AtollError:
+    async def explain(self, error: ChannelError | TimeoutError) -> AtollError:
         """What is behind a channel that broke or a guest that does not answer."""
+        if isinstance(error, ProtocolError) or (isinstance(error, ChannelError) and self._closed):
+            return error
         position = Position.UNKNOWN
         status = self._vm.process.poll()
         if status is None and isinstance(error, ChannelError):
@@ -120,8 +125,10 @@ class Vm:
         self._closed = True
         if self._channel is not None:
             self._channel.close()
-        await self._vm.close()
-        self._emit(VmExited(vm=self.name, status=self._vm.process.poll() or 0))
+        try:
+            await self._vm.close()
+        finally:
+            self._emit(VmExited(vm=self.name, status=self._vm.process.poll() or 0))
 
     async def __aenter__(self) -> Self:
         return self

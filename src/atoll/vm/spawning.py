@@ -28,6 +28,10 @@ def spawn(hypervisor: Hypervisor, machine: Machine, emit: Emit) -> Spawned:
     """Start ``machine``. Raises ``BootError`` with stage ``spawn``."""
     began = time.monotonic()
     vm = hypervisor.spawn(machine)
-    emit(VmSpawned(vm=machine.name, pid=vm.process.pid))
-    emit(StageReached(vm=machine.name, stage="spawn", elapsed=time.monotonic() - began))
+    try:
+        emit(VmSpawned(vm=machine.name, pid=vm.process.pid))
+        emit(StageReached(vm=machine.name, stage="spawn", elapsed=time.monotonic() - began))
+    except BaseException:
+        vm.process.close()
+        raise
     return Spawned(machine.name, vm, began)

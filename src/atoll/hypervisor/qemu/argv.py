@@ -9,7 +9,7 @@ import msgspec
 
 from atoll.hypervisor.model import CHANNEL_PORT, Accelerator, Architecture, Disk, Machine
 
-__all__ = ["Descriptors", "render"]
+__all__ = ["SANDBOX", "Descriptors", "render"]
 
 _MIB = 1 << 20
 
@@ -43,7 +43,8 @@ _BOARDS = {
     ),
 }
 
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+#: How QEMU is confined by seccomp.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 def render(machine: Machine, program: str, fds: Descriptors, *, sandbox: bool) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ def render(machine: Machine, program: str, fds: Descriptors, *, sandbox: bool) -
         program,
         *("-name", f"guest={_escape(machine.name)}"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *(("-sandbox", _SANDBOX) if sandbox else ()),
+        *(("-sandbox", SANDBOX) if sandbox else ()),
         *("-machine", board.machine),
         *("-accel", _accelerator(machine)),
         *("-cpu", "host" if machine.accelerator is Accelerator.KVM else board.tcg_cpu),

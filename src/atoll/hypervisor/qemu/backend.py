@@ -110,9 +110,11 @@ class QemuVm:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        await end(self.process)
-        if self._monitor is not None:
-            await self._monitor.close()
-        self._qmp.close()
-        self.console.close()
-        self.diagnostics.close()
+        try:
+            await end(self.process)
+            if self._monitor is not None:
+                await self._monitor.close()
+        finally:
+            self._qmp.close()
+            self.console.close()
+            self.diagnostics.close()

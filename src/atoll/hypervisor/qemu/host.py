@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import msgspec
 from atoll import process, store
 from atoll.errors import PreflightError, ProcessError, StoreError
 from atoll.hypervisor.model import Architecture
+from atoll.hypervisor.qemu.argv import SANDBOX
 
 __all__ = ["QemuHost", "find_program", "inspect_host", "install_hint"]
 
@@ -24,7 +26,7 @@ class QemuHost(msgspec.Struct, frozen=True):
 
     Attributes:
         program: its path.
-        identity: changes when the executable does.
+        identity: changes when the executable or the host's kernel does.
         version: such as ``7.2.22``.
         sandbox: whether it can confine itself by seccomp here.
     """
@@ -60,7 +62,7 @@ def inspect_host(architecture: Architecture, cache: Path) -> QemuHost:
     """
     program = find_program(architecture)
     status = program.stat()
-    identity = f"{program}:{status.st_size}:{status.st_mtime_ns}"
+    identity = f"{program}:{status.st_size}:{status.st_mtime_ns}:{os.uname().release}"
     record = cache / f"qemu-{architecture}.json"
     try:
         known = store.read_record(record, QemuHost)
@@ -98,7 +100,7 @@ def _version(program: Path, architecture: Architecture) -> str:
 
 def _can_sandbox(program: Path) -> bool:
     """Whether QEMU starts under its seccomp filter: it may be built without, or the kernel may refuse."""
-    argv = [str(program), "-sandbox", "on", "-machine", "none", "-nodefaults", "-display", "none"]
+    argv = [str(program), "-sandbox", SANDBOX, "-machine", "none", "-nodefaults", "-display", "none"]
     try:
         process.run([*argv, "-monitor", "stdio"], stdin=b"quit\n", timeout=10)
     except ProcessError:
