@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import descendants, machines_running
 
 from atoll.config import load
 from atoll.paths import Paths
@@ -52,39 +53,6 @@ def environment(paths):
     """The environment for the installed command."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ATOLL_")}
     return {**kept, "ATOLL_DATA_DIR": str(paths.data), "ATOLL_CACHE_DIR": str(paths.cache)}
-
-
-def descendants() -> dict[int, str]:
-    """Processes that this one or its children started, except defunct ones, by pid."""
-    parents, names = {}, {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path(f"/proc/{entry}/stat").read_text()
-            except OSError:
-                continue
-            name, rest = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
-            if rest[0] != "Z":
-                parents[int(entry)], names[int(entry)] = int(rest[1]), name
-    found, frontier = {}, {os.getpid()}
-    while frontier:
-        frontier = {pid for pid, parent in parents.items() if parent in frontier and pid not in found}
-        found.update({pid: names[pid] for pid in frontier})
-    return found
-
-
-def machines_running() -> set[int]:
-    """Hypervisor processes of this user on this host, whoever is their parent."""
-    found = set()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"qemu-system" in words[0] and any(word.startswith(b"guest=") for word in words):
-                found.add(int(entry))
-    return found
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ class Process:
         self._child.kill()
 
     def close(self) -> None:
-        """Kill it if it still runs, reap it, and give back the pidfd."""
+        """Kill it if it still runs, reap it, and give back the pidfd. Closing twice is fine."""
         self.kill()
         self._child.wait()
         if self.pidfd >= 0:

@@ -99,3 +99,11 @@ async def test_many_vms_live_side_by_side(backend):
             await vm.close()
         for agent in agents:
             agent._channel.close()
+
+
+async def test_a_vm_can_be_discarded_without_an_event_loop_and_leaves_nothing(backend):
+    hypervisor, machine = backend
+    vm = await asyncio.to_thread(hypervisor.spawn, machine)
+    await asyncio.to_thread(vm.discard)
+    with pytest.raises(ProcessLookupError):
+        os.kill(vm.process.pid, 0)

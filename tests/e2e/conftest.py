@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from command import COMMAND
 
 from atoll import runtime
 from atoll.image import kernel
-
-COMMAND = str(Path(sys.executable).parent / "atoll")
 
 
 @pytest.fixture(scope="session")

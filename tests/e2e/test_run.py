@@ -13,7 +13,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import COMMAND
+from command import COMMAND
+from processes import machines_running
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("no_leftovers")]
 
@@ -210,6 +211,7 @@ def test_a_terminal_for_the_command_needs_none_here(atoll):
 
 
 def test_a_slow_reader_of_events_does_not_hold_up_the_timeout(spawn_atoll):
+    before = machines_running()
     child = spawn_atoll(
         "run",
         "--json",
@@ -222,6 +224,11 @@ def test_a_slow_reader_of_events_does_not_hold_up_the_timeout(spawn_atoll):
         stdout=subprocess.PIPE,
     )
     read_until(child.stdout, b"output_received")
+    deadline = time.monotonic() + 20
+    while machines_running() > before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert machines_running() <= before
+    assert child.stdout.read().count(b"output_received") > 1
     assert child.wait(timeout=30) == 124
 
 

@@ -190,21 +190,23 @@ def test_arguments_may_be_paths_and_bytes_but_nothing_else(box):
 @pytest.mark.usefixtures("no_leftovers")
 def test_a_killed_program_takes_its_sandboxes_with_it_also_those_of_threads(environment):
     program = textwrap.dedent("""
-        import threading, time, atoll
+        import os, threading, time, atoll
         def hold():
             box = atoll.Sandbox("debian")
             box.start()
             box.run(["true"])
-            print("up", flush=True)
+            os.write(1, b"up\\n")
             time.sleep(100)
         for _ in range(2): threading.Thread(target=hold).start()
     """)
     child = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE)
-    assert child.stdout.readline() == b"up\n"
-    assert child.stdout.readline() == b"up\n"
-    child.kill()
-    child.wait()
-    child.stdout.close()
+    try:
+        assert child.stdout.readline() == b"up\n"
+        assert child.stdout.readline() == b"up\n"
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
 
 
 @pytest.mark.usefixtures("no_leftovers")

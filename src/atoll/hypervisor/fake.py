@@ -73,15 +73,23 @@ class FakeVm:
         """There are no vCPUs to look at."""
         return Position.UNKNOWN
 
-    async def close(self) -> None:
-        """End the agent and the commands it runs."""
+    def discard(self) -> None:
+        """Kill the agent; what it runs dies with it."""
+        self.process.close()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        self.console.close()
+
+    async def close(self) -> None:
+        """End the agent and the commands it runs."""
+        if self._channel is not None:
+            self._channel.close()  # without it the agent ends its commands and itself
+            self._channel = None
         try:
-            with contextlib.suppress(TimeoutError):  # it ends its commands and itself without its channel
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ORDERLY):
                     await self.wait()
             await end(self.process)
         finally:
-            self.console.close()
+            self.discard()

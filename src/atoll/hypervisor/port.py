@@ -64,6 +64,9 @@ class VirtualMachine(Protocol):
     async def position(self) -> Position:
         """Where the guest executes now; ``UNKNOWN`` if the backend cannot tell."""
 
+    def discard(self) -> None:
+        """``close`` without an event loop, for a VM that was never talked to; blocks for milliseconds."""
+
     async def close(self) -> None:
         """Kill the VM if it runs, reap its process, close all that is open. Closing twice is fine."""
 

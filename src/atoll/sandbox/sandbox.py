@@ -304,7 +304,7 @@ class _Launch:
         with self._hand_over:
             self._abandoned = True
         if self._outcome.done() and not self._outcome.cancelled() and self._outcome.exception() is None:
-            self._outcome.result().vm.process.close()
+            self._outcome.result().vm.discard()
 
     def _run(self) -> None:
         try:
@@ -314,7 +314,7 @@ class _Launch:
             return
         with self._hand_over:
             if self._abandoned or not self._tell(self._outcome.set_result, spawned):
-                spawned.vm.process.close()
+                spawned.vm.discard()
 
     def _tell(self, settle: Callable[[Any], None], outcome: object) -> bool:
         """Hand ``outcome`` to the event loop; whether it is still there."""
@@ -323,7 +323,7 @@ class _Launch:
             if not self._outcome.done():
                 settle(outcome)
             elif isinstance(outcome, Spawned):
-                outcome.vm.process.close()  # cancelled in between
+                outcome.vm.discard()  # cancelled in between
 
         try:
             self._loop.call_soon_threadsafe(tell)

@@ -32,6 +32,6 @@ def spawn(hypervisor: Hypervisor, machine: Machine, emit: Emit) -> Spawned:
         emit(VmSpawned(vm=machine.name, pid=vm.process.pid))
         emit(StageReached(vm=machine.name, stage="spawn", elapsed=time.monotonic() - began))
     except BaseException:
-        vm.process.close()
+        vm.discard()
         raise
     return Spawned(machine.name, vm, began)

@@ -105,16 +105,21 @@ class QemuVm:
             self._monitor = Monitor(self._qmp)
         return self._monitor
 
-    async def close(self) -> None:
+    def discard(self) -> None:
         """Kill QEMU and close all it was connected to."""
+        self.process.close()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        self._qmp.close()
+        self.console.close()
+        self.diagnostics.close()
+
+    async def close(self) -> None:
+        """``discard``, waiting on the event loop."""
         try:
             await end(self.process)
             if self._monitor is not None:
                 await self._monitor.close()
         finally:
-            self._qmp.close()
-            self.console.close()
-            self.diagnostics.close()
+            self.discard()
