@@ -14,7 +14,7 @@ import socket
 from atoll import process
 from atoll.errors import BootError
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, Position, end, wait_for_exit
+from atoll.hypervisor.port import Capture, ChannelEnd, Position, end, wait_for_exit
 from atoll.paths import AGENT_DIR
 
 __all__ = ["FakeHypervisor", "FakeVm"]
@@ -57,13 +57,11 @@ class FakeVm:
         self.process = child
         self.console = console
         self.diagnostics = console
-        self._channel: socket.socket | None = channel
+        self._channel = ChannelEnd(channel)
 
     def take_channel(self) -> socket.socket:
         """The host's end of the channel, once."""
-        channel, self._channel = self._channel, None
-        assert channel is not None, "the channel was taken before"
-        return channel
+        return self._channel.take()
 
     async def wait(self) -> int:
         """Wait for the agent's end."""
@@ -76,16 +74,12 @@ class FakeVm:
     def discard(self) -> None:
         """Kill the agent; what it runs dies with it."""
         self.process.close()
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._channel.close()
         self.console.close()
 
     async def close(self) -> None:
         """End the agent and the commands it runs."""
-        if self._channel is not None:
-            self._channel.close()  # without it the agent ends its commands and itself
-            self._channel = None
+        self._channel.close()  # without it the agent ends its commands and itself
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ORDERLY):

@@ -14,7 +14,7 @@ from atoll.process import Process
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Capture", "Hypervisor", "Position", "VirtualMachine", "end", "wait_for_exit"]
+__all__ = ["Capture", "ChannelEnd", "Hypervisor", "Position", "VirtualMachine", "end", "wait_for_exit"]
 
 
 class Position(StrEnum):
@@ -69,6 +69,24 @@ class VirtualMachine(Protocol):
 
     async def close(self) -> None:
         """Kill the VM if it runs, reap its process, close all that is open. Closing twice is fine."""
+
+
+class ChannelEnd:
+    """The host's end of a guest channel until somebody takes it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket: socket.socket | None = sock
+
+    def take(self) -> socket.socket:
+        """The socket, once; the caller owns it."""
+        taken, self._socket = self._socket, None
+        assert taken is not None, "the channel was taken before"
+        return taken
+
+    def close(self) -> None:
+        """Close the socket if nobody took it."""
+        if self._socket is not None:
+            self.take().close()
 
 
 #: Reads for one wake-up: a guest that writes without end shall not hold the event loop.

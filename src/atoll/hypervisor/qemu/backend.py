@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from atoll import process
 from atoll.errors import BootError, ProcessError
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, Position, end, wait_for_exit
+from atoll.hypervisor.port import Capture, ChannelEnd, Position, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
 
@@ -79,13 +79,11 @@ class QemuVm:
         self.diagnostics = diagnostics
         self._qmp = qmp
         self._monitor: Monitor | None = None
-        self._channel: socket.socket | None = channel
+        self._channel = ChannelEnd(channel)
 
     def take_channel(self) -> socket.socket:
         """The host's end of the channel, once."""
-        channel, self._channel = self._channel, None
-        assert channel is not None, "the channel was taken before"
-        return channel
+        return self._channel.take()
 
     async def wait(self) -> int:
         """Wait for QEMU's end."""
@@ -108,9 +106,7 @@ class QemuVm:
     def discard(self) -> None:
         """Kill QEMU and close all it was connected to."""
         self.process.close()
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._channel.close()
         self._qmp.close()
         self.console.close()
         self.diagnostics.close()
