@@ -57,7 +57,8 @@ class Channel:
         self._writing = False
         self._room = asyncio.Event()
         self._room.set()
-        self._welcome: asyncio.Future[int] = self._loop.create_future()
+        self._version: int | None = None
+        self._changed = asyncio.Event()
         self._resyncs = 0
         self._broken: ChannelError | None = None
         sock.setblocking(False)
@@ -77,13 +78,16 @@ class Channel:
         Raises:
             ChannelError: the link broke first.
         """
-        return await asyncio.shield(self._welcome)
+        while self._version is None:
+            self._check_usable()
+            self._changed.clear()
+            await self._changed.wait()
+        return self._version
 
     def resync(self) -> None:
         """Bring the link in step again, as after a restore. Streams end with ``LinkResetError``."""
         self._check_usable()
-        if self._welcome.done():
-            self._welcome = self._loop.create_future()
+        self._version = None
         streams, self._streams = self._streams, {}
         self._session.begin()
         for stream in streams.values():
@@ -147,9 +151,7 @@ class Channel:
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._room.set()
-        if not self._welcome.done():
-            self._welcome.set_exception(error)
-        self._welcome.exception()  # it may be that nobody awaits it
+        self._changed.set()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream._fail(error)  # noqa: SLF001
@@ -176,8 +178,8 @@ class Channel:
 
     def _dispatch(self, event: SessionEvent) -> None:
         if isinstance(event, Welcomed):
-            if not self._welcome.done():
-                self._welcome.set_result(event.version)
+            self._version = event.version
+            self._changed.set()
             return
         stream = self._streams.get(event.stream)
         if stream is None:
