@@ -12,7 +12,7 @@ import termios
 import pytest
 
 from atoll import events
-from atoll.cli.output import json_lines, listener, print_json, print_table, size
+from atoll.cli.output import JsonLines, listener, print_json, print_table, size
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_document_is_json_that_people_can_read(capsys):
 
 def test_each_event_is_a_line_of_json_at_once():
     stream = io.BytesIO()
-    emit = json_lines(stream)
+    emit = JsonLines(stream)
     emit(events.Warned(message="a\nb", at=1.0))
     emit(events.VmExited(vm="box", status=0, at=2.0))
     assert stream.getvalue().decode() == (

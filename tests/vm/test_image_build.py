@@ -1,7 +1,5 @@
 """The real thing: Debian's kernel through apt and a Debian root by mmdebstrap, kept between runs."""
 
-import os
-
 import pytest
 
 from atoll.errors import ImageError
@@ -73,9 +71,6 @@ def test_a_suite_that_does_not_exist_is_named_with_the_tools_words(paths):
     assert caught.value.hint
 
 
-@pytest.mark.skipif(
-    os.environ.get("ATOLL_TEST_SLOW") != "1", reason="takes a minute; set ATOLL_TEST_SLOW=1 to run it"
-)
 def test_two_builds_give_the_same_bytes(image):
     built_again = image.root.with_name("again.erofs")
     try:

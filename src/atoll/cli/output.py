@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from atoll import events
 from atoll.events import Emit, Event
 
-__all__ = ["json_line", "json_lines", "listener", "print_json", "print_table", "size"]
+__all__ = ["JsonLines", "json_line", "listener", "print_json", "print_table", "size"]
 
 
 _encoder = msgspec.json.Encoder()
@@ -21,7 +21,7 @@ _encoder = msgspec.json.Encoder()
 def listener(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> Emit:
     """What tells the user of events: JSON lines on stdout, or progress and stages on stderr."""
     if json:
-        return json_lines(sys.stdout.buffer)
+        return JsonLines(sys.stdout.buffer)
     if quiet:
         return events.ignore
     return _Progress(sys.stderr, verbose=verbose)
@@ -32,14 +32,24 @@ def json_line(event: Event) -> bytes:
     return _encoder.encode(event) + b"\n"
 
 
-def json_lines(stream: IO[bytes]) -> Emit:
-    """Each event as one line of JSON."""
+class JsonLines:
+    """Each event as one line of JSON.
 
-    def emit(event: Event) -> None:
-        stream.write(json_line(event))
-        stream.flush()
+    Attributes:
+        write: takes a line; it may be replaced by one that does not wait for a slow reader.
+    """
 
-    return emit
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.write: Callable[[bytes], None] = self._write_through
+
+    def __call__(self, event: Event) -> None:
+        """Write ``event``."""
+        self.write(json_line(event))
+
+    def _write_through(self, line: bytes) -> None:
+        self._stream.write(line)
+        self._stream.flush()
 
 
 class _Progress:

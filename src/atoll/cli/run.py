@@ -10,7 +10,7 @@ import os
 
 from atoll import runtime
 from atoll.cli.options import add_vm_options, parse_environment, resolve
-from atoll.cli.output import listener
+from atoll.cli.output import JsonLines, listener
 from atoll.errors import UsageError
 
 __all__ = ["configure", "run"]
@@ -67,8 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         on_event=emit,
         spawned=spawned,
     )
+    events = emit if isinstance(emit, JsonLines) else None
     command = tuple(arguments.argv) or ("/bin/sh",)
-    session = Session(box=box, argv=command, tty=bool(tty), json=arguments.json, timeout=timeout)
+    session = Session(box=box, argv=command, tty=bool(tty), events=events, timeout=timeout)
     return asyncio.run(session.run())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Coroutine, Iterator
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from atoll.cli import terminal
-from atoll.cli.output import json_line
+from atoll.cli.output import JsonLines, json_line
 from atoll.events import OutputReceived
 from atoll.guest.execution import Execution, Output
 from atoll.guest.messages import Exit
@@ -40,14 +41,14 @@ class Session:
         box: launched already.
         argv: the command.
         tty: give it a terminal of this one's size.
-        json: print output as events.
+        events: print output as events, through this; None to print it as it is.
         timeout: seconds after which it is ended.
     """
 
     box: Sandbox
     argv: tuple[str, ...]
     tty: bool
-    json: bool
+    events: JsonLines | None
     timeout: float | None
     _execution: Execution | None = field(default=None, init=False)
     _task: asyncio.Task[int] | None = field(default=None, init=False)
@@ -60,6 +61,8 @@ class Session:
         Raises:
             AtollError: the VM did not come up, or the command could not be started or was ended.
         """
+        if self.events is not None:
+            self.events.write = functools.partial(terminal.post, 1)
         self._task = asyncio.create_task(self._run())
         with self._caught_signals():
             try:
@@ -75,6 +78,8 @@ class Session:
             end = await self._execute()
         finally:
             await self.box.close()
+            if self.events is not None:
+                await terminal.send(1, b"")  # what was posted is written
         return end.code if end.code is not None else 128 + (end.signal or 0)
 
     async def _execute(self) -> Exit:
@@ -92,7 +97,7 @@ class Session:
             )
 
     async def _copy(self, output: Output, fd: int) -> None:
-        if self.json:
+        if self.events is not None:
             await self._report(output, fd)
             return
         while data := await output.read():
@@ -109,7 +114,7 @@ class Session:
     async def _print(self, text: str, fd: int) -> None:
         assert self._execution is not None
         event = OutputReceived(vm=self.box.name, execution=self._execution.id, fd=fd, text=text)
-        await terminal.write(1, json_line(event))
+        await terminal.send(1, json_line(event))
 
     @contextmanager
     def _caught_signals(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from atoll.guest.messages import TerminalSize
 
-__all__ = ["input_chunks", "raw_mode", "terminal_size", "write"]
+__all__ = ["input_chunks", "post", "raw_mode", "send", "terminal_size", "write"]
 
 #: A pipe that is writable takes this much without blocking (pipe(7), PIPE_BUF). A terminal need not.
 _ATOMIC = 4096
@@ -58,6 +58,16 @@ async def write(fd: int, data: bytes) -> None:
         await _writer(fd).write(rest)
 
 
+async def send(fd: int, data: bytes) -> None:
+    """Write ``data`` behind all that was posted. Raises as ``write``."""
+    await _writer(fd).write(memoryview(data))
+
+
+def post(fd: int, data: bytes) -> None:
+    """Have ``data`` written in its turn, without waiting."""
+    _writer(fd).post(memoryview(data))
+
+
 def _is_writable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
@@ -87,6 +97,9 @@ class _Writer:
 
         self._jobs.put((data, tell))
         await written
+
+    def post(self, data: memoryview) -> None:
+        self._jobs.put((data, lambda _: None))
 
     def _work(self) -> None:
         while True:
