@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     import asyncio
 
     from atoll.cli.session import Session
+    from atoll.image import catalog
     from atoll.sandbox.sandbox import Sandbox
 
     tty = arguments.tty
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         spawned=spawned,
     )
     events = emit if isinstance(emit, JsonLines) else None
-    command = tuple(arguments.argv) or ("/bin/sh",)
+    command = tuple(arguments.argv) or (catalog.find(config.paths, arguments.image).manifest.shell,)
     session = Session(box=box, argv=command, tty=bool(tty), events=events, timeout=timeout)
     return asyncio.run(session.run())
 
