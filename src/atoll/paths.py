@@ -13,7 +13,7 @@ import msgspec
 
 from atoll.errors import ConfigError
 
-__all__ = ["AGENT_DIR", "CONFIG_NAME", "SYSTEM_CONFIG", "Paths", "default_paths", "user_config"]
+__all__ = ["AGENT_DIR", "CONFIG_NAME", "SYSTEM_CONFIG", "Paths", "agent_path", "default_paths", "user_config"]
 
 #: Where the wheel carries the guest agent, one file per architecture.
 AGENT_DIR = Path(__file__).parent / "_bin"
@@ -73,6 +73,11 @@ def _xdg(variable: str, fallback: str) -> Path:
     except RuntimeError:
         hint = f"set HOME, or {variable}"
         raise ConfigError("this user has no home directory", code="home", hint=hint) from None
+
+
+def agent_path(architecture: str) -> Path:
+    """The guest agent that this installation carries."""
+    return AGENT_DIR / f"atoll-agent-{architecture}"
 
 
 def default_paths() -> Paths:

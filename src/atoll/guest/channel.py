@@ -67,11 +67,6 @@ class Channel:
         self._session.begin()
         self._flush()
 
-    @property
-    def broken(self) -> ChannelError | None:
-        """Why the channel cannot be used any more; None while it can."""
-        return self._broken
-
     async def ready(self) -> int:
         """Wait until the guest has answered HELLO; the protocol version spoken.
 

@@ -176,7 +176,6 @@ class Execution:
         self._channel = channel
         self._start = start
         self._starting: Stream = channel.open(start, end=True)
-        self._exit: Exit | None = None
         self.stdout = Output(channel, messages.ExecOutput(id=start.id, fd=1, offset=0))
         self.stderr = Output(channel, messages.ExecOutput(id=start.id, fd=2, offset=0))
         self.stdin = Input(channel, start.id) if start.stdin else None
@@ -203,10 +202,8 @@ class Execution:
 
     async def wait(self) -> Exit:
         """Wait for the command's end. Raises as ``started``."""
-        if self._exit is None:
-            await self.started()
-            self._exit = await asyncio.shield(self._ending)
-        return self._exit
+        await self.started()
+        return await asyncio.shield(self._ending)
 
     async def signal(self, number: int) -> None:
         """Send a signal to the command's process group; nothing happens if it has ended."""

@@ -15,7 +15,7 @@ from atoll import process
 from atoll.errors import BootError
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import Capture, ChannelEnd, Position, end, wait_for_exit
-from atoll.paths import AGENT_DIR
+from atoll.paths import agent_path
 
 __all__ = ["FakeHypervisor", "FakeVm"]
 
@@ -30,7 +30,7 @@ class FakeHypervisor:
 
     def spawn(self, machine: Machine) -> FakeVm:
         """Start the agent. Raises ``BootError`` (stage ``spawn``) if it is not built."""
-        agent = AGENT_DIR / f"atoll-agent-{os.uname().machine}"
+        agent = agent_path(os.uname().machine)
         if not agent.exists():
             hint = "run `make build`, which compiles it"
             raise BootError(f"{machine.name}: no guest agent for this host", stage="spawn", hint=hint)

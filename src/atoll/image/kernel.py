@@ -24,7 +24,7 @@ import msgspec
 from atoll import store
 from atoll.errors import AtollError, ImageError, StoreError, UsageError
 from atoll.events import Emit, ignore
-from atoll.paths import AGENT_DIR, Paths
+from atoll.paths import Paths, agent_path
 
 __all__ = [
     "ARCHITECTURES",
@@ -186,11 +186,6 @@ def host_architecture() -> str:
     """The host's architecture by the name that Atoll uses."""
     machine = os.uname().machine
     return {"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine)
-
-
-def agent_path(architecture: str) -> Path:
-    """The guest agent that this installation carries."""
-    return AGENT_DIR / f"atoll-agent-{architecture}"
 
 
 def _digest(path: Path) -> str:
