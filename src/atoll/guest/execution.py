@@ -36,13 +36,13 @@ class Output:
         offset: bytes read so far, counted from the command's start.
     """
 
-    def __init__(self, channel: Channel, request: messages.ExecOutput) -> None:
+    def __init__(self, channel: Channel, execution: str, fd: int) -> None:
         self._channel = channel
-        self._request = request
-        self._stream = channel.open(request, end=True)
+        self._execution = execution
+        self._fd = fd
         self._limit: int | None = None
-        self.offset = request.offset or 0
-        self._began = request.offset is not None
+        self.offset = 0
+        self._stream = self._attach()
 
     async def read(self) -> bytes:
         """Wait for output and return all that has come; empty at the end.
@@ -54,12 +54,10 @@ class Output:
         """
         while self._limit is None or self.offset < self._limit:
             try:
-                if not self._began:
-                    self.offset = (await self._stream.reply(messages.Offset)).offset
-                    self._began = True
                 data = await self._stream.read()
             except LinkResetError:
-                await self._reattach()
+                await self._channel.ready()
+                self._stream = self._attach()
                 continue
             self.offset += len(data)
             return data
@@ -82,11 +80,9 @@ class Output:
         """Stop reading."""
         self._stream.cancel()
 
-    async def _reattach(self) -> None:
-        await self._channel.ready()
-        offset = self.offset if self._began else self._request.offset
-        request = messages.ExecOutput(id=self._request.id, fd=self._request.fd, offset=offset)
-        self._stream = self._channel.open(request, end=True)
+    def _attach(self) -> Stream:
+        request = messages.ExecOutput(id=self._execution, fd=self._fd, offset=self.offset)
+        return self._channel.open(request, end=True)
 
 
 class Input:
@@ -176,8 +172,8 @@ class Execution:
         self._channel = channel
         self._start = start
         self._starting: Stream = channel.open(start, end=True)
-        self.stdout = Output(channel, messages.ExecOutput(id=start.id, fd=1, offset=0))
-        self.stderr = Output(channel, messages.ExecOutput(id=start.id, fd=2, offset=0))
+        self.stdout = Output(channel, start.id, fd=1)
+        self.stderr = Output(channel, start.id, fd=2)
         self.stdin = Input(channel, start.id) if start.stdin else None
         self._ending = asyncio.create_task(self._watch_end())
 
