@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 
 from atoll.guest import messages
-from atoll.guest.channel import Channel
+from atoll.guest.channel import Channel, Stream
 from atoll.guest.execution import Execution, list_executions
 
 __all__ = ["Agent"]
@@ -50,6 +52,86 @@ class Agent:
         """End the guest in order; ``grace`` is the time in seconds between SIGTERM and SIGKILL."""
         request = messages.Poweroff(mode="reboot" if reboot else "poweroff", grace=round(grace * 1000))
         await self._channel.call(request, messages.Empty)
+
+    async def stats(self) -> messages.Stats:
+        """What the guest uses, and has used since its boot."""
+        return await self._channel.call_again(messages.SystemStats(), messages.Stats)
+
+    async def load_modules(self, paths: Sequence[str]) -> int:
+        """Load kernel modules in the order given; how many were not loaded yet.
+
+        Args:
+            paths: of the modules' files, below ``/usr/lib/modules/RELEASE/``.
+        """
+        request = messages.ModuleLoad(paths=tuple(paths))
+        return (await self._channel.call_again(request, messages.Loaded)).loaded
+
+    async def configure_network(
+        self,
+        mac: str,
+        address: str,
+        *,
+        gateway: str | None = None,
+        resolvers: Sequence[str] = (),
+        wait: float = 5.0,
+    ) -> str:
+        """Set up a network interface of the guest; its name.
+
+        Args:
+            mac: of the interface that is meant.
+            address: with its prefix length; the only one that the interface has afterwards.
+            gateway: where the default route leads.
+            resolvers: addresses of name servers.
+            wait: seconds for the interface to appear.
+        """
+        request = messages.NetConfigure(
+            mac=mac, address=address, gateway=gateway, resolvers=tuple(resolvers), wait=round(wait * 1000)
+        )
+        return (await self._channel.call_again(request, messages.Configured)).interface
+
+    async def mount(
+        self, kind: str, source: str, target: str, *, options: str = "", read_only: bool = False
+    ) -> None:
+        """Mount a file system of type ``kind`` at ``target``, which is made where it is missing.
+
+        It is not repeated after a loss of step (``LinkResetError``): a second mount would cover the first.
+        """
+        request = messages.FsMount(
+            type=kind, source=source, target=target, options=options, read_only=read_only
+        )
+        await self._channel.call(request, messages.Empty)
+
+    async def unmount(self, target: str, *, lazy: bool = False) -> None:
+        """Unmount what is at ``target``, with ``lazy`` also while it is in use.
+
+        It is not repeated after a loss of step (``LinkResetError``): it could meet what lay beneath.
+        """
+        await self._channel.call(messages.FsUnmount(target=target, lazy=lazy), messages.Empty)
+
+    async def grow_data(self) -> messages.Grown:
+        """Have the data disk's file system fill its disk, which has grown."""
+        return await self._channel.call_again(messages.DataGrow(), messages.Grown)
+
+    async def trim_data(self) -> int:
+        """Give blocks that the data disk's file system does not use back to the host; bytes."""
+        return (await self._channel.call_again(messages.DataTrim(), messages.Trimmed)).trimmed
+
+    async def bring_cpus_online(self) -> int:
+        """Use vCPUs that were plugged in; how many are online now."""
+        return (await self._channel.call_again(messages.CpuOnline(), messages.Online)).vcpus
+
+    def read_tree(self, path: str | bytes) -> Stream:
+        """Have the tree at ``path`` sent: a stream of ``atoll.guest.tree`` behind an ``Empty`` reply."""
+        return self._channel.open(messages.TreeRead(path=os.fsencode(path)), end=True)
+
+    def write_tree(self, path: str | bytes, name: str | bytes, *, user: str | None = None) -> Stream:
+        """Send a tree to ``path``, or into it as ``name`` where it is a directory.
+
+        The stream takes what ``atoll.guest.tree`` encodes behind an ``Empty`` reply, and tells of the end by
+        a ``Written`` as data.
+        """
+        request = messages.TreeWrite(path=os.fsencode(path), name=os.fsencode(name), user=user)
+        return self._channel.open(request)
 
     def start(self, command: messages.ExecStart) -> Execution:
         """Start a command. All requests of its life leave at once; ``Execution.started`` tells of errors."""

@@ -1,4 +1,4 @@
-"""Requests and replies of the agent protocol, section 5 and 6, as typed records in MessagePack."""
+"""Requests and replies of the agent protocol, sections 5, 6 and 8, as typed records in MessagePack."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ __all__ = [
     "BootWait",
     "Booted",
     "ClockStep",
+    "Configured",
+    "CpuOnline",
+    "CpuTimes",
+    "DataGrow",
+    "DataTrim",
+    "DiskUse",
     "Empty",
     "EntropyReseed",
     "ExecList",
@@ -21,17 +27,32 @@ __all__ = [
     "ExecutionState",
     "Executions",
     "Exit",
+    "FsMount",
+    "FsUnmount",
+    "Grown",
     "Info",
+    "Loaded",
+    "MemoryUse",
+    "ModuleLoad",
+    "NetConfigure",
+    "NetworkUse",
     "Offset",
+    "Online",
     "Ping",
     "Pong",
     "Poweroff",
     "Refusal",
     "Request",
     "Started",
+    "Stats",
     "Stepped",
     "SystemInfo",
+    "SystemStats",
     "TerminalSize",
+    "TreeRead",
+    "TreeWrite",
+    "Trimmed",
+    "Written",
 ]
 
 
@@ -70,6 +91,69 @@ class Poweroff(Request, frozen=True, tag="system.poweroff"):
 
     mode: str = "poweroff"
     grace: int = 2000
+
+
+class SystemStats(Request, frozen=True, tag="system.stats"):
+    """Ask what the guest uses."""
+
+
+class ModuleLoad(Request, frozen=True, tag="module.load"):
+    """Load kernel modules in the order in which they are needed; ``paths`` as in section 5."""
+
+    paths: tuple[str, ...]
+
+
+class NetConfigure(Request, frozen=True, tag="net.configure"):
+    """Set up the interface that has ``mac``; ``address`` has a prefix length, ``wait`` is in ms."""
+
+    mac: str
+    address: str
+    gateway: str | None = None
+    resolvers: tuple[str, ...] = ()
+    wait: int = 5000
+
+
+class FsMount(Request, frozen=True, tag="fs.mount"):
+    """Mount ``source`` at ``target``, which is made where it is missing."""
+
+    type: str
+    source: str
+    target: str
+    options: str = ""
+    read_only: bool = False
+
+
+class FsUnmount(Request, frozen=True, tag="fs.unmount"):
+    """Unmount what is mounted at ``target``; ``lazy`` also while it is in use."""
+
+    target: str
+    lazy: bool = False
+
+
+class DataGrow(Request, frozen=True, tag="data.grow"):
+    """Have the data disk's file system fill its disk."""
+
+
+class DataTrim(Request, frozen=True, tag="data.trim"):
+    """Discard the blocks that the data disk's file system does not use."""
+
+
+class CpuOnline(Request, frozen=True, tag="cpu.online"):
+    """Bring vCPUs that were plugged in online."""
+
+
+class TreeRead(Request, frozen=True, tag="tree.read"):
+    """Ask for the tree at ``path``, absolute."""
+
+    path: str | bytes
+
+
+class TreeWrite(Request, frozen=True, tag="tree.write"):
+    """Send a tree to ``path``, or into it as ``name`` where it is a directory; ``user`` shall own it all."""
+
+    path: str | bytes
+    name: str | bytes
+    user: str | None = None
 
 
 class TerminalSize(msgspec.Struct, frozen=True):
@@ -178,6 +262,93 @@ class Stepped(msgspec.Struct, frozen=True):
     """Reply to ``ClockStep``: the guest's realtime before, ns."""
 
     before: int
+
+
+class CpuTimes(msgspec.Struct, frozen=True):
+    """What the guest's vCPUs did since its boot, ns, all of them together."""
+
+    user: int
+    system: int
+    idle: int
+    iowait: int
+    steal: int
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """The guest's memory now, bytes."""
+
+    total: int
+    free: int
+    available: int
+    cached: int
+    swap_total: int
+    swap_free: int
+
+
+class DiskUse(msgspec.Struct, frozen=True):
+    """Bytes that the guest's disks read and wrote since its boot, and ``size`` and ``free`` of ``/`` now."""
+
+    read: int
+    written: int
+    size: int
+    free: int
+
+
+class NetworkUse(msgspec.Struct, frozen=True):
+    """Bytes that the guest received and sent since its boot, but for those to itself."""
+
+    received: int
+    sent: int
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Reply to ``SystemStats``, section 5.2: ``load`` times 100, ``uptime`` in ns."""
+
+    cpu: CpuTimes
+    memory: MemoryUse
+    load: int
+    processes: int
+    disk: DiskUse
+    network: NetworkUse
+    uptime: int
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Reply to ``ModuleLoad``: how many modules were not there yet."""
+
+    loaded: int
+
+
+class Configured(msgspec.Struct, frozen=True):
+    """Reply to ``NetConfigure``: the interface's name."""
+
+    interface: str
+
+
+class Grown(msgspec.Struct, frozen=True):
+    """Reply to ``DataGrow``: bytes of the file system ``before`` and now."""
+
+    before: int
+    size: int
+
+
+class Trimmed(msgspec.Struct, frozen=True):
+    """Reply to ``DataTrim``: bytes that were discarded."""
+
+    trimmed: int
+
+
+class Online(msgspec.Struct, frozen=True):
+    """Reply to ``CpuOnline``: how many vCPUs are online now."""
+
+    vcpus: int
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What a guest says at the end of ``TreeWrite``, as DATA."""
+
+    entries: int
+    bytes: int
 
 
 class Started(msgspec.Struct, frozen=True):
