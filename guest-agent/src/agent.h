@@ -33,6 +33,7 @@ struct agent {
     struct executions executions;
     struct power power;
     struct source signals;
+    struct source listener; /* of a hosted agent that serves one connection after another, or closed */
 
     struct list parked; /* requests that wait for the root */
     size_t parked_size;

@@ -121,6 +121,7 @@ int boot_begin(struct boot *boot, struct failure *failed)
     int port = open_port(failed);
     if (port >= 0) {
         reached(boot, BOOT_CHANNEL);
+        console_use_log_port();
         console_say("channel");
     }
     return port;

@@ -5,11 +5,16 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <termios.h>
 #include <unistd.h>
 
 enum { LINE_MAX_SIZE = 512 };
 
+#define LOG_PORT "/dev/hvc1"
+
 static int console = STDERR_FILENO;
+static int log_port = -1;
+static bool use_log_port;
 
 void console_open(void)
 {
@@ -32,6 +37,36 @@ void console_open(void)
     }
 }
 
+void console_use_log_port(void)
+{
+    use_log_port = true;
+}
+
+/* The port may come up later than the channel, or never. A host that does not read it stalls nobody. */
+static bool open_log_port(void)
+{
+    struct termios settings;
+
+    if (log_port >= 0)
+        return true;
+    if (!use_log_port)
+        return false;
+    log_port = open(LOG_PORT, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (log_port < 0)
+        return false;
+    if (tcgetattr(log_port, &settings) == 0) {
+        cfmakeraw(&settings);
+        tcsetattr(log_port, TCSANOW, &settings);
+    }
+    return true;
+}
+
+static void write_line(int fd, const char *line)
+{
+    if (write(fd, line, strlen(line)) < 0)
+        return; /* nobody is left to tell */
+}
+
 void console_say(const char *format, ...)
 {
     char line[LINE_MAX_SIZE] = "atoll: ";
@@ -42,6 +77,7 @@ void console_say(const char *format, ...)
     vsnprintf(line + prefix, sizeof(line) - prefix - 1, format, arguments);
     va_end(arguments);
     strcat(line, "\n");
-    if (write(console, line, strlen(line)) < 0)
-        return; /* nobody is left to tell */
+    if (open_log_port())
+        write_line(log_port, line);
+    write_line(console, line);
 }

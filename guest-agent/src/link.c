@@ -19,10 +19,23 @@ static void link_event(struct source *source, uint32_t events)
         link->writable = true;
 }
 
+void link_init(struct link *link)
+{
+    *link = (struct link){.source = {-1, link_event}};
+    wire_reader_init(&link->in);
+}
+
+void link_close(struct link *link)
+{
+    loop_close(&link->source);
+    link_init(link);
+}
+
 bool link_open(struct link *link, const struct loop *loop, int fd, bool serial)
 {
-    *link = (struct link){.source = {fd, link_event}, .serial = serial};
-    wire_reader_init(&link->in);
+    link_init(link);
+    link->source.fd = fd;
+    link->serial = serial;
     return fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0 &&
            fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 && loop_watch(loop, &link->source);
 }

@@ -28,8 +28,14 @@ struct link {
     uint8_t out[LINK_CHUNK];
 };
 
+/* Nobody is there yet. */
+void link_init(struct link *link);
+
 /* Takes the descriptor over; false, with errno set, if it cannot be watched. */
 bool link_open(struct link *link, const struct loop *loop, int fd, bool serial);
+
+/* Closes the descriptor and forgets what was under way. */
+void link_close(struct link *link);
 
 /* Each does a bounded amount of work. True if more is to be received, once the mux accepts it. */
 bool link_receive(struct link *link, struct mux *mux);

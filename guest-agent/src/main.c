@@ -2,12 +2,14 @@
  * The guest agent: as process 1 of an initramfs, or hosted on an ordinary system. One thread, one event loop.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,10 +27,12 @@ enum {
 };
 
 static const char usage_text[] =
-    "Usage: atoll-agent --fd N | --version | --help\n"
+    "Usage: atoll-agent --fd N | --listen N | --version | --help\n"
     "\n"
     "As process 1, boots a guest and serves its host. Otherwise:\n"
     "  --fd N     serve on this inherited socket until its other end is closed\n"
+    "  --listen N serve one connection after another on this inherited listening socket, until\n"
+    "             SIGTERM (exit status 0) or system.poweroff (0; 3 for a reboot)\n"
     "  --version  print the version\n"
     "  --help     print this text\n";
 
@@ -84,14 +88,45 @@ static void reset_signals(void)
     sigprocmask(SIG_SETMASK, &all, NULL);
 }
 
-static bool agent_init(struct agent *agent, enum agent_mode mode, int fd)
+/* Everything but the link. */
+static bool agent_init(struct agent *agent, enum agent_mode mode)
 {
     agent->mode = mode;
     agent->signals.fd = -1;
+    agent->listener.fd = -1;
+    link_init(&agent->link);
     list_init(&agent->parked);
     executions_init(&agent->executions, &agent->loop);
     return loop_init(&agent->loop) && mux_init(&agent->mux, request_open, agent) &&
-           agent_watch_signals(agent) && link_open(&agent->link, &agent->loop, fd, mode != AGENT_HOSTED);
+           agent_watch_signals(agent);
+}
+
+/* Takes the next connection, unless one is served: others wait in the socket's queue. */
+static void accept_connection(struct agent *agent)
+{
+    while (agent->link.source.fd < 0) {
+        int fd = accept4(agent->listener.fd, NULL, NULL, SOCK_CLOEXEC);
+
+        if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
+            continue;
+        if (fd < 0)
+            return;
+        if (!link_open(&agent->link, &agent->loop, fd, false))
+            link_close(&agent->link);
+    }
+}
+
+static void listener_event(struct source *source, uint32_t events)
+{
+    (void)events;
+    accept_connection(list_entry(source, struct agent, listener));
+}
+
+static bool listen_on(struct agent *agent, int fd)
+{
+    agent->listener = (struct source){fd, listener_event};
+    return fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0 && fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 &&
+           loop_watch(&agent->loop, &agent->listener);
 }
 
 /* Reacts to the host's end having gone. */
@@ -99,6 +134,12 @@ static void check_link(struct agent *agent)
 {
     const struct link *link = &agent->link;
 
+    if (link->closed && agent->listener.fd >= 0) {
+        link_close(&agent->link);
+        mux_drop(&agent->mux);
+        accept_connection(agent);
+        return;
+    }
     if (link->closed) {
         agent->power.requested = true;
         return;
@@ -172,14 +213,14 @@ __attribute__((noreturn)) static void run_init(char **argv)
         power_cut();
     }
     launch_init(true);
-    if (!agent_init(agent, AGENT_MINIMAL, port)) {
+    if (!agent_init(agent, AGENT_MINIMAL) || !link_open(&agent->link, &agent->loop, port, true)) {
         console_say("failed: initramfs: event loop: %s", strerror(errno));
         power_cut();
     }
     serve(agent);
 }
 
-static int run_hosted(const char *number)
+static int run_hosted(const char *number, bool listen)
 {
     struct agent *agent = &the_agent;
     char *end;
@@ -191,7 +232,8 @@ static int run_hosted(const char *number)
     }
     boot_skip(&agent->boot);
     launch_init(false);
-    if (!agent_init(agent, AGENT_HOSTED, (int)fd)) {
+    if (!agent_init(agent, AGENT_HOSTED) ||
+        !(listen ? listen_on(agent, (int)fd) : link_open(&agent->link, &agent->loop, (int)fd, false))) {
         console_say("descriptor %ld: %s", fd, strerror(errno));
         return 1;
     }
@@ -203,7 +245,9 @@ int main(int argc, char **argv)
 {
     reset_signals();
     if (argc == 3 && strcmp(argv[1], "--fd") == 0)
-        return run_hosted(argv[2]);
+        return run_hosted(argv[2], false);
+    if (argc == 3 && strcmp(argv[1], "--listen") == 0)
+        return run_hosted(argv[2], true);
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         puts("atoll-agent " ATOLL_VERSION);
         return 0;

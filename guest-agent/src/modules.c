@@ -25,7 +25,7 @@ void modules_close(struct module_list *list)
     *list = (struct module_list){0};
 }
 
-static bool load(const char *path, struct failure *failed)
+bool module_load(const char *path, bool *new, struct failure *failed)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
@@ -33,8 +33,9 @@ static bool load(const char *path, struct failure *failed)
         *failed = failure_os(errno, NULL, "%s", path);
         return false;
     }
+    *new = syscall(SYS_finit_module, fd, "", 0) == 0;
     /* EEXIST: it is built in, or came as another's dependency. */
-    bool loaded = syscall(SYS_finit_module, fd, "", 0) == 0 || errno == EEXIST;
+    bool loaded = *new || errno == EEXIST;
     if (!loaded)
         *failed = failure_os(errno, NULL, "%s", path);
     close(fd);
@@ -43,10 +44,11 @@ static bool load(const char *path, struct failure *failed)
 
 bool modules_load_next(struct module_list *list, bool *more, struct failure *failed)
 {
+    bool new;
     const char *path = list->next ? strtok_r(list->next, "\n", &list->next) : NULL;
 
     *more = path != NULL;
-    return !path || load(path, failed);
+    return !path || module_load(path, &new, failed);
 }
 
 bool modules_load(const char *path, struct failure *failed)

@@ -21,6 +21,9 @@ void modules_close(struct module_list *list);
 /* Loads the next one; `more` tells whether there was one. */
 bool modules_load_next(struct module_list *list, bool *more, struct failure *failed);
 
+/* `new` tells whether it was not there yet. */
+bool module_load(const char *path, bool *new, struct failure *failed);
+
 /* Loads all. */
 bool modules_load(const char *path, struct failure *failed);
 

@@ -14,6 +14,7 @@
 enum {
     POLL_MS = 5,
     KILL_WAIT_MS = 1000,
+    EXIT_REBOOT = 3, /* of a hosted agent that plays a machine */
 
     /* Numbers of glibc's SIGRTMIN+4 and +5, which systemd takes as poweroff and reboot; musl's SIGRTMIN is
      * another. */
@@ -76,7 +77,7 @@ __attribute__((noreturn)) static void leave_host(struct agent *agent)
 {
     list_each(item, after, &agent->executions.all)
         execution_release(&agent->executions, list_entry(item, struct execution, link));
-    exit(0);
+    exit(agent->listener.fd >= 0 && agent->power.reboot ? EXIT_REBOOT : 0);
 }
 
 void power_carry_out(struct agent *agent)

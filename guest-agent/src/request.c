@@ -183,7 +183,9 @@ static void park(struct request *request)
 
 static const struct method *find_method(const char *name)
 {
-    const struct method *const tables[] = {system_methods, exec_methods};
+    const struct method *const tables[] = {
+        system_methods, exec_methods, hardware_methods, net_methods, mount_methods, data_methods,
+    };
 
     for (size_t i = 0; i < sizeof(tables) / sizeof(*tables); i++) {
         for (const struct method *method = tables[i]; method->name; method++) {

@@ -14,6 +14,7 @@
 
 #include "clock.h"
 #include "request.h"
+#include "stats.h"
 
 enum {
     PING_MAX = 4096,
@@ -117,6 +118,14 @@ static void system_info(struct request *request)
     request_reply(request, &writer, true);
 }
 
+static void system_stats(struct request *request)
+{
+    struct mp_writer writer = request_writer(request);
+
+    stats_write(&writer);
+    request_reply(request, &writer, true);
+}
+
 static void clock_step(struct request *request)
 {
     struct mp_writer writer = request_writer(request);
@@ -191,6 +200,7 @@ static void system_poweroff(struct request *request)
 const struct method system_methods[] = {
     {"ping", false, ping},
     {"system.info", false, system_info},
+    {"system.stats", false, system_stats},
     {"system.poweroff", false, system_poweroff},
     {"boot.wait", true, boot_wait},
     {"clock.step", false, clock_step},
