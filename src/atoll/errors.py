@@ -39,6 +39,7 @@ __all__ = [
     "StoreError",
     "UsageError",
     "innermost",
+    "revive",
 ]
 
 
@@ -189,3 +190,24 @@ def innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def revive(code: str, message: str, *, hint: str = "", detail: str = "") -> AtollError:
+    """The error of ``code`` again, as another process raised it."""
+    kind = max(_family(AtollError, code), key=lambda found: len(found.family), default=AtollError)
+    error = kind.__new__(kind)
+    AtollError.__init__(error, message, hint=hint, detail=detail)
+    error.code = code
+    last = code.rpartition(".")[2]
+    if isinstance(error, BootError):
+        error.stage = last
+    if isinstance(error, GuestError):
+        error.reason, error.errno, error.stage = last, 0, ""
+    if isinstance(error, ProcessError):
+        error.argv, error.status = (), 0
+    return error
+
+
+def _family(kind: type[AtollError], code: str) -> list[type[AtollError]]:
+    own = [kind] if f"{code}.".startswith(f"{kind.family}.") else []
+    return [*own, *(found for child in kind.__subclasses__() for found in _family(child, code))]

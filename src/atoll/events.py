@@ -22,11 +22,14 @@ __all__ = [
     "GuestBooted",
     "OutputReceived",
     "StageReached",
+    "StateChanged",
+    "StopTried",
     "TaskAdvanced",
     "TaskEnded",
     "TaskStarted",
     "VmExited",
     "VmSpawned",
+    "WaitingFor",
     "Warned",
     "ignore",
     "task",
@@ -139,6 +142,31 @@ class ExecutionEnded(Event, frozen=True, tag="execution_ended"):
     code: int | None
     signal: int | None
     elapsed: float
+
+
+class StateChanged(Event, frozen=True, tag="state_changed"):
+    """A machine came into another phase; the record on disk says so already. ``error`` is a code, or empty."""
+
+    vm: str
+    phase: str
+    cause: str
+    error: str = ""
+
+
+class StopTried(Event, frozen=True, tag="stop_tried"):
+    """One way to end a guest was tried for ``elapsed`` seconds; ``ended`` if it worked."""
+
+    vm: str
+    how: str
+    elapsed: float
+    ended: bool
+
+
+class WaitingFor(Event, frozen=True, tag="waiting_for"):
+    """A machine that starts waits for something, by name."""
+
+    vm: str
+    what: str
 
 
 class Warned(Event, frozen=True, tag="warned"):

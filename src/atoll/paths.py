@@ -13,7 +13,16 @@ import msgspec
 
 from atoll.errors import ConfigError
 
-__all__ = ["AGENT_DIR", "CONFIG_NAME", "SYSTEM_CONFIG", "Paths", "agent_path", "default_paths", "user_config"]
+__all__ = [
+    "AGENT_DIR",
+    "CONFIG_NAME",
+    "SYSTEM_CONFIG",
+    "Paths",
+    "VmPaths",
+    "agent_path",
+    "default_paths",
+    "user_config",
+]
 
 #: Where the wheel carries the guest agent, one file per architecture.
 AGENT_DIR = Path(__file__).parent / "_bin"
@@ -22,6 +31,75 @@ CONFIG_NAME = "config.toml"
 SYSTEM_CONFIG = Path("/etc/atoll") / CONFIG_NAME
 
 _ON_LINUX: bool = sys.platform == "linux"
+
+
+class VmPaths(msgspec.Struct, frozen=True):
+    """The directory of one machine, which nobody but its owner may enter."""
+
+    directory: Path
+
+    @property
+    def spec(self) -> Path:
+        """What the user asked for."""
+        return self.directory / "machine.json"
+
+    @property
+    def state(self) -> Path:
+        """What is."""
+        return self.directory / "state.json"
+
+    @property
+    def boot(self) -> Path:
+        """What is run at each start: the plan that was made of the spec."""
+        return self.directory / "boot.json"
+
+    @property
+    def data(self) -> Path:
+        """The disk that holds what the guest writes."""
+        return self.directory / "data.img"
+
+    @property
+    def change_lock(self) -> Path:
+        """Held while the machine is changed: started, edited, removed."""
+        return self.directory / "change.lock"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by the supervisor for as long as it lives."""
+        return self.directory / "supervisor.lock"
+
+    @property
+    def vm_lock(self) -> Path:
+        """Held by the hypervisor for as long as it lives: no two run on the same disk."""
+        return self.directory / "vm.lock"
+
+    @property
+    def pid_file(self) -> Path:
+        """The hypervisor's process id, written by itself."""
+        return self.directory / "vm.pid"
+
+    @property
+    def control(self) -> Path:
+        """The supervisor's socket."""
+        return self.directory / "control.sock"
+
+    @property
+    def logs(self) -> Path:
+        """What the guest, the hypervisor and the supervisor wrote."""
+        return self.directory / "logs"
+
+    @property
+    def keys(self) -> Path:
+        """SSH keys of the machine and of its user."""
+        return self.directory / "ssh"
+
+    def socket(self, name: str) -> Path:
+        """A socket on which the hypervisor listens."""
+        return self.directory / f"vm-{name}.sock"
+
+    def log(self, name: str) -> Path:
+        """A log: ``console``, ``serial``, ``agent``, ``hypervisor`` or ``supervisor``."""
+        return self.logs / f"{name}.log"
 
 
 class Paths(msgspec.Struct, frozen=True):
@@ -54,6 +132,15 @@ class Paths(msgspec.Struct, frozen=True):
     def verdicts(self) -> Path:
         """Cached verdicts of the accelerator probe."""
         return self.cache / "accelerator.json"
+
+    @property
+    def machines(self) -> Path:
+        """Named machines: ``machines/<name>/``."""
+        return self.data / "machines"
+
+    def machine(self, name: str) -> VmPaths:
+        """The directory of one machine."""
+        return VmPaths(self.machines / name)
 
     def image(self, name: str) -> Path:
         """The directory of one root image."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,7 +24,23 @@ import msgspec
 from atoll.errors import PreflightError, ProcessError
 from atoll.events import CommandRan, Emit, ignore
 
-__all__ = ["Completed", "Process", "describe_status", "find", "require", "run", "spawn"]
+__all__ = [
+    "UNKNOWN_STATUS",
+    "Adopted",
+    "Completed",
+    "Identity",
+    "Process",
+    "boot_id",
+    "describe_status",
+    "find",
+    "identify",
+    "require",
+    "run",
+    "spawn",
+]
+
+#: Status of a process whose end nobody was told: it was no child of this one.
+UNKNOWN_STATUS = 256
 
 #: How much of a failed program's stderr an error carries, in lines.
 _TAIL_LINES = 20
@@ -62,6 +79,8 @@ def require(program: str, *, hint: str) -> str:
 
 def describe_status(status: int) -> str:
     """Words for an exit status as Python has it: negative is a signal."""
+    if status == UNKNOWN_STATUS:
+        return "ended"
     if status >= 0:
         return f"exited with status {status}"
     try:
@@ -217,6 +236,101 @@ class Process:
         """Kill it if it still runs, reap it, and give back the pidfd. Closing twice is fine."""
         self.kill()
         self._child.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Give back the pidfd and leave the process as it is."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What no two processes share, also when the pid is used again or the host was restarted.
+
+    Attributes:
+        pid: process id.
+        started: clock ticks between the host's boot and its start (proc(5), ``/proc/PID/stat`` field 22).
+        boot: the host's boot id.
+    """
+
+    pid: int
+    started: int
+    boot: str
+
+
+@functools.cache
+def boot_id() -> str:
+    """What the kernel calls this boot of the host; empty where it does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def identify(pid: int) -> Identity | None:
+    """The identity of a process; None if there is none or it has ended and waits to be reaped."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # the name before may hold anything
+    except OSError:
+        return None
+    if fields[0] in {b"Z", b"X"}:
+        return None
+    return Identity(pid, int(fields[19]), boot_id())
+
+
+class Adopted:
+    """A long-running process that some other one started, addressed by pidfd like ``Process``."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.argv: tuple[str, ...] = ()
+        self._ended = False
+
+    @classmethod
+    def of(cls, identity: Identity) -> Adopted | None:
+        """The process of that identity; None if it has ended."""
+        try:
+            pidfd = os.pidfd_open(identity.pid)
+        except OSError:
+            return None
+        if identify(identity.pid) != identity:  # asked after it was opened: the pid cannot change hands now
+            os.close(pidfd)
+            return None
+        return cls(identity.pid, pidfd)
+
+    def poll(self) -> int | None:
+        """``UNKNOWN_STATUS`` if it has ended, else None."""
+        if not self._ended and self.pidfd >= 0:
+            watched = select.poll()
+            watched.register(self.pidfd, select.POLLIN)
+            self._ended = bool(watched.poll(0))
+        return UNKNOWN_STATUS if self._ended or self.pidfd < 0 else None
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for its end, at most ``timeout`` seconds; its status, or None when the time was over."""
+        if self.pidfd >= 0 and not self._ended:
+            watched = select.poll()
+            watched.register(self.pidfd, select.POLLIN)
+            watched.poll(None if timeout is None else timeout * 1000)
+        return self.poll()
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL); nothing happens if it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill it if it still runs, and give back the pidfd. Closing twice is fine."""
+        self.kill()
+        self.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Give back the pidfd and leave the process as it is."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -272,6 +386,7 @@ def spawn(
     pass_fds: Sequence[int] = (),
     output: int | None = None,
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     die_with_parent: bool = True,
 ) -> Process:
     """Start a program that runs on.
@@ -281,6 +396,7 @@ def spawn(
         pass_fds: descriptors it inherits, under the same numbers.
         output: descriptor for its stdout and stderr; discarded by default.
         env: its environment; by default this process's own.
+        cwd: its working directory.
         die_with_parent: have the kernel kill it when this process ends, however that happens.
 
     Raises:
@@ -301,6 +417,7 @@ def spawn(
             stderr=subprocess.DEVNULL if output is None else output,
             pass_fds=pass_fds,
             env=dict(env) if env is not None else None,
+            cwd=cwd,
             start_new_session=True,  # the terminal's Ctrl-C is for the command in the guest
         )
 

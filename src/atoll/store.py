@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ import msgspec
 from atoll.errors import StoreError
 
 __all__ = [
+    "create",
+    "hold",
+    "is_held",
     "lock",
     "publish",
     "read_record",
@@ -118,7 +122,8 @@ def read_record(path: Path, kind: type[T]) -> T:
     """Read a record that ``write_record`` wrote.
 
     A record has a ``schema`` field; one from a newer Atoll is told apart from a corrupt one. Neither is
-    touched.
+    touched. One from an older Atoll goes through ``kind.MIGRATIONS``: for each schema a function from its fields
+    to those of the next; it is written anew when it is changed the next time.
 
     Raises:
         StoreError: ``store.missing``, ``store.corrupt``, ``store.newer`` or ``store.io``.
@@ -129,23 +134,34 @@ def read_record(path: Path, kind: type[T]) -> T:
         raise StoreError(f"{path} does not exist", code="missing") from error
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}", code="io") from error
+    known = getattr(kind, "SCHEMA", 1)
     try:
-        return msgspec.json.decode(data, type=kind)
+        schema = msgspec.json.decode(data, type=_Versioned).schema
+        if schema == known:
+            return msgspec.json.decode(data, type=kind)
+        if schema < known:
+            return msgspec.convert(_migrated(msgspec.json.decode(data), schema, kind), kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        _refuse_newer(path, data, kind)
         hint = f"it was kept as it is; move {path} away to go on without it"
         raise StoreError(f"{path} is corrupt: {error}", code="corrupt", hint=hint) from error
+    message = f"{path} has schema {schema}; this Atoll knows up to {known}"
+    raise StoreError(message, code="newer", hint="use the newer Atoll that wrote it")
 
 
-def _refuse_newer(path: Path, data: bytes, kind: type[Any]) -> None:
-    try:
-        found = msgspec.json.decode(data, type=dict[str, Any]).get("schema")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return
-    known = getattr(kind, "SCHEMA", 1)
-    if isinstance(found, int) and found > known:
-        message = f"{path} has schema {found}; this Atoll knows up to {known}"
-        raise StoreError(message, code="newer", hint="use the newer Atoll that wrote it")
+class _Versioned(msgspec.Struct):
+    """What all records have."""
+
+    schema: int = 1
+
+
+def _migrated(fields: dict[str, Any], schema: int, kind: type[Any]) -> dict[str, Any]:
+    """Carry a record of an older Atoll up to today's schema, one step after the other."""
+    for number in range(schema, kind.SCHEMA):
+        migration = kind.MIGRATIONS.get(number)
+        if migration is None:
+            raise msgspec.ValidationError(f"no way leads up from schema {number}")
+        fields = {**migration(fields), "schema": number + 1}
+    return fields
 
 
 @contextmanager
@@ -188,6 +204,50 @@ def _flock_until(fd: int, path: Path, deadline: float) -> None:
             return
 
 
+#: ``struct flock`` of Linux on 64-bit machines, for open file description locks (fcntl(2)).
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def hold(path: Path) -> int | None:
+    """Take the lock on ``path`` that lives as long as a process; None if another holds it.
+
+    It belongs to the open file (fcntl(2), "open file description locks"): a child that inherits the descriptor
+    holds it too, and the kernel frees it when the last of them is gone.
+
+    Returns:
+        The descriptor; closing it gives the lock back.
+
+    Raises:
+        StoreError: as ``write_file``.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _refuse(error, path) from error
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError as error:
+        os.close(fd)
+        if error.errno in {errno.EAGAIN, errno.EACCES}:
+            return None
+        raise _refuse(error, path) from error
+    return fd
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds ``path`` by ``hold``. Asking disturbs nobody who wants it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        return bool(kind != fcntl.F_UNLCK)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def staging(parent: Path, name: str) -> Iterator[Path]:
     """A fresh directory beside ``parent/name`` to build in; gone afterwards unless ``publish`` moved it.
@@ -221,11 +281,7 @@ def publish(staged: Path, final: Path) -> None:
     try:
         for file in staged.rglob("*"):
             if file.is_file() and not file.is_symlink():
-                fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                _sync(file)
         _sync_directory(staged)
         if final.exists():
             _exchange(staged, final)
@@ -236,6 +292,33 @@ def publish(staged: Path, final: Path) -> None:
             _sync_directory(final.parent)
     except OSError as error:
         raise _refuse(error, final) from error
+
+
+def create(staged: Path, final: Path) -> None:
+    """``publish`` where nothing may be there yet: of two that race for a name one wins.
+
+    Raises:
+        StoreError: ``store.already_exists``; else as ``write_file``.
+    """
+    try:
+        for file in staged.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _sync(file)
+        _sync_directory(staged)
+        staged.rename(final)  # fails if ``final`` is a directory that is not empty (rename(2))
+        _sync_directory(final.parent)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise StoreError(f"{final.name} exists already", code="already_exists") from error
+        raise _refuse(error, final) from error
+
+
+def _sync(file: Path) -> None:
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -17,7 +17,7 @@ from atoll.hypervisor.model import (
 )
 from atoll.hypervisor.qemu.argv import Descriptors, render
 
-FDS = Descriptors(channel=10, console=11, qmp=12)
+FDS = Descriptors(channel=10, serial=11, qmp=12)
 
 BARE = Machine(
     name="box",
@@ -67,8 +67,8 @@ def test_x86_64_under_tcg_with_disks():
         *("-append", "console=ttyS0 quiet"),
         *("-chardev", "socket,id=qmp,fd=12"),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", "socket,id=console,fd=11"),
-        *("-serial", "chardev:console"),
+        *("-chardev", "socket,id=serial,fd=11"),
+        *("-serial", "chardev:serial"),
         *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
         *("-chardev", "socket,id=channel,fd=10"),
         *("-device", "virtserialport,bus=serial0.0,chardev=channel,name=atoll.agent.0"),
@@ -104,8 +104,8 @@ def test_x86_64_under_kvm_with_two_vcpus():
         *("-append", ""),
         *("-chardev", "socket,id=qmp,fd=12"),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", "socket,id=console,fd=11"),
-        *("-serial", "chardev:console"),
+        *("-chardev", "socket,id=serial,fd=11"),
+        *("-serial", "chardev:serial"),
         *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
         *("-chardev", "socket,id=channel,fd=10"),
         *("-device", "virtserialport,bus=serial0.0,chardev=channel,name=atoll.agent.0"),
@@ -134,8 +134,8 @@ def test_aarch64_under_tcg_with_four_vcpus_and_a_disk():
         *("-append", "console=ttyS0 quiet"),
         *("-chardev", "socket,id=qmp,fd=12"),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", "socket,id=console,fd=11"),
-        *("-serial", "chardev:console"),
+        *("-chardev", "socket,id=serial,fd=11"),
+        *("-serial", "chardev:serial"),
         *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
         *("-chardev", "socket,id=channel,fd=10"),
         *("-device", "virtserialport,bus=serial0.0,chardev=channel,name=atoll.agent.0"),

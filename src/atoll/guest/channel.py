@@ -10,15 +10,17 @@ import asyncio
 import os
 import socket
 from collections import deque
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from atoll.errors import ChannelError, GuestError, ProtocolError
-from atoll.guest.messages import Refusal, Request
+from atoll.errors import AtollError, ChannelError, GuestError, ProtocolError, revive
+from atoll.guest.messages import HOST_ERROR, LINK_RESET, Refusal, Request
 from atoll.guest.session import Data, Replied, Reset, Session, SessionEvent, Welcomed, Writable
 
-__all__ = ["Channel", "LinkResetError", "Stream"]
+__all__ = ["Channel", "LinkResetError", "Receiver", "Stream"]
 
 T = TypeVar("T")
 
@@ -40,6 +42,22 @@ class LinkResetError(ChannelError):
     family = "channel.reset"
 
 
+class Receiver(Protocol):
+    """What becomes of what the guest sends on one stream. Called on the event loop; nothing may wait."""
+
+    def on_reply(self, payload: bytes, *, end: bool) -> None:
+        """The guest accepted the request."""
+
+    def on_data(self, data: bytes, *, end: bool) -> None:
+        """Bytes of the stream."""
+
+    def on_credit(self, count: int) -> None:
+        """The guest has consumed ``count`` bytes."""
+
+    def on_failure(self, error: AtollError) -> None:
+        """The stream ended with an error."""
+
+
 class Channel:
     """The host's end of the channel to one guest. Lives on one event loop; not thread-safe.
 
@@ -51,10 +69,11 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._socket = sock
         self._session = Session(lambda: os.urandom(16))
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Receiver] = {}
         self._posted: dict[int, Request] = {}
         self._buffer = bytearray(_READ_SIZE)
         self._writing = False
+        self._corked = False
         self._room = asyncio.Event()
         self._room.set()
         self._version: int | None = None
@@ -86,7 +105,7 @@ class Channel:
         streams, self._streams = self._streams, {}
         self._session.begin()
         for stream in streams.values():
-            stream._fail(LinkResetError("the link was brought in step again"))  # noqa: SLF001
+            stream.on_failure(LinkResetError("the link was brought in step again"))
         posted, self._posted = self._posted, {}
         for request in posted.values():
             self.post(request)
@@ -130,6 +149,57 @@ class Channel:
             self._posted[self._session.open(_encode(request), end=True)] = request
             self._flush()
 
+    def forward(self, request: bytes, receiver: Receiver, *, end: bool) -> int:
+        """Open a stream for somebody else, as ``open`` does for this process; its number on the link.
+
+        What follows in both directions is passed on as it is: credit goes from end to end.
+        """
+        self._check_usable()
+        stream = self._session.open(request, end=end)
+        self._streams[stream] = receiver
+        self._flush()
+        return stream
+
+    def forward_data(self, stream: int, data: bytes, *, end: bool) -> None:
+        """Pass on bytes. Raises ``ProtocolError`` if they are more than the guest gave credit for."""
+        if stream not in self._streams:
+            return
+        if self._session.send(stream, memoryview(data), end=end) < len(data):
+            raise ProtocolError("DATA beyond the window")
+        self._flush()
+
+    def forward_credit(self, stream: int, count: int) -> None:
+        """Pass on credit."""
+        if stream in self._streams:
+            self._session.consume(stream, count)
+            self._flush()
+
+    def forward_reset(self, stream: int, reason: bytes) -> None:
+        """Pass on the end of a stream."""
+        if self._streams.pop(stream, None) is not None:
+            self._session.cancel(stream, reason)
+            self._flush()
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much is queued for the link that nobody should add to it: wait for ``room``."""
+        return not self._room.is_set()
+
+    async def room(self) -> None:
+        """Wait until the link takes more, or is broken."""
+        await self._room.wait()
+
+    @contextmanager
+    def corked(self) -> Iterator[None]:
+        """Write what is queued inside the block at its end, at once."""
+        self._corked = True
+        try:
+            yield
+        finally:
+            self._corked = False
+            if self._broken is None:
+                self._flush()
+
     def close(self) -> None:
         """Give up the link; whoever waits gets ``ChannelError``. Closing twice is fine."""
         self._lose(ChannelError("the channel was closed", code="closed"))
@@ -149,7 +219,7 @@ class Channel:
         self._changed.set()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream._fail(error)  # noqa: SLF001
+            stream.on_failure(error)
 
     def _on_readable(self) -> None:
         try:
@@ -181,17 +251,19 @@ class Channel:
             self._posted.pop(event.stream, None)
             return
         if isinstance(event, Data):
-            stream._feed(event.data, end=event.end)  # noqa: SLF001
+            stream.on_data(event.data, end=event.end)
         elif isinstance(event, Replied):
-            stream._accept(event.payload, end=event.end)  # noqa: SLF001
+            stream.on_reply(event.payload, end=event.end)
         elif isinstance(event, Writable):
-            stream._writable.set()  # noqa: SLF001
+            stream.on_credit(event.credit)
         elif isinstance(event, Reset):
             del self._streams[event.stream]
-            stream._fail(_refusal(event.payload))  # noqa: SLF001
+            stream.on_failure(_refusal(event.payload))
 
     def _flush(self) -> None:
         """Write what the socket takes now; the event loop writes the rest."""
+        if self._corked:
+            return
         session = self._session
         outgoing = session.outgoing()
         try:
@@ -256,7 +328,7 @@ class Stream:
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._ended = False
-        self._error: ChannelError | GuestError | None = None
+        self._error: AtollError | None = None
 
     async def reply(self, kind: type[T]) -> T:
         """Wait for the reply and decode it.
@@ -320,20 +392,27 @@ class Stream:
             self._reply.exception()
         self._channel._cancel(self)  # noqa: SLF001
 
-    def _accept(self, payload: bytes, *, end: bool) -> None:
+    def on_reply(self, payload: bytes, *, end: bool) -> None:
+        """The guest accepted the request."""
         if not self._reply.done():
             self._reply.set_result(payload)
         if end:
             self.finish()
 
-    def _feed(self, data: bytes, *, end: bool) -> None:
+    def on_data(self, data: bytes, *, end: bool) -> None:
+        """Bytes of the stream."""
         if data:
             self._chunks.append(data)
         if end:
             self.finish()
         self._arrived.set()
 
-    def _fail(self, error: ChannelError | GuestError) -> None:
+    def on_credit(self, count: int) -> None:  # noqa: ARG002 - the session counts
+        """There is room for more."""
+        self._writable.set()
+
+    def on_failure(self, error: AtollError) -> None:
+        """The stream ended with an error."""
         self._error = error
         if not self._reply.done():
             self._reply.set_exception(error)
@@ -349,11 +428,15 @@ def _decode(payload: bytes, kind: type[T]) -> T:
         raise ProtocolError(f"malformed reply from the guest: {error}") from error
 
 
-def _refusal(payload: bytes) -> ChannelError | GuestError:
+def _refusal(payload: bytes) -> AtollError:
     try:
         refusal: Any = _decode(payload, Refusal)
     except ProtocolError as error:
         return error
+    if refusal.code == LINK_RESET:
+        return LinkResetError(refusal.message)
+    if refusal.code == HOST_ERROR:
+        return revive(refusal.stage, refusal.message, hint=refusal.hint, detail=refusal.detail)
     return GuestError(
         refusal.message or refusal.code, reason=refusal.code, errno=refusal.errno, stage=refusal.stage
     )

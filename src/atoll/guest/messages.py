@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 __all__ = [
+    "HOST_ERROR",
+    "LINK_RESET",
     "BootWait",
     "Booted",
     "ClockStep",
@@ -54,6 +56,12 @@ __all__ = [
     "Trimmed",
     "Written",
 ]
+
+#: The code of a refusal that carries an error of Atoll itself.
+HOST_ERROR = "host"
+
+#: The code of a refusal by a supervisor that brought the guest's link in step again.
+LINK_RESET = "link_reset"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="method"):
@@ -401,9 +409,15 @@ class Executions(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Payload of RESET: why a request was refused or a stream ended."""
+    """Payload of RESET: why a request was refused or a stream ended.
+
+    ``hint`` and ``detail`` come from a supervisor (docs/reference/control-protocol.md), with ``HOST_ERROR`` as
+    ``code`` and the error's own code as ``stage``.
+    """
 
     code: str
     message: str
     errno: int = 0
     stage: str = ""
+    hint: str = ""
+    detail: str = ""

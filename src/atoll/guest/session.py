@@ -51,9 +51,10 @@ class Reset(NamedTuple):
 
 
 class Writable(NamedTuple):
-    """A stream that had used up its credit got some back."""
+    """A stream got ``credit`` back, bytes."""
 
     stream: int
+    credit: int
 
 
 SessionEvent = Welcomed | Replied | Data | Reset | Writable
@@ -214,11 +215,10 @@ class Session:
         if len(frame.payload) != _CREDIT.size:
             raise ProtocolError("malformed CREDIT")
         (credit,) = _CREDIT.unpack(frame.payload)
-        exhausted = state.send_window == 0
         state.send_window += credit
         if state.send_window > wire.WINDOW:
             raise ProtocolError(f"more CREDIT than was used on stream {frame.stream}")
-        return Writable(frame.stream) if exhausted and credit else None
+        return Writable(frame.stream, credit) if credit else None
 
     def _forget_if_over(self, stream: int, state: _Stream) -> None:
         if state.local_ended and state.remote_ended:

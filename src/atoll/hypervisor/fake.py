@@ -9,15 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
+import signal
 import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
 
-from atoll import process
+from atoll import process, store
 from atoll.errors import BootError
-from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, ChannelEnd, Position, end, wait_for_exit
-from atoll.paths import agent_path
+from atoll.hypervisor.model import Machine, Port
+from atoll.hypervisor.port import (
+    Capture,
+    ChannelEnd,
+    Departure,
+    Position,
+    connect,
+    end,
+    listen,
+    wait_for_exit,
+)
+from atoll.paths import VmPaths, agent_path
+from atoll.process import Adopted, Process
 
-__all__ = ["FakeHypervisor", "FakeVm"]
+__all__ = ["FakeHypervisor", "FakeResident", "FakeVm"]
 
 #: Seconds that the agent has to end its commands before it is killed.
 _ORDERLY = 1.0
@@ -30,15 +45,12 @@ class FakeHypervisor:
 
     def spawn(self, machine: Machine) -> FakeVm:
         """Start the agent. Raises ``BootError`` (stage ``spawn``) if it is not built."""
-        agent = agent_path(os.uname().machine)
-        if not agent.exists():
-            hint = "run `make build`, which compiles it"
-            raise BootError(f"{machine.name}: no guest agent for this host", stage="spawn", hint=hint)
+        agent = _agent(machine)
         ours, theirs = socket.socketpair()
         console_read, console_write = os.pipe()
         try:
             child = process.spawn(
-                [str(agent), "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], output=console_write
+                [agent, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], output=console_write
             )
         except BaseException:
             ours.close()
@@ -48,6 +60,111 @@ class FakeHypervisor:
             theirs.close()
             os.close(console_write)
         return FakeVm(child, ours, Capture(console_read))
+
+    def settle(self, machine: Machine, place: VmPaths) -> FakeResident:
+        """Start the agent so that it stays and serves one connection after another. Raises ``BootError``."""
+        agent = _agent(machine)
+        place.logs.mkdir(mode=0o700, exist_ok=True)
+        place.pid_file.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            lock = store.hold(place.vm_lock)
+            if lock is None:
+                raise BootError(f"{machine.name}: its VM runs already", stage="spawn", hint="see `atoll ls`")
+            stack.callback(os.close, lock)
+            sock = stack.enter_context(listen(place.socket(Port.CHANNEL)))
+            log = os.open(
+                place.log("hypervisor"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+            )
+            stack.callback(os.close, log)
+            write_pid = f'echo $$ > {shlex.quote(str(place.pid_file))}; exec "$@"'
+            argv = ["/bin/sh", "-c", write_pid, "sh", agent, "--listen", str(sock.fileno())]
+            child = process.spawn(argv, pass_fds=[lock, sock.fileno()], output=log, die_with_parent=False)
+        return FakeResident(child, place)
+
+    def adopt(self, place: VmPaths) -> FakeResident | None:
+        """The agent that runs at ``place``."""
+        while store.is_held(place.vm_lock):
+            with contextlib.suppress(OSError, ValueError):
+                identity = process.identify(int(place.pid_file.read_text()))
+                found = Adopted.of(identity) if identity is not None else None
+                if found is not None:
+                    return FakeResident(found, place)
+            time.sleep(0.002)
+        return None
+
+
+def _agent(machine: Machine) -> str:
+    agent = agent_path(os.uname().machine)
+    if not agent.exists():
+        hint = "run `make build`, which compiles it"
+        raise BootError(f"{machine.name}: no guest agent for this host", stage="spawn", hint=hint)
+    return str(agent)
+
+
+class FakeResident:
+    """An agent's process that outlives whoever started it."""
+
+    def __init__(self, handle: Process | Adopted, place: VmPaths) -> None:
+        self.process = handle
+        self._place = place
+        self._quits = False
+
+    @property
+    def departure(self) -> Departure:
+        """By its exit status; of an adopted one nobody learns it."""
+        if self._quits:
+            return Departure.QUIT
+        return {0: Departure.SHUTDOWN, 3: Departure.RESET}.get(self.process.poll() or 0, Departure.LOST)
+
+    def connect(self, port: Port) -> socket.socket | None:
+        """A new connection to the agent; there are no consoles."""
+        try:
+            return connect(self._place.socket(port)) if port is Port.CHANNEL else None
+        except OSError:
+            return None
+
+    async def attach(self) -> None:
+        """There is no monitor."""
+
+    async def paused(self) -> bool:
+        """Whether the process is stopped (proc(5), state T)."""
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{self.process.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+            return state == b"T"
+        return False
+
+    async def pause(self) -> None:
+        """Stop the process."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        """Let the process go on."""
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    async def press_power_button(self) -> None:
+        """There is no button."""
+
+    async def quit(self) -> None:
+        """Have the agent end."""
+        self._quits = True
+        os.kill(self.process.pid, signal.SIGTERM)
+
+    async def position(self) -> Position:
+        """There are no vCPUs to look at."""
+        return Position.UNKNOWN
+
+    async def wait(self) -> int:
+        """Wait for the agent's end."""
+        return await wait_for_exit(self.process)
+
+    async def close(self) -> None:
+        """Kill the agent; what it runs dies with it."""
+        await end(self.process)
+        self.process.forget()
+
+    async def leave(self) -> None:
+        """Let it run."""
+        self.process.forget()
 
 
 class FakeVm:

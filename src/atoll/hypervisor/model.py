@@ -13,7 +13,10 @@ __all__ = [
     "Architecture",
     "Disk",
     "DiskFormat",
+    "Forward",
     "Machine",
+    "Port",
+    "UserNetwork",
     "parse_architecture",
 ]
 
@@ -61,10 +64,40 @@ class Disk(msgspec.Struct, frozen=True):
         assert 0 < len(self.serial.encode()) <= 20
 
 
+class Port(StrEnum):
+    """What a VM can be connected to."""
+
+    CHANNEL = "channel"
+    SERIAL = "serial"
+    CONSOLE = "console"
+    AGENT_LOG = "agent"
+
+
+class Forward(msgspec.Struct, frozen=True):
+    """A port of the host that leads to one of the guest; ``protocol`` is ``tcp`` or ``udp``."""
+
+    host_port: int
+    guest_port: int
+    protocol: str = "tcp"
+    address: str = "127.0.0.1"
+
+
+class UserNetwork(msgspec.Struct, frozen=True):
+    """A network card behind the hypervisor's own address translation.
+
+    Attributes:
+        mac: its address, ``02:...``.
+        forwards: ports of the host that lead into the guest.
+    """
+
+    mac: str
+    forwards: tuple[Forward, ...] = ()
+
+
 class Machine(msgspec.Struct, frozen=True):
     """One virtual machine, as a backend is asked to make it.
 
-    Every machine has a guest channel (``CHANNEL_PORT``) and a serial console.
+    Every machine has a guest channel (``CHANNEL_PORT``) and a serial port.
 
     Attributes:
         name: shown in process lists; of ``[a-z0-9-]``.
@@ -74,6 +107,13 @@ class Machine(msgspec.Struct, frozen=True):
         initramfs: its initial file system.
         cmdline: kernel command line, one item per parameter.
         disks: in the order in which they are attached.
+        consoles: virtio consoles for a terminal (hvc0) and the agent's log (hvc1).
+        shared_memory: RAM that other processes of the host can map, as virtiofsd does.
+        balloon: a virtio balloon with free page reporting.
+        max_vcpus: vCPUs that can be plugged in while it runs; 0 if none beyond ``vcpus``.
+        max_memory: bytes up to which RAM can grow while it runs; 0 if not at all.
+        slots: PCIe slots for devices that come and go.
+        network: its network card, or None.
     """
 
     name: str
@@ -85,6 +125,13 @@ class Machine(msgspec.Struct, frozen=True):
     initramfs: Path
     cmdline: tuple[str, ...] = ()
     disks: tuple[Disk, ...] = ()
+    consoles: bool = False
+    shared_memory: bool = False
+    balloon: bool = False
+    max_vcpus: int = 0
+    max_memory: int = 0
+    slots: int = 0
+    network: UserNetwork | None = None
 
 
 def parse_architecture(name: str) -> Architecture:

@@ -5,16 +5,37 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from atoll.hypervisor.model import Machine
-from atoll.process import Process
+from atoll.errors import StoreError
+from atoll.hypervisor.model import Machine, Port
+from atoll.paths import VmPaths
+from atoll.process import Adopted, Process
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Capture", "ChannelEnd", "Hypervisor", "Position", "VirtualMachine", "end", "wait_for_exit"]
+__all__ = [
+    "Capture",
+    "ChannelEnd",
+    "Departure",
+    "Hypervisor",
+    "Position",
+    "Resident",
+    "ResidentHypervisor",
+    "VirtualMachine",
+    "connect",
+    "end",
+    "listen",
+    "wait_for_exit",
+]
+
+
+#: Longest name of a socket, bytes (``sun_path`` of unix(7), without its final zero).
+_SUN_PATH = 107
 
 
 class Position(StrEnum):
@@ -69,6 +90,122 @@ class VirtualMachine(Protocol):
 
     async def close(self) -> None:
         """Kill the VM if it runs, reap its process, close all that is open. Closing twice is fine."""
+
+
+class Departure(StrEnum):
+    """How a VM came to its end, as far as its hypervisor knows."""
+
+    SHUTDOWN = "shutdown"
+    RESET = "reset"
+    QUIT = "quit"
+    LOST = "lost"
+
+
+class ResidentHypervisor(Hypervisor, Protocol):
+    """A backend whose VMs can outlive the process that started them."""
+
+    def settle(self, machine: Machine, place: VmPaths) -> Resident:
+        """Start ``machine`` so that it stays when this process ends. Does not wait for the guest.
+
+        The hypervisor's process holds ``place.vm_lock`` from its first moment to its last.
+
+        Raises:
+            BootError: stage ``spawn``; nothing is left behind but the log.
+        """
+
+    def adopt(self, place: VmPaths) -> Resident | None:
+        """The VM that runs at ``place``, whoever started it; None if there is none."""
+
+
+class Resident(Protocol):
+    """A VM that may outlive this process."""
+
+    @property
+    def process(self) -> Process | Adopted:
+        """The hypervisor's process."""
+
+    @property
+    def departure(self) -> Departure:
+        """How it ended, once it has; ``LOST`` if nobody was told."""
+
+    def connect(self, port: Port) -> socket.socket | None:
+        """A new connection to one of its ports, or None if it has no such port."""
+
+    async def attach(self) -> None:
+        """Begin to follow what the hypervisor says; without it ``departure`` stays unknown.
+
+        Raises:
+            BootError: stage ``spawn``: it does not answer.
+        """
+
+    async def paused(self) -> bool:
+        """Whether its vCPUs stand still. Raises as ``attach``."""
+
+    async def pause(self) -> None:
+        """Stop the vCPUs. Raises as ``attach``."""
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on. Raises as ``attach``."""
+
+    async def press_power_button(self) -> None:
+        """Ask the guest to power off as a button would (ACPI). Raises as ``attach``."""
+
+    async def quit(self) -> None:
+        """Have the hypervisor end, disks flushed. Raises as ``attach``."""
+
+    async def position(self) -> Position:
+        """Where the guest executes now; ``UNKNOWN`` if the backend cannot tell."""
+
+    async def wait(self) -> int:
+        """Wait for the process's end; its status. Any number may wait."""
+
+    async def close(self) -> None:
+        """Kill the VM if it runs, reap its process, close all that is open. Closing twice is fine."""
+
+    async def leave(self) -> None:
+        """Close all that is open and leave the VM as it is."""
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket at ``path``, in the place of one that a killed process left; its owner's only.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        _at_directory(path, sock.bind)
+        path.chmod(0o600)
+        sock.listen(16)
+    except OSError as error:
+        sock.close()
+        raise StoreError(f"cannot listen at {path}: {error.strerror}", code="io") from error
+    return sock
+
+
+def connect(path: Path) -> socket.socket:
+    """A connection to the socket at ``path``. Raises ``OSError`` if nobody listens there."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _at_directory(path, sock.connect)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _at_directory(path: Path, use: Callable[[str], None]) -> None:
+    """Call ``use`` with a short name of ``path``: a socket's name has at most 107 bytes (unix(7))."""
+    if len(os.fsencode(path)) <= _SUN_PATH:
+        use(str(path))
+        return
+    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        use(f"/proc/self/fd/{fd}/{path.name}")
+    finally:
+        os.close(fd)
 
 
 class ChannelEnd:
@@ -156,7 +293,7 @@ class Capture:
         self._source = -1
 
 
-async def wait_for_exit(process: Process) -> int:
+async def wait_for_exit(process: Process | Adopted) -> int:
     """Wait until ``process`` has ended, by its pidfd; its exit status."""
     import asyncio  # noqa: PLC0415 - loaded while the guest boots
 
@@ -176,7 +313,7 @@ async def wait_for_exit(process: Process) -> int:
         os.close(fd)
 
 
-async def end(process: Process) -> None:
+async def end(process: Process | Adopted) -> None:
     """Kill ``process`` if it runs, wait for its end without blocking the loop, and reap it."""
     if process.pidfd < 0:
         return  # closed before

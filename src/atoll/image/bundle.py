@@ -18,10 +18,20 @@ from atoll.image import cpio, erofs, kernel, modindex, modules, sources
 from atoll.image.kernel import Choice, FileRecord, Kernel, KernelBundle, Origin, Pointer
 from atoll.paths import Paths
 
-__all__ = ["CHANNEL", "FORMAT", "ROOT", "Selection", "agent_part", "build", "modules_part", "select"]
+__all__ = [
+    "CHANNEL",
+    "FORMAT",
+    "ROOT",
+    "Selection",
+    "agent_part",
+    "build",
+    "devices",
+    "modules_part",
+    "select",
+]
 
 #: Counts changes of what is put into a bundle: a bundle of another format is not used.
-FORMAT = 2
+FORMAT = 3
 
 #: Loaded before the guest channel opens (docs/reference/agent-protocol.md, section 7).
 CHANNEL = ("virtio_pci", "virtio_console")
@@ -32,6 +42,9 @@ ROOT = ("virtio_blk", "erofs", "overlay")
 
 #: Loaded last if the kernel has it as a module; data disks of another type do without.
 _DATA = ("ext4",)
+
+#: Loaded after the root is mounted, in machines that have the device.
+_DEVICES = ("virtio_net", "virtio_balloon", "virtio_rng", "virtio_mem", "virtiofs")
 
 #: What a bundle and the unpacked package take at most, bytes.
 _SPACE = 512 << 20
@@ -58,6 +71,17 @@ def select(tree: modules.Tree) -> Selection:
     loaded = {module.name for module in channel}
     root = tuple(module for module in modules.plan(tree, (*ROOT, *extra)) if module.name not in loaded)
     return Selection(channel, root)
+
+
+def devices(tree: modules.Tree) -> dict[str, tuple[str, ...]]:
+    """For each driver of a device the files to load, in order; drivers that the kernel lacks are left out."""
+    found = {}
+    for name in _DEVICES:
+        if tree.is_builtin(name):
+            found[name] = ()
+        elif name in tree.modules:
+            found[name] = tuple(module.path for module in modules.plan(tree, (name,)))
+    return found
 
 
 def modules_part(selection: Selection, directory: Path | None) -> bytes:
@@ -227,6 +251,7 @@ def _from_source(source: sources.Source, architecture: str, staged: Path, emit: 
         files={},
         channel=tuple(module.name for module in selection.channel),
         root=tuple(module.name for module in selection.root),
+        devices=devices(tree),
         head=len(head),
         created=0,
     )
@@ -261,6 +286,7 @@ def _complete(staged: Path, base: KernelBundle, *, key: str, agent: Path, agent_
             files=files,
             channel=base.channel,
             root=base.root,
+            devices=base.devices,
             head=base.head,
             created=time.time(),
         ),

@@ -89,6 +89,7 @@ class KernelBundle(msgspec.Struct, frozen=True, kw_only=True):
         files: by name.
         channel: modules loaded before the guest channel opens, in order.
         root: modules loaded before the root is mounted, in order.
+        devices: for each driver that is loaded later the files, in order, below the modules' directory.
         head: bytes of the initramfs that hold the modules; the agent follows.
         created: seconds since the epoch.
     """
@@ -104,6 +105,7 @@ class KernelBundle(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileRecord]
     channel: tuple[str, ...]
     root: tuple[str, ...]
+    devices: dict[str, tuple[str, ...]] = {}
     head: int
     created: float
 

@@ -5,9 +5,11 @@ Options are those of QEMU 7.2 and later; see "Invocation" in QEMU's system emula
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
-from atoll.hypervisor.model import CHANNEL_PORT, Accelerator, Architecture, Disk, Machine
+from atoll.hypervisor.model import CHANNEL_PORT, Accelerator, Architecture, Disk, Machine, UserNetwork
 
 __all__ = ["SANDBOX", "Descriptors", "render"]
 
@@ -15,11 +17,18 @@ _MIB = 1 << 20
 
 
 class Descriptors(msgspec.Struct, frozen=True):
-    """Numbers of the descriptors that QEMU inherits: its ends of socket pairs."""
+    """Numbers of the descriptors that QEMU inherits.
+
+    Attributes:
+        listening: they are listening sockets, whose clients may come and go; else ends of socket pairs.
+    """
 
     channel: int
-    console: int
+    serial: int
     qmp: int
+    console: int = -1
+    agent_log: int = -1
+    listening: bool = False
 
 
 class _Board(msgspec.Struct, frozen=True):
@@ -47,7 +56,9 @@ _BOARDS = {
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
-def render(machine: Machine, program: str, fds: Descriptors, *, sandbox: bool) -> tuple[str, ...]:
+def render(
+    machine: Machine, program: str, fds: Descriptors, *, sandbox: bool, pid_file: Path | None = None
+) -> tuple[str, ...]:
     """The argument vector for ``machine``.
 
     Args:
@@ -55,32 +66,91 @@ def render(machine: Machine, program: str, fds: Descriptors, *, sandbox: bool) -
         program: QEMU's executable.
         fds: descriptors for the sockets.
         sandbox: confine QEMU by seccomp; off where the host's QEMU or kernel cannot.
+        pid_file: where QEMU writes its process id.
     """
     board = _BOARDS[machine.architecture]
     return (
         program,
         *("-name", f"guest={_escape(machine.name)}"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *(("-pidfile", str(pid_file)) if pid_file else ()),
         *(("-sandbox", SANDBOX) if sandbox else ()),
-        *("-machine", board.machine),
+        *("-machine", board.machine + (",memory-backend=ram" if machine.shared_memory else "")),
         *("-accel", _accelerator(machine)),
         *("-cpu", "host" if machine.accelerator is Accelerator.KVM else board.tcg_cpu),
-        *("-smp", str(machine.vcpus)),
-        *("-m", f"{machine.memory // _MIB}M"),
+        *("-smp", _vcpus(machine)),
+        *_memory(machine),
         *board.firmware,
         *("-kernel", str(machine.kernel)),
         *("-initrd", str(machine.initramfs)),
         *("-append", " ".join(machine.cmdline)),
-        *_socket("qmp", fds.qmp),
+        *_socket("qmp", fds.qmp, fds),
         *("-mon", "chardev=qmp,mode=control"),
-        *_socket("console", fds.console),
-        *("-serial", "chardev:console"),
-        *("-device", "virtio-serial-pci,id=serial0,max_ports=2"),
-        *_socket("channel", fds.channel),
-        *("-device", f"virtserialport,bus=serial0.0,chardev=channel,name={CHANNEL_PORT}"),
+        *_socket("serial", fds.serial, fds),
+        *("-serial", "chardev:serial"),
+        *_ports(machine, fds),
         *("-device", "virtio-rng-pci"),
+        *_network(machine.network),
+        *(("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on") if machine.balloon else ()),
         *(argument for number, disk in enumerate(machine.disks) for argument in _disk(number, disk)),
+        *(argument for number in range(machine.slots) for argument in _slot(number)),
     )
+
+
+def _vcpus(machine: Machine) -> str:
+    more = f",maxcpus={machine.max_vcpus}" if machine.max_vcpus > machine.vcpus else ""
+    return f"{machine.vcpus}{more}"
+
+
+def _memory(machine: Machine) -> tuple[str, ...]:
+    """RAM, shared where other processes must map it, and a virtio-mem device for what may be added."""
+    size = f"{machine.memory // _MIB}M"
+    grows = machine.max_memory > machine.memory
+    arguments = ["-m", f"size={size},slots=1,maxmem={machine.max_memory // _MIB}M" if grows else size]
+    share = ",share=on" if machine.shared_memory else ""
+    kind = "memory-backend-memfd" if machine.shared_memory else "memory-backend-ram"
+    if machine.shared_memory:
+        arguments += ["-object", f"{kind},id=ram,size={size}{share}"]
+    if grows:
+        more = f"{(machine.max_memory - machine.memory) // _MIB}M"
+        arguments += ["-object", f"{kind},id=more,size={more},reserve=off{share}"]
+        arguments += ["-device", "virtio-mem-pci,id=memory,memdev=more,requested-size=0"]
+    return tuple(arguments)
+
+
+def _ports(machine: Machine, fds: Descriptors) -> tuple[str, ...]:
+    """The virtio-serial device; its port 0 can only be a console (Virtio 1.2, 5.3.5)."""
+    consoles: tuple[str, ...] = ()
+    if machine.consoles:
+        consoles = (
+            *_socket("console", fds.console, fds),
+            *("-device", "virtconsole,bus=serial0.0,chardev=console"),
+            *_socket("agent-log", fds.agent_log, fds),
+            *("-device", "virtconsole,bus=serial0.0,chardev=agent-log"),
+        )
+    return (
+        *("-device", f"virtio-serial-pci,id=serial0,max_ports={4 if consoles else 2}"),
+        *consoles,
+        *_socket("channel", fds.channel, fds),
+        *("-device", f"virtserialport,bus=serial0.0,chardev=channel,name={CHANNEL_PORT}"),
+    )
+
+
+def _network(network: UserNetwork | None) -> tuple[str, ...]:
+    if network is None:
+        return ()
+    forwards = "".join(
+        f",hostfwd={forward.protocol}:{forward.address}:{forward.host_port}-:{forward.guest_port}"
+        for forward in network.forwards
+    )
+    return (
+        *("-netdev", f"user,id=net0{forwards}"),
+        *("-device", f"virtio-net-pci,netdev=net0,mac={network.mac},romfile="),
+    )
+
+
+def _slot(number: int) -> tuple[str, ...]:
+    return ("-device", f"pcie-root-port,id=slot{number},chassis={number + 1},slot={number + 1}")
 
 
 def _accelerator(machine: Machine) -> str:
@@ -89,8 +159,8 @@ def _accelerator(machine: Machine) -> str:
     return "tcg,thread=multi" if machine.vcpus > 1 else "tcg,thread=single"
 
 
-def _socket(name: str, fd: int) -> tuple[str, str]:
-    return ("-chardev", f"socket,id={name},fd={fd}")
+def _socket(name: str, fd: int, fds: Descriptors) -> tuple[str, str]:
+    return ("-chardev", f"socket,id={name},fd={fd}" + (",server=on,wait=off" if fds.listening else ""))
 
 
 def _disk(number: int, disk: Disk) -> tuple[str, ...]:

@@ -13,9 +13,11 @@ from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import Capture, ChannelEnd, Position, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
+from atoll.paths import VmPaths
 
 if TYPE_CHECKING:
     from atoll.hypervisor.qemu.qmp import Monitor
+    from atoll.hypervisor.qemu.resident import QemuResident
 
 __all__ = ["QemuHypervisor", "QemuVm"]
 
@@ -41,10 +43,10 @@ class QemuHypervisor:
             stderr_read, stderr_write = os.pipe()
             ours.callback(os.close, stderr_read)
             theirs.callback(os.close, stderr_write)
-            fds = Descriptors(channel=channel[1].fileno(), console=console[1].fileno(), qmp=qmp[1].fileno())
+            fds = Descriptors(channel=channel[1].fileno(), serial=console[1].fileno(), qmp=qmp[1].fileno())
             argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox)
             try:
-                child = process.spawn(argv, pass_fds=[fds.channel, fds.console, fds.qmp], output=stderr_write)
+                child = process.spawn(argv, pass_fds=[fds.channel, fds.serial, fds.qmp], output=stderr_write)
             except ProcessError as error:
                 raise BootError(error.message, stage="spawn", hint="run `atoll doctor`") from error
             ours.pop_all()
@@ -55,6 +57,18 @@ class QemuHypervisor:
                 diagnostics=Capture(stderr_read),
                 qmp=qmp[0],
             )
+
+    def settle(self, machine: Machine, place: VmPaths) -> QemuResident:
+        """Start QEMU so that it stays. Raises ``BootError``."""
+        from atoll.hypervisor.qemu import resident  # noqa: PLC0415 - a sandbox does not need it
+
+        return resident.settle(self._host, machine, place)
+
+    def adopt(self, place: VmPaths) -> QemuResident | None:
+        """The QEMU that runs at ``place``."""
+        from atoll.hypervisor.qemu import resident  # noqa: PLC0415
+
+        return resident.adopt(place)
 
 
 def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:

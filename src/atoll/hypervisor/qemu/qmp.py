@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from atoll.errors import BootError
@@ -20,16 +21,26 @@ _PATIENCE = 5.0
 _KERNEL_HALF = 1 << 63
 
 
+#: Seconds for the last events to be read when QEMU has ended: they are in the socket by then.
+_DRAIN = 1.0
+
+
 class Monitor:
     """The monitor of one QEMU.
 
     Args:
         sock: the socket whose other end QEMU was given; owned from here on.
+
+    Attributes:
+        shutdown_cause: the reason in QEMU's SHUTDOWN event (QAPI ``ShutdownCause``); empty before it.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._client: Any = None
+        self._connecting = asyncio.Lock()
+        self._listeners: list[Callable[[str, dict[str, Any]], None]] = []
+        self.shutdown_cause = ""
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Run a QMP command and return its answer.
@@ -52,6 +63,21 @@ class Monitor:
         text = await self.execute("human-monitor-command", {"command-line": "info registers"})
         return position_of(str(text))
 
+    def listen(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
+        """Have ``listener`` told of each event: its name and data."""
+        self._listeners.append(listener)
+
+    async def drained(self) -> None:
+        """Wait until all is read that a QEMU wrote which has ended."""
+        if self._client is None:
+            return
+        from qemu.qmp import Runstate  # noqa: PLC0415
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                while self._client.runstate is Runstate.RUNNING:
+                    await self._client.runstate_changed()
+
     async def close(self) -> None:
         """Leave the monitor, whether QEMU is there or gone."""
         if self._client is not None:
@@ -63,13 +89,24 @@ class Monitor:
         self._socket.close()
 
     async def _connected(self) -> Any:
-        if self._client is None:
-            from qemu.qmp import QMPClient  # noqa: PLC0415
+        async with self._connecting:
+            if self._client is None:
+                from qemu.qmp import EventListener, QMPClient  # noqa: PLC0415
 
-            client = QMPClient("atoll")
-            await client.connect(self._socket)
-            self._client = client
+                client = QMPClient("atoll")
+                client.register_listener(EventListener(event_filter=self._on_event))
+                await client.connect(self._socket)
+                self._client = client
         return self._client
+
+    def _on_event(self, event: Mapping[str, Any]) -> bool:
+        """Called for each event; False, since nobody takes them from the listener's queue."""
+        name, data = str(event["event"]), event.get("data") or {}
+        if name == "SHUTDOWN":
+            self.shutdown_cause = str(data.get("reason", "")) or "unknown"
+        for listener in self._listeners:
+            listener(name, data)
+        return False
 
 
 def position_of(registers: str) -> Position:

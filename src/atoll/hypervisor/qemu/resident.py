@@ -1,0 +1,184 @@
+"""QEMU processes that outlive whoever started them.
+
+QEMU listens on sockets in the machine's directory that were bound before it was spawned, so that nobody has
+to wait for them to appear, and holds a lock there through a descriptor that it inherits: whatever is killed at
+whatever moment, the lock tells whether a VM runs, and QEMU's pid file which process it is.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import ExitStack
+
+from atoll import process, store
+from atoll.errors import BootError, ProcessError
+from atoll.hypervisor.model import Machine, Port
+from atoll.hypervisor.port import Departure, Position, connect, end, listen, wait_for_exit
+from atoll.hypervisor.qemu.argv import Descriptors, render
+from atoll.hypervisor.qemu.host import QemuHost
+from atoll.hypervisor.qemu.qmp import Monitor
+from atoll.paths import VmPaths
+from atoll.process import Adopted, Process
+
+__all__ = ["QemuResident", "adopt", "settle"]
+
+_QMP = "qmp"
+
+#: Seconds in which a QEMU that was just spawned has written its pid file.
+_PID_WAIT = 5.0
+
+
+def settle(host: QemuHost, machine: Machine, place: VmPaths) -> QemuResident:
+    """Start QEMU at ``place``. Raises as ``ResidentHypervisor.settle``."""
+    place.logs.mkdir(mode=0o700, exist_ok=True)
+    place.pid_file.unlink(missing_ok=True)  # of a QEMU that was killed
+    with ExitStack() as stack:
+        lock = store.hold(place.vm_lock)
+        if lock is None:
+            hint = "another Atoll has just started it; see `atoll ls`"
+            raise BootError(f"{machine.name}: its VM runs already", stage="spawn", hint=hint)
+        stack.callback(os.close, lock)
+        names = [
+            _QMP,
+            Port.CHANNEL,
+            Port.SERIAL,
+            *((Port.CONSOLE, Port.AGENT_LOG) if machine.consoles else ()),
+        ]
+        sockets = {name: stack.enter_context(listen(place.socket(name))) for name in names}
+        log = os.open(place.log("hypervisor"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, log)
+        fds = Descriptors(
+            channel=sockets[Port.CHANNEL].fileno(),
+            serial=sockets[Port.SERIAL].fileno(),
+            qmp=sockets[_QMP].fileno(),
+            console=sockets[Port.CONSOLE].fileno() if machine.consoles else -1,
+            agent_log=sockets[Port.AGENT_LOG].fileno() if machine.consoles else -1,
+            listening=True,
+        )
+        argv = render(machine, host.program, fds, sandbox=host.sandbox, pid_file=place.pid_file)
+        inherited = [lock, *(sock.fileno() for sock in sockets.values())]
+        try:
+            child = process.spawn(argv, pass_fds=inherited, output=log, die_with_parent=False)
+        except ProcessError as error:
+            raise BootError(error.message, stage="spawn", hint="run `atoll doctor`") from error
+    return QemuResident(child, place)
+
+
+def adopt(place: VmPaths) -> QemuResident | None:
+    """The QEMU that runs at ``place``; None if there is none."""
+    deadline = time.monotonic() + _PID_WAIT
+    while store.is_held(place.vm_lock):
+        found = _process_of(place)
+        if found is not None:
+            return QemuResident(found, place)
+        if time.monotonic() > deadline:
+            raise BootError(
+                f"{place.directory.name}: its VM runs but does not tell its process id",
+                stage="spawn",
+                hint=f"find and end the process that holds {place.vm_lock}",
+            )
+        time.sleep(0.005)
+    return None
+
+
+def _process_of(place: VmPaths) -> Adopted | None:
+    try:
+        pid = int(place.pid_file.read_text())
+    except (OSError, ValueError):
+        return None  # it has not come so far yet
+    identity = process.identify(pid)
+    return Adopted.of(identity) if identity is not None else None
+
+
+class QemuResident:
+    """A QEMU process at its place."""
+
+    def __init__(self, handle: Process | Adopted, place: VmPaths) -> None:
+        self.process = handle
+        self._place = place
+        self._monitor: Monitor | None = None
+
+    @property
+    def departure(self) -> Departure:
+        """How it ended, by QEMU's SHUTDOWN event (QAPI ``ShutdownCause``)."""
+        cause = self._monitor.shutdown_cause if self._monitor is not None else ""
+        if cause in {"guest-reset", "host-qmp-system-reset", "subsystem-reset"}:
+            return Departure.RESET
+        if cause in {"guest-shutdown", "guest-panic"}:
+            return Departure.SHUTDOWN
+        return Departure.QUIT if cause else Departure.LOST
+
+    def connect(self, port: Port) -> socket.socket | None:
+        """A new connection; QEMU serves one at a time."""
+        try:
+            return connect(self._place.socket(port))
+        except OSError:
+            return None
+
+    async def attach(self) -> None:
+        """Connect the monitor."""
+        await self._attached().execute("query-status")
+
+    async def execute(self, command: str, **arguments: object) -> object:
+        """Run a QMP command. Raises ``BootError`` as ``Monitor.execute``."""
+        return await self._attached().execute(command, arguments or None)
+
+    async def paused(self) -> bool:
+        """Whether QEMU's run state is ``paused``."""
+        status = await self._attached().execute("query-status")
+        return bool(status["status"] == "paused")
+
+    async def pause(self) -> None:
+        """Stop the vCPUs."""
+        await self._attached().execute("stop")
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on."""
+        await self._attached().execute("cont")
+
+    async def press_power_button(self) -> None:
+        """An ACPI power button."""
+        await self._attached().execute("system_powerdown")
+
+    async def quit(self) -> None:
+        """Have QEMU end."""
+        await self._attached().execute("quit")
+
+    async def position(self) -> Position:
+        """Where the first vCPU executes."""
+        try:
+            return await self._attached().position()
+        except BootError:
+            return Position.UNKNOWN
+
+    async def wait(self) -> int:
+        """Wait for QEMU's end; its SHUTDOWN event is read by then."""
+        status = await wait_for_exit(self.process)
+        if self._monitor is not None:
+            await self._monitor.drained()
+        return status
+
+    async def close(self) -> None:
+        """Kill QEMU if it runs, and forget it."""
+        try:
+            await end(self.process)
+        finally:
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Close the monitor and the handle."""
+        if self._monitor is not None:
+            monitor, self._monitor = self._monitor, None
+            await monitor.close()
+        self.process.forget()
+
+    def _attached(self) -> Monitor:
+        if self._monitor is None:
+            try:
+                self._monitor = Monitor(connect(self._place.socket(_QMP)))
+            except OSError as error:
+                message = f"{self._place.directory.name}: QEMU's monitor: {error.strerror}"
+                raise BootError(message, stage="spawn") from error
+        return self._monitor

@@ -1,0 +1,66 @@
+"""What a supervisor runs: made of the user's wishes when a machine is started, kept for its restarts."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from atoll.hypervisor.model import Machine
+from atoll.hypervisor.qemu.host import QemuHost
+from atoll.vm.restart import Policy
+
+__all__ = ["BootPlan", "NetworkSetup", "Probe", "Setup"]
+
+
+class NetworkSetup(msgspec.Struct, frozen=True):
+    """A network card's addresses: ``address`` with its prefix length, as ``10.0.2.15/24``."""
+
+    mac: str
+    address: str
+    gateway: str
+    resolvers: tuple[str, ...]
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """What must work before a machine counts as running: a TCP port of the guest, or a command."""
+
+    port: int = 0
+    command: tuple[str, ...] = ()
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What is done in the guest once its root is mounted, in this order.
+
+    Attributes:
+        modules: paths of kernel modules below the kernel's own directory.
+        network: addresses, or None without a network.
+        script: for the guest's ``/bin/sh``, as root; empty for none.
+        probe: what is waited for at last, or None.
+    """
+
+    modules: tuple[str, ...] = ()
+    network: NetworkSetup | None = None
+    script: str = ""
+    probe: Probe | None = None
+
+
+class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a start needs.
+
+    Attributes:
+        machine: what the hypervisor is asked for.
+        host: which QEMU runs it; None for the fake hypervisor.
+        setup: what is done in the guest.
+        policy: what follows when the guest ends by itself.
+        boot_timeout: seconds in which the guest must be up.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    schema: int = 1
+    machine: Machine
+    host: QemuHost | None
+    setup: Setup = Setup()
+    policy: Policy = Policy.NO
+    boot_timeout: float = 60.0

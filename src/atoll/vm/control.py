@@ -1,0 +1,497 @@
+"""The supervisor's control socket: a switch between clients and the guest's agent.
+
+Clients speak the agent protocol. Requests whose method begins with ``vm.`` are answered here; all others are
+passed on to the guest, frame by frame, under another stream number, with credit running from end to end: no
+stream is buffered here beyond what its receiver has given credit for (docs/reference/control-protocol.md).
+
+The way of a byte from the guest: ``Channel`` hands it to the ``_Relay`` of its stream, that to the ``Client``, and
+that to the client's socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from atoll.errors import AtollError, ChannelError, GuestError, ProtocolError
+from atoll.guest import wire
+from atoll.guest.channel import Channel, LinkResetError
+from atoll.guest.messages import HOST_ERROR, LINK_RESET, ExecRelease, Refusal
+from atoll.guest.wire import Frame, FrameType, Hello
+from atoll.vm.state import StateError
+
+__all__ = ["ControlServer", "LocalStream", "Method"]
+
+_CREDIT = struct.Struct("<I")
+_READ_SIZE = 262_144
+_GATHER = 64
+
+#: A client that has not read so many bytes is cut off: it gave credit for more than it takes.
+_MOST_PENDING = 64 << 20
+
+#: Streams that a client may have open.
+_MOST_STREAMS = 1024
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Opened(msgspec.Struct):
+    """What of a request matters here."""
+
+    method: str
+    id: str = ""
+
+
+_decode_opened = msgspec.msgpack.Decoder(_Opened).decode
+
+Method = Callable[[bytes, "LocalStream"], Awaitable[None]]
+
+
+class ControlServer:
+    """Serves the control socket on the running event loop.
+
+    Args:
+        methods: what is answered here, by the request's method.
+    """
+
+    def __init__(self, methods: Mapping[str, Method]) -> None:
+        self.methods = methods
+        self.clients: set[Client] = set()
+        self._channel: Channel | None = None
+        self._listener: socket.socket | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Accept clients from ``listener``; owned from here on."""
+        listener.setblocking(False)
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept)
+
+    def add(self, sock: socket.socket) -> Client:
+        """Serve a client that is connected already."""
+        client = Client(self, sock)
+        self.clients.add(client)
+        return client
+
+    @property
+    def busy(self) -> bool:
+        """Whether a client waits for an answer."""
+        return any(client.waits for client in self.clients)
+
+    @property
+    def channel(self) -> Channel | None:
+        """The guest's channel, while there is a guest."""
+        return self._channel
+
+    @channel.setter
+    def channel(self, channel: Channel | None) -> None:
+        self._channel = channel
+        for client in tuple(self.clients):
+            client.guest_changed()
+
+    async def close(self) -> None:
+        """Stop accepting, let what is queued for clients leave, and let go of them."""
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        for client in tuple(self.clients):
+            await client.flushed()
+            client.close()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            sock, _ = self._listener.accept()
+            self.add(sock)
+
+
+class _Relay:
+    """One stream that is passed on to the guest."""
+
+    def __init__(self, client: Client, channel: Channel, stream: int) -> None:
+        self._client = client
+        self._channel = channel
+        self._stream = stream
+        self._number = 0
+        self._ours_ended = False
+        self._theirs_ended = False
+
+    def open(self, request: bytes, *, end: bool) -> None:
+        """Send the request on."""
+        self._ours_ended = end
+        self._number = self._channel.forward(request, self, end=end)
+
+    # From the guest.
+
+    def on_reply(self, payload: bytes, *, end: bool) -> None:
+        """Pass it on."""
+        self._client.send(FrameType.REPLY, self._stream, payload, end=end)
+        self._guest_ended(end=end)
+
+    def on_data(self, data: bytes, *, end: bool) -> None:
+        """Pass it on."""
+        self._client.send(FrameType.DATA, self._stream, data, end=end)
+        self._guest_ended(end=end)
+
+    def on_credit(self, count: int) -> None:
+        """Pass it on."""
+        self._client.send(FrameType.CREDIT, self._stream, _CREDIT.pack(count))
+
+    def on_failure(self, error: AtollError) -> None:
+        """Pass it on."""
+        self._client.forget(self._stream)
+        self._client.send(FrameType.RESET, self._stream, _encode(refusal_of(error)))
+
+    def _guest_ended(self, *, end: bool) -> None:
+        self._theirs_ended = self._theirs_ended or end
+        if self._ours_ended and self._theirs_ended:
+            self._client.forget(self._stream)
+
+    # From the client.
+
+    def data(self, payload: bytes, *, end: bool) -> None:
+        """Pass it on."""
+        self._channel.forward_data(self._number, payload, end=end)
+        self._ours_ended = self._ours_ended or end
+        self._guest_ended(end=False)
+
+    def credit(self, count: int) -> None:
+        """Pass it on."""
+        self._channel.forward_credit(self._number, count)
+
+    def reset(self, reason: bytes) -> None:
+        """Pass it on."""
+        self._channel.forward_reset(self._number, reason)
+
+
+class LocalStream:
+    """One stream that is answered here.
+
+    Attributes:
+        client: who opened it.
+        answered: the reply was sent.
+    """
+
+    def __init__(self, client: Client, stream: int) -> None:
+        self.client = client
+        self.answered = False
+        self._stream = stream
+        self._window = wire.WINDOW
+        self._chunks: deque[bytes] = deque()
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = False
+        self._over = False
+        self.task: asyncio.Task[None] | None = None
+
+    def reply(self, reply: object, *, end: bool = True) -> None:
+        """Answer the request; ``end`` if no data follows."""
+        self.answered = True
+        self._send(FrameType.REPLY, _encode(reply), end=end)
+
+    def fail(self, error: AtollError) -> None:
+        """End the stream with an error."""
+        self._send(FrameType.RESET, _encode(refusal_of(error)))
+        self._finish()
+
+    async def write(self, data: bytes, *, end: bool = False) -> None:
+        """Send bytes as the client gives credit."""
+        rest = memoryview(data)
+        while rest and not self._over:
+            piece = rest[: min(wire.CHUNK, self._window)]
+            if not piece:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            self._window -= len(piece)
+            rest = rest[len(piece) :]
+            self._send(FrameType.DATA, bytes(piece))
+        if end:
+            self._send(FrameType.DATA, b"", end=True)
+
+    async def read(self) -> bytes:
+        """What the client sent; empty at the end."""
+        while not self._chunks and not self._ended:
+            self._arrived.clear()
+            await self._arrived.wait()
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        if data and not self._ended:
+            self._send(FrameType.CREDIT, _CREDIT.pack(len(data)))
+        return data
+
+    # From the client.
+
+    def data(self, payload: bytes, *, end: bool) -> None:
+        """Take bytes."""
+        if payload:
+            self._chunks.append(payload)
+        self._ended = self._ended or end
+        self._arrived.set()
+
+    def credit(self, count: int) -> None:
+        """Take credit."""
+        self._window = min(self._window + count, wire.WINDOW)
+        self._room.set()
+
+    def reset(self, reason: bytes) -> None:  # noqa: ARG002 - why does not matter
+        """The client wants no more of it."""
+        self._finish()
+        if self.task is not None:
+            self.task.cancel()
+
+    def _send(self, kind: FrameType, payload: bytes, *, end: bool = False) -> None:
+        if not self._over:
+            self.client.send(kind, self._stream, payload, end=end)
+
+    def _finish(self) -> None:
+        self._over = True
+        self._ended = True
+        self._arrived.set()
+        self._room.set()
+
+
+class Client:
+    """One connection to the control socket."""
+
+    def __init__(self, server: ControlServer, sock: socket.socket) -> None:
+        self._server = server
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._decoder = wire.Decoder()
+        self._buffer = bytearray(_READ_SIZE)
+        self._out: deque[bytes] = deque()
+        self._pending = 0
+        self._corked = False
+        self._waiting = False
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._streams: dict[int, _Relay | LocalStream] = {}
+        self._executions: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        sock.setblocking(False)
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    def send(self, kind: FrameType, stream: int, payload: bytes, *, end: bool = False) -> None:
+        """Queue a frame for the client."""
+        if self._closed:
+            return
+        frame = wire.encode(kind, stream, payload, end=end)
+        self._out.append(frame)
+        self._pending += len(frame)
+        if self._pending > _MOST_PENDING:
+            self.close()
+        elif not self._corked:
+            self._flush()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request of the client is unanswered, or an answer is not sent yet."""
+        unanswered = (
+            isinstance(stream, LocalStream) and not stream.answered for stream in self._streams.values()
+        )
+        return bool(self._out) or any(unanswered)
+
+    def forget(self, stream: int) -> None:
+        """A stream is over."""
+        self._streams.pop(stream, None)
+
+    def guest_changed(self) -> None:
+        """Another guest, or none, answers from now on: executions of the former are gone."""
+        self._executions.clear()
+
+    async def flushed(self) -> None:
+        """Wait until the client has taken what is queued, at most a second."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._drained.wait()
+
+    def close(self) -> None:
+        """Let go of the client; what it runs in the guest ends."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._drained.set()
+        self._server.clients.discard(self)
+        self._drop_streams()
+        channel = self._server.channel
+        if channel is not None:
+            for execution in self._executions:
+                channel.post(ExecRelease(id=execution))
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    def _drop_streams(self) -> None:
+        streams, self._streams = self._streams, {}
+        gone = _encode(Refusal(code="cancelled", message="the client is gone"))
+        for stream in streams.values():
+            stream.reset(gone)
+
+    def _on_readable(self) -> None:
+        try:
+            count = self._socket.recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self.close()
+            return
+        channel = self._server.channel
+        self._corked = True
+        try:
+            with channel.corked() if channel is not None else contextlib.nullcontext():
+                for frame in self._decoder.feed(memoryview(self._buffer)[:count]):
+                    self._on_frame(frame)
+        except ProtocolError:
+            self.close()
+            return
+        finally:
+            self._corked = False
+        if not self._closed:
+            self._flush()
+            if channel is not None and channel.congested:
+                self._hold_back(channel)
+
+    def _hold_back(self, channel: Channel) -> None:
+        """Read no more until the guest's link takes more."""
+        self._loop.remove_reader(self._socket.fileno())
+
+        async def go_on() -> None:
+            await channel.room()
+            if not self._closed:
+                self._loop.add_reader(self._socket.fileno(), self._on_readable)
+
+        self._start(go_on())
+
+    def _start(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.type is FrameType.HELLO:
+            self._on_hello(frame)
+        elif frame.type is FrameType.OPEN:
+            self._on_open(frame)
+        elif frame.type is FrameType.REPLY:
+            raise ProtocolError("a client has nothing to reply to")
+        elif (stream := self._streams.get(frame.stream)) is not None:
+            if frame.type is FrameType.DATA:
+                stream.data(frame.payload, end=frame.end)
+            elif frame.type is FrameType.CREDIT:
+                if len(frame.payload) != _CREDIT.size:
+                    raise ProtocolError("malformed CREDIT")
+                stream.credit(*_CREDIT.unpack(frame.payload))
+            else:
+                del self._streams[frame.stream]
+                stream.reset(frame.payload)
+
+    def _on_hello(self, frame: Frame) -> None:
+        hello = Hello.decode(frame.payload)
+        if hello is None:
+            raise ProtocolError("malformed HELLO")
+        self._drop_streams()
+        version = wire.VERSION if hello.lowest <= wire.VERSION <= hello.highest else 0
+        self.send(FrameType.HELLO, 0, Hello(version, version, hello.nonce).encode())
+
+    def _on_open(self, frame: Frame) -> None:
+        if frame.stream in self._streams or len(self._streams) >= _MOST_STREAMS:
+            raise ProtocolError(f"stream {frame.stream} cannot be opened")
+        try:
+            opened = _decode_opened(frame.payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ProtocolError("malformed request") from None
+        if opened.method.startswith("vm."):
+            self._serve(frame, opened.method)
+        else:
+            self._relay(frame, opened)
+
+    def _relay(self, frame: Frame, opened: _Opened) -> None:
+        channel = self._server.channel
+        if channel is None:
+            error = StateError(
+                "the machine is not running", code="not_running", hint="`atoll start` starts it"
+            )
+            self.send(FrameType.RESET, frame.stream, _encode(refusal_of(error)))
+            return
+        if opened.method == "exec.start":
+            self._executions.add(opened.id)
+        elif opened.method == "exec.release":
+            self._executions.discard(opened.id)
+        relay = self._streams[frame.stream] = _Relay(self, channel, frame.stream)
+        try:
+            relay.open(frame.payload, end=frame.end)
+        except ChannelError as error:
+            relay.on_failure(error)
+
+    def _serve(self, frame: Frame, method: str) -> None:
+        stream = self._streams[frame.stream] = LocalStream(self, frame.stream)
+        if frame.end:
+            stream.data(b"", end=True)
+
+        async def work() -> None:
+            serve = self._server.methods.get(method)
+            try:
+                if serve is None:
+                    raise GuestError(f"there is no method {method}", reason="unknown_method")
+                await serve(frame.payload, stream)
+            except AtollError as error:
+                stream.fail(error)
+            except msgspec.DecodeError as error:
+                stream.fail(GuestError(str(error), reason="invalid"))
+            finally:
+                self.forget(frame.stream)
+
+        stream.task = self._start(work())
+
+    def _flush(self) -> None:
+        try:
+            while self._out:
+                batch = [self._out[index] for index in range(min(_GATHER, len(self._out)))]
+                self._sent(self._socket.sendmsg(batch))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        if self._out and not self._waiting:
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        elif self._waiting and not self._out:
+            self._loop.remove_writer(self._socket.fileno())
+        self._waiting = bool(self._out)
+        if self._out:
+            self._drained.clear()
+        else:
+            self._drained.set()
+
+    def _sent(self, count: int) -> None:
+        self._pending -= count
+        while count:
+            first = self._out[0]
+            if count < len(first):
+                self._out[0] = first[count:]
+                return
+            count -= len(first)
+            self._out.popleft()
+
+
+def refusal_of(error: AtollError) -> Refusal:
+    """An error as a client is told of it."""
+    if isinstance(error, LinkResetError):
+        return Refusal(code=LINK_RESET, message=error.message)
+    if isinstance(error, GuestError):
+        return Refusal(error.reason, error.message, error.errno, error.stage, error.hint, error.detail)
+    return Refusal(HOST_ERROR, error.message, 0, error.code, error.hint, error.detail)

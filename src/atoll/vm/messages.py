@@ -1,0 +1,144 @@
+"""What a supervisor is asked, beside what it passes on to the guest's agent (docs/reference/control-protocol.md)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from atoll.guest.messages import Request
+from atoll.vm.state import Phase, State
+
+__all__ = [
+    "ConsoleAttach",
+    "EventsFollow",
+    "MemoryState",
+    "MemoryTarget",
+    "Pause",
+    "Resume",
+    "Start",
+    "Stats",
+    "StatsRead",
+    "Status",
+    "StatusRead",
+    "Stop",
+    "StopStep",
+    "Stopped",
+    "WaitFor",
+]
+
+
+class StatusRead(Request, frozen=True, tag="vm.status"):
+    """Ask what the machine is doing."""
+
+
+class Start(Request, frozen=True, tag="vm.start"):
+    """Ask to be answered when the guest is up."""
+
+
+class Stop(Request, frozen=True, tag="vm.stop"):
+    """End the guest: in order within ``timeout`` seconds, else by force; with ``force`` by force at once."""
+
+    force: bool = False
+    timeout: float = 30.0
+
+
+class Pause(Request, frozen=True, tag="vm.pause"):
+    """Stop the vCPUs."""
+
+
+class Resume(Request, frozen=True, tag="vm.resume"):
+    """Let the vCPUs go on, and set the guest's clock."""
+
+
+class WaitFor(Request, frozen=True, tag="vm.wait"):
+    """Ask to be answered when the machine is in one of these phases."""
+
+    phases: tuple[Phase, ...]
+
+
+class EventsFollow(Request, frozen=True, tag="vm.events"):
+    """Have all events sent as DATA, one line of JSON each, from now on."""
+
+
+class ConsoleAttach(Request, frozen=True, tag="vm.console"):
+    """Be connected to the guest's console: DATA in both directions, first what it wrote last."""
+
+    replay: int = 4096
+
+
+class StatsRead(Request, frozen=True, tag="vm.stats"):
+    """Ask what the VM uses, seen from the host and from the guest."""
+
+
+class MemoryTarget(Request, frozen=True, tag="vm.memory"):
+    """Ask about the guest's memory; with ``target``, bytes, have the balloon leave it that much."""
+
+    target: int | None = None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine as its supervisor knows it.
+
+    Attributes:
+        state: what it does.
+        supervisor: process id.
+        vm: the hypervisor's process id, 0 if there is none.
+        clients: connections to the control socket.
+    """
+
+    state: State
+    supervisor: int
+    vm: int = 0
+    clients: int = 0
+
+
+class StopStep(msgspec.Struct, frozen=True):
+    """One attempt to end a guest: ``agent``, ``button``, ``quit`` or ``kill``, and how long it took, seconds."""
+
+    how: str
+    elapsed: float
+    ended: bool
+    error: str = ""
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """How a guest was ended: the last of the steps did it."""
+
+    steps: tuple[StopStep, ...]
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VM uses.
+
+    Attributes:
+        host_memory: resident memory of the hypervisor on the host, bytes.
+        host_private: of it, what no other process shares.
+        host_cpu: CPU time of the hypervisor, ns.
+        supervisor_memory: private memory of the supervisor, bytes.
+        disk: bytes that the machine's disk takes on the host.
+        guest: what the guest counts (agent protocol, section 5.2); None if it does not answer.
+    """
+
+    host_memory: int
+    host_private: int
+    host_cpu: int
+    supervisor_memory: int
+    disk: int
+    guest: dict[str, object] | None = None
+
+
+class MemoryState(msgspec.Struct, frozen=True, kw_only=True):
+    """A guest's memory, bytes.
+
+    Attributes:
+        size: what it was started with and has been plugged in.
+        actual: what the balloon leaves it.
+        free: what the guest reports as free; -1 if it does not.
+        available: what it could use without swapping; -1 likewise.
+        host: resident memory of the hypervisor on the host.
+    """
+
+    size: int
+    actual: int
+    free: int = -1
+    available: int = -1
+    host: int = 0

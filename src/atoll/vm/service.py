@@ -1,0 +1,185 @@
+"""What a supervisor's clients may ask for, each method with its handler (docs/reference/control-protocol.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from atoll.errors import AtollError
+from atoll.events import Event
+from atoll.guest.messages import Empty
+from atoll.hypervisor.model import Port
+from atoll.vm import messages
+from atoll.vm.control import ControlServer, LocalStream, Method
+from atoll.vm.state import Phase, StateError
+from atoll.vm.supervisor import Supervisor
+
+__all__ = ["Service"]
+
+T = TypeVar("T")
+
+#: Lines that a listener may lag behind before it is told that it lost some.
+_MOST_LINES = 4096
+
+
+class Service:
+    """Answers clients on behalf of ``supervisor``."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._listeners: set[asyncio.Queue[bytes]] = set()
+        self.server = ControlServer(self._methods())
+        supervisor.on_channel = self._on_channel
+
+    def tell(self, event: Event) -> None:
+        """Pass ``event`` on to who follows the events."""
+        line = msgspec.json.encode(event) + b"\n"
+        for listener in self._listeners:
+            with contextlib.suppress(asyncio.QueueFull):
+                listener.put_nowait(line)
+
+    def _on_channel(self, channel: object) -> None:
+        self.server.channel = channel  # type: ignore[assignment]
+
+    def _methods(self) -> Mapping[str, Method]:
+        return {
+            "vm.status": self._status,
+            "vm.start": self._start,
+            "vm.stop": self._stop,
+            "vm.pause": self._pause,
+            "vm.resume": self._resume,
+            "vm.wait": self._wait,
+            "vm.events": self._events,
+            "vm.console": self._console,
+            "vm.stats": self._stats,
+        }
+
+    def status(self) -> messages.Status:
+        """The machine, now."""
+        supervisor = self._supervisor
+        vm = supervisor.vm.process.pid if supervisor.vm is not None else 0
+        return messages.Status(
+            state=supervisor.state, supervisor=os.getpid(), vm=vm, clients=len(self.server.clients)
+        )
+
+    async def _status(self, _: bytes, stream: LocalStream) -> None:
+        stream.reply(self.status())
+
+    async def _start(self, _: bytes, stream: LocalStream) -> None:
+        await self._supervisor.start()
+        stream.reply(self.status())
+
+    async def _stop(self, payload: bytes, stream: LocalStream) -> None:
+        request = _parse(payload, messages.Stop)
+        # A client that goes away has asked for it all the same.
+        work = asyncio.create_task(self._supervisor.stop(force=request.force, timeout=request.timeout))
+        stream.reply(await asyncio.shield(work))
+
+    async def _pause(self, _: bytes, stream: LocalStream) -> None:
+        await self._supervisor.pause()
+        stream.reply(Empty())
+
+    async def _resume(self, _: bytes, stream: LocalStream) -> None:
+        await self._supervisor.resume()
+        stream.reply(Empty())
+
+    async def _wait(self, payload: bytes, stream: LocalStream) -> None:
+        request = _parse(payload, messages.WaitFor)
+        while self._supervisor.state.phase not in request.phases:
+            changed = self._supervisor.changed
+            await changed.wait()
+        stream.reply(self.status())
+
+    async def _events(self, _: bytes, stream: LocalStream) -> None:
+        queue: asyncio.Queue[bytes] = asyncio.Queue(_MOST_LINES)
+        self._listeners.add(queue)
+        try:
+            stream.reply(Empty(), end=False)
+            while True:
+                await stream.write(await queue.get())
+        finally:
+            self._listeners.discard(queue)
+
+    async def _console(self, payload: bytes, stream: LocalStream) -> None:
+        request = _parse(payload, messages.ConsoleAttach)
+        if self._supervisor.state.phase is Phase.PAUSED or self._supervisor.vm is None:
+            message = f"{self._supervisor.name} is {self._supervisor.state.phase}: its console is dead"
+            raise StateError(message, code="not_running", hint="`atoll start` or `atoll resume` helps")
+        tap = self._supervisor.outputs.taps[Port.CONSOLE]
+        queue: asyncio.Queue[bytes] = asyncio.Queue(_MOST_LINES)
+
+        def feed(data: bytes) -> None:
+            with contextlib.suppress(asyncio.QueueFull):
+                queue.put_nowait(data)
+
+        async def show() -> None:
+            while True:
+                await stream.write(await queue.get())
+
+        stream.reply(Empty(), end=False)
+        if request.replay:
+            feed(tap.recent()[-request.replay :])
+        tap.listeners.add(feed)
+        showing = asyncio.create_task(show())
+        try:
+            while data := await stream.read():
+                self._supervisor.outputs.type(data)
+        finally:
+            tap.listeners.discard(feed)
+            showing.cancel()
+
+    async def _stats(self, _: bytes, stream: LocalStream) -> None:
+        supervisor = self._supervisor
+        pid = supervisor.vm.process.pid if supervisor.vm is not None else 0
+        guest = None
+        if supervisor.agent is not None and supervisor.state.phase is Phase.RUNNING:
+            with contextlib.suppress(AtollError, TimeoutError):
+                async with asyncio.timeout(2.0):
+                    guest = msgspec.to_builtins(await supervisor.agent.stats())
+        resident, private = memory_of(pid)
+        stream.reply(
+            messages.Stats(
+                host_memory=resident,
+                host_private=private,
+                host_cpu=_cpu_time(pid),
+                supervisor_memory=memory_of(os.getpid())[1],
+                disk=_disk_use(supervisor.place.data),
+                guest=guest,
+            )
+        )
+
+
+def _parse(payload: bytes, kind: type[T]) -> T:
+    return msgspec.msgpack.decode(payload, type=kind)
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """Resident memory of a process, and what of it no other shares (proc(5), ``smaps_rollup``); bytes."""
+    resident = private = 0
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, _, rest = line.partition(":")
+            size = int(rest.split()[0]) << 10
+            resident += size if name == "Rss" else 0
+            private += size if name.startswith("Private_") else 0
+    return resident, private
+
+
+def _cpu_time(pid: int) -> int:
+    """CPU time of a process, ns."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+    return 0
+
+
+def _disk_use(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_blocks * 512
+    return 0

@@ -1,0 +1,109 @@
+"""What is done in a guest between its root and its first user: modules, network, files, the readiness probe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from atoll.errors import BootError, ChannelError, GuestError
+from atoll.events import Emit, WaitingFor
+from atoll.guest.agent import Agent
+from atoll.guest.execution import Execution
+from atoll.guest.messages import ExecStart
+from atoll.vm.bootplan import Probe, Setup
+
+__all__ = ["set_up", "step_clock"]
+
+#: Seconds between two attempts of a probe.
+_PROBE_PAUSE = 0.2
+
+#: Seconds by which a guest's clock may be off before it is set.
+_DRIFT = 0.05
+
+
+async def set_up(agent: Agent, setup: Setup, vm: str, emit: Emit) -> None:
+    """Carry ``setup`` out. The caller bounds the time.
+
+    Raises:
+        BootError: stage ``setup`` or ``probe``.
+        ChannelError: the guest is gone.
+    """
+    try:
+        if setup.modules:
+            await agent.load_modules(setup.modules)
+        await agent.reseed(os.urandom(64))
+        if setup.network is not None:
+            emit(WaitingFor(vm=vm, what="network"))
+            network = setup.network
+            await agent.configure_network(
+                network.mac, network.address, gateway=network.gateway, resolvers=network.resolvers
+            )
+        if setup.script:
+            emit(WaitingFor(vm=vm, what="setup"))
+            await _script(agent, setup.script, vm)
+    except GuestError as error:
+        hint = "see `atoll logs`; the image may lack what Atoll needs"
+        raise BootError(f"{vm}: {error.message}", stage="setup", hint=hint) from error
+    if setup.probe is not None:
+        emit(WaitingFor(vm=vm, what=_describe(setup.probe)))
+        while not await _probe(agent, setup.probe):
+            await asyncio.sleep(_PROBE_PAUSE)
+
+
+async def step_clock(agent: Agent, now: int) -> float:
+    """Set the guest's clock, which showed something else by so many seconds; ``now`` in ns since 1970."""
+    return (now - await agent.step_clock(now)) / 1e9
+
+
+def drifted(guest: int, host: int) -> bool:
+    """Whether a guest's clock is off by more than is borne; both in ns since 1970."""
+    return abs(guest - host) > _DRIFT * 1e9
+
+
+async def _run(agent: Agent, argv: tuple[str, ...]) -> tuple[int, str]:
+    """Run a command as root; its status, and the end of what it said."""
+    execution: Execution = agent.start(ExecStart(id=f"setup-{os.urandom(4).hex()}", argv=argv))
+    try:
+        await execution.started()
+        out, error, end = await asyncio.gather(
+            execution.stdout.read_all(), execution.stderr.read_all(), execution.wait()
+        )
+        return end.code if end.code is not None else 128 + (end.signal or 0), (out + error).decode(
+            errors="replace"
+        )
+    finally:
+        execution.release()
+
+
+async def _script(agent: Agent, script: str, vm: str) -> None:
+    status, said = await _run(agent, ("/bin/sh", "-ec", script))
+    if status:
+        message = f"{vm}: setting the guest up ended with status {status}"
+        raise BootError(message, stage="setup", hint="see the lines above", detail=said[-2000:].strip())
+
+
+async def _probe(agent: Agent, probe: Probe) -> bool:
+    """Try once. A port is looked for among the guest's listening sockets: no program has to be there for it."""
+    try:
+        if probe.command:
+            return (await _run(agent, probe.command))[0] == 0
+        pattern = f":{probe.port:04X} [0-9A-F:]* 0A "
+        tables = "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null"
+        return (await _run(agent, ("/bin/sh", "-c", f"{tables} | grep -q '{pattern}'")))[0] == 0
+    except GuestError:
+        return False
+
+
+def _describe(probe: Probe) -> str:
+    return " ".join(probe.command) if probe.command else f"port {probe.port}"
+
+
+async def is_alive(agent: Agent, within: float) -> bool:
+    """Whether the agent answers ``within`` seconds."""
+    try:
+        async with asyncio.timeout(within):
+            await agent.ready()
+            await agent.ping()
+    except (TimeoutError, ChannelError, GuestError):
+        return False
+    return True

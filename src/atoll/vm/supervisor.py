@@ -1,0 +1,457 @@
+"""The process that looks after one machine: it starts the VM, owns its channel and logs, and says what it does.
+
+Everything that changes the machine goes through one lock and through ``_advance``, which writes the new state to
+disk before anyone hears of it. What is asked for comes in by ``atoll.vm.service``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from atoll import store
+from atoll.errors import AtollError, BootError, ChannelError
+from atoll.events import Emit, Event, GuestBooted, StageReached, StateChanged, VmExited, VmSpawned
+from atoll.guest.agent import Agent
+from atoll.guest.channel import Channel
+from atoll.hypervisor.model import Port
+from atoll.hypervisor.port import Departure, Position, Resident, ResidentHypervisor
+from atoll.paths import VmPaths
+from atoll.process import boot_id, describe_status, identify
+from atoll.vm import restart
+from atoll.vm.bootplan import BootPlan
+from atoll.vm.diagnosis import Evidence, diagnose
+from atoll.vm.messages import Stopped, StopStep
+from atoll.vm.outputs import Outputs
+from atoll.vm.setup import drifted, set_up, step_clock
+from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
+from atoll.vm.stopping import stop_guest
+
+__all__ = ["Supervisor"]
+
+#: Seconds for a channel's end to become the process's end.
+_EXIT_GRACE = 2.0
+
+#: Seconds between two looks at the guest's clock.
+_CLOCK_PERIOD = 10.0
+
+#: Seconds in which the agent of an adopted guest answers.
+_ADOPTION = 20.0
+
+
+class Supervisor:
+    """Looks after the machine at ``place``. Belongs to one event loop; the caller holds the supervisor's lock.
+
+    Args:
+        place: the machine's directory.
+        hypervisor: what runs it.
+        read_plan: makes or reads what is to be run, anew at each start.
+        emit: told of everything.
+
+    Attributes:
+        state: what the machine does; on disk already.
+        vm: the running VM, or None.
+        changed: set and replaced whenever ``state`` changes.
+    """
+
+    def __init__(
+        self,
+        place: VmPaths,
+        hypervisor: ResidentHypervisor,
+        read_plan: Callable[[], BootPlan],
+        emit: Emit,
+    ) -> None:
+        self.name = place.directory.name
+        self.place = place
+        self.state = store.read_record(place.state, State)
+        self.vm: Resident | None = None
+        self.agent: Agent | None = None
+        self.outputs = Outputs(place)
+        self.changed = asyncio.Event()
+        self.on_channel: Callable[[Channel | None], None] = lambda _: None
+        self._hypervisor = hypervisor
+        self._read_plan = read_plan
+        self._emit_to = emit
+        self._channel: Channel | None = None
+        self._lock = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._restarting: asyncio.Task[None] | None = None
+        self._began = 0.0
+
+    # What may be asked for.
+
+    async def start(self) -> None:
+        """Bring the guest up; returns at once if it is.
+
+        Raises:
+            BootError: it did not come up; the machine is as it was before.
+            StateError: it is being stopped.
+        """
+        self._cancel_restart()
+        if self.state.phase is Phase.STARTING and self._starting is not None:
+            await self._join(self._starting)
+            return
+        async with self._lock:
+            if self.state.phase in {Phase.RUNNING, Phase.PAUSED}:
+                return
+            self._advance(Cause.STARTED)
+            self._starting = asyncio.create_task(self._boot())
+        await self._join(self._starting)
+
+    async def stop(self, *, force: bool, timeout: float) -> Stopped:  # noqa: ASYNC109 - it bounds the guest's part
+        """End the guest, in order or by force; nothing happens if there is none."""
+        self._cancel_restart()
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, AtollError):
+                await self._starting
+        async with self._lock:
+            self._cancel_restart()
+            if not self.state.active:
+                return Stopped(())
+            if self.state.phase is not Phase.STOPPING:
+                self._advance(Cause.STOP_ASKED)
+            steps: tuple[StopStep, ...] = ()
+            if self.vm is not None:
+                steps = await stop_guest(
+                    self.vm, self.agent, self.name, self.emit, force=force, timeout=timeout
+                )
+            await self._clean_up()
+            self._advance(Cause.STOPPED)
+            return Stopped(steps)
+
+    async def pause(self) -> None:
+        """Stop the vCPUs. Raises ``StateError`` if the machine is not running."""
+        async with self._lock:
+            vm = self._up("paused", Phase.RUNNING)
+            await vm.pause()
+            self._advance(Cause.PAUSED)
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on and set the guest's clock. Raises ``StateError`` if it is not paused."""
+        async with self._lock:
+            vm = self._up("resumed", Phase.PAUSED)
+            await vm.resume()
+            self._advance(Cause.RESUMED)
+            await self._set_clock()
+
+    async def adopt(self) -> None:
+        """Take over the VM that a supervisor before this one left, or record that it is gone."""
+        async with self._lock:
+            self.vm = self._hypervisor.adopt(self.place)
+            if self.vm is None:
+                await self._record(
+                    truth(self.state, supervised=False, alive=False, boot=boot_id(), at=time.time())
+                )
+                return
+            await self.vm.attach()
+            self._began = time.monotonic()
+            self._connect(self.vm)
+            if self.state.phase is Phase.STARTING:
+                self._starting = asyncio.create_task(self._come_up(self._read_plan()))
+                return
+            await self._correct(self.vm)
+            self._spawn(self._watch(self.vm))
+            self._spawn(self._keep_time())
+            if self.state.phase is Phase.RUNNING and self.agent is not None:
+                with contextlib.suppress(TimeoutError, AtollError):
+                    async with asyncio.timeout(_ADOPTION):
+                        await self.agent.ready()
+                        await self._set_clock()
+        if self.state.phase is Phase.STOPPING:
+            self._spawn(self._finish_stop())
+
+    @property
+    def expects_change(self) -> bool:
+        """Whether there is a VM, or one is to come: ``changed`` tells when that ends."""
+        return self.state.active or self._restarting is not None
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether there is nothing left to look after."""
+        busy = self._lock.locked() or self._restarting is not None or self.vm is not None
+        return not busy and not self.state.active
+
+    async def close(self) -> None:
+        """Let go of everything; a VM that runs is left as it is."""
+        self._cancel_restart()
+        for task in tuple(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._channel is not None:
+            self._channel.close()
+        if self.vm is not None:
+            await self.vm.leave()
+        self.outputs.close()
+
+    def emit(self, event: Event) -> None:
+        """Tell of ``event``."""
+        self._emit_to(event)
+
+    # From here on: how it is done.
+
+    def _up(self, done: str, wanted: Phase) -> Resident:
+        if self.state.phase is not wanted or self.vm is None:
+            message = f"{self.name} is {self.state.phase}: it cannot be {done}"
+            raise StateError(message, code=f"not_{wanted}", hint="see `atoll ls`")
+        return self.vm
+
+    def _advance(self, cause: Cause, *, failure: Failure | None = None) -> None:
+        self._keep(advance(self.state, cause, time.time(), failure=failure))
+
+    async def _record(self, state: State) -> None:
+        if state != self.state:
+            self._keep(state)
+
+    def _keep(self, state: State) -> None:
+        """On disk first, then told."""
+        store.write_record(self.place.state, state)
+        changed = state.phase is not self.state.phase
+        self.state = state
+        if changed:
+            error = state.failure.code if state.failure else ""
+            self.emit(StateChanged(vm=self.name, phase=state.phase, cause=state.cause, error=error))
+        self._announce()
+
+    def _announce(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def _join(self, task: asyncio.Task[None]) -> None:
+        """Wait for a start that others may wait for too."""
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise StateError(f"{self.name} was stopped while it started", code="stopped") from None
+            raise
+
+    async def _boot(self) -> None:
+        plan = self._read_plan()
+        self._began = time.monotonic()
+        try:
+            self.outputs.forget()
+            self.vm = self._hypervisor.settle(plan.machine, self.place)
+        except Exception as error:
+            self._advance(Cause.NOT_BOOTED, failure=_failure(error))
+            raise
+        vm = self.vm
+        self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
+        self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
+        self._connect(vm)
+        await self._come_up(plan)
+
+    def _connect(self, vm: Resident) -> None:
+        self.outputs.connect(vm)
+        sock = vm.connect(Port.CHANNEL)
+        if sock is None:
+            return
+        self._channel = Channel(sock)
+        self.agent = Agent(self._channel)
+        self.on_channel(self._channel)
+
+    async def _come_up(self, plan: BootPlan) -> None:
+        """From the spawn to a machine that runs, or back to where it was."""
+        vm = self.vm
+        assert vm is not None
+        try:
+            await self._wait_until_up(plan)
+        except Exception as error:
+            await self._end(vm)
+            self._advance(Cause.NOT_BOOTED, failure=_failure(error))
+            if self.state.cause is not Cause.STARTED:
+                self._consider_restart()
+            raise
+        self._advance(Cause.BOOTED)
+        self._reached("running")
+        self._spawn(self._watch(vm))
+        self._spawn(self._keep_time())
+
+    async def _wait_until_up(self, plan: BootPlan) -> None:
+        vm, agent = self.vm, self.agent
+        assert vm is not None
+        answered = booted = False
+        try:
+            async with asyncio.timeout(plan.boot_timeout):
+                if agent is None:
+                    raise ChannelError("nobody listens at the guest's channel", code="gone")  # noqa: TRY301
+                self._spawn(_attached(vm))  # loads what the monitor needs while the guest boots
+                await agent.ready()
+                answered = True
+                self._reached("agent")
+                timeline = (await agent.booted()).timeline
+                booted = True
+                self._reached("root")
+                self.emit(GuestBooted(vm=self.name, timeline=timeline))
+                await set_up(agent, plan.setup, self.name, self.emit)
+                await self._set_clock()
+        except (ChannelError, TimeoutError) as error:
+            raise await self._explain(vm, error, answered=answered, booted=booted) from error
+
+    async def _explain(
+        self, vm: Resident, error: ChannelError | TimeoutError, *, answered: bool, booted: bool
+    ) -> BootError:
+        position, status = Position.UNKNOWN, vm.process.poll()
+        if status is None and isinstance(error, ChannelError):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXIT_GRACE):
+                    status = await vm.wait()
+        if status is None:
+            position = await vm.position()
+        await asyncio.sleep(0)  # what the guest wrote last is read
+        evidence = Evidence(
+            vm=self.name,
+            status=status,
+            position=position,
+            console=self.outputs.boot_text(),
+            diagnostics=self.place.log("hypervisor").read_text(errors="replace"),
+            answered=answered,
+            booted=booted,
+            waited=time.monotonic() - self._began,
+        )
+        return diagnose(evidence)
+
+    async def _end(self, vm: Resident) -> None:
+        """Kill a VM that did not come up."""
+        await vm.close()
+        self.emit(VmExited(vm=self.name, status=vm.process.poll() or 0))
+        await self._clean_up()
+
+    async def _clean_up(self) -> None:
+        vm, self.vm = self.vm, None
+        channel, self._channel = self._channel, None
+        self.agent = None
+        self.on_channel(None)
+        if channel is not None:
+            channel.close()
+        if vm is not None:
+            await vm.close()
+        self.outputs.disconnect()
+
+    async def _watch(self, vm: Resident) -> None:
+        """Until the guest ends by itself: name the reason, and start it again if that is wished."""
+        await vm.attach()
+        status = await vm.wait()
+        async with self._lock:
+            if self.vm is not vm or self.state.phase is Phase.STOPPING:
+                return
+            self.outputs.drain()
+            cause, failure = self._reason(vm, status)
+            self.emit(VmExited(vm=self.name, status=status))
+            await self._clean_up()
+            if cause is Cause.REBOOTED:
+                self._advance(cause)
+                self._starting = asyncio.create_task(self._boot())
+                self._starting.add_done_callback(_seen)
+                return
+            if restart.settled(self.state, time.time()):
+                self.state = msgspec.structs.replace(self.state, restarts=0)
+            self._advance(cause, failure=failure)
+            self._consider_restart()
+
+    def _reason(self, vm: Resident, status: int) -> tuple[Cause, Failure | None]:
+        panic = _panic_in(self.outputs.boot_text())
+        if panic and vm.departure in {Departure.RESET, Departure.SHUTDOWN}:
+            message = f"{self.name}: the guest's kernel panicked: {panic}"
+            return Cause.PANICKED, Failure("boot.panic", message, "see `atoll logs`")
+        if vm.departure is Departure.RESET:
+            return Cause.REBOOTED, None
+        if vm.departure is Departure.SHUTDOWN:
+            return Cause.POWERED_OFF, None
+        said = self.place.log("hypervisor").read_text(errors="replace").strip().splitlines()
+        last = f": {said[-1]}" if said else ""
+        message = f"{self.name}: the hypervisor {describe_status(status)}{last}"
+        return Cause.HYPERVISOR_DIED, Failure(
+            "state.hypervisor", message, "see `atoll logs --source hypervisor`"
+        )
+
+    def _consider_restart(self) -> None:
+        wait = restart.delay(self._read_plan().policy, self.state)
+        if wait is not None and self._restarting is None:
+            self._restarting = asyncio.create_task(self._restart_after(wait))
+            self._restarting.add_done_callback(_seen)
+
+    async def _restart_after(self, wait: float) -> None:
+        await asyncio.sleep(wait)
+        async with self._lock:
+            self._restarting = None
+            self._advance(Cause.RESTARTED)
+            self._starting = asyncio.create_task(self._boot())
+            self._starting.add_done_callback(_seen)
+
+    def _cancel_restart(self) -> None:
+        task, self._restarting = self._restarting, None
+        if task is not None:
+            task.cancel()
+            self._announce()
+
+    async def _finish_stop(self) -> None:
+        await self.stop(force=False, timeout=30.0)
+
+    async def _correct(self, vm: Resident) -> None:
+        """Bring the record in line with what the hypervisor says."""
+        paused = await vm.paused()
+        if paused and self.state.phase is Phase.RUNNING:
+            self._advance(Cause.PAUSED)
+        elif not paused and self.state.phase is Phase.PAUSED:
+            self._advance(Cause.RESUMED)
+
+    async def _set_clock(self) -> None:
+        if self.agent is not None:
+            with contextlib.suppress(AtollError):
+                await step_clock(self.agent, time.time_ns())
+
+    async def _keep_time(self) -> None:
+        """Set the guest's clock when it is off, as after the host slept."""
+        vm = self.vm
+        while self.vm is vm:
+            await asyncio.sleep(_CLOCK_PERIOD)
+            agent = self.agent
+            if self.state.phase is not Phase.RUNNING or agent is None:
+                continue
+            with contextlib.suppress(AtollError, TimeoutError):
+                async with asyncio.timeout(_CLOCK_PERIOD):
+                    before = time.time_ns()
+                    shown = (await agent.info()).realtime
+                    if drifted(shown, (before + time.time_ns()) // 2):
+                        await self._set_clock()
+
+    def _reached(self, stage: str) -> None:
+        self.emit(StageReached(vm=self.name, stage=stage, elapsed=time.monotonic() - self._began))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(_seen)
+
+
+async def _attached(vm: Resident) -> None:
+    with contextlib.suppress(AtollError):
+        await vm.attach()
+
+
+def _seen(task: asyncio.Future[None]) -> None:
+    """Its failure is in the state; a failure that is no error of Atoll is a bug and goes to the log."""
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, AtollError):
+        traceback.print_exception(error)
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, AtollError):
+        return Failure(error.code, error.message, error.hint, error.detail)
+    traceback.print_exception(error)
+    hint = "this is a bug; `atoll logs --source supervisor` has the details"
+    return Failure("internal", f"{type(error).__name__}: {error}", hint)
+
+
+def _panic_in(text: str) -> str:
+    found = re.search(r"Kernel panic - not syncing: (.+)", text)
+    return found[1].strip() if found else ""
