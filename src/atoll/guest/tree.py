@@ -148,9 +148,9 @@ def segment(offset: int, length: int) -> bytes:
 
 
 def shown(path: bytes) -> str:
-    """A path of a tree for a message: bytes that are no UTF-8 are replaced, a very long one is cut."""
+    """A path for a message: bytes that are no UTF-8 are replaced, a very long one lacks its middle."""
     text = path.decode(errors="replace")
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= 300 else f"{text[:100]}...{text[-200:]}"
 
 
 class Decoder:
@@ -206,7 +206,7 @@ class Decoder:
             raise ProtocolError("the tree is empty")
         if self._file is not None or self._held or self._take != self._on_length:
             last = next(reversed(self._seen))
-            raise ProtocolError(f"the tree is cut short at {shown(last) or 'its top'}")
+            raise ProtocolError(f"the tree is cut short behind {shown(last) or 'its top'}")
 
     def _on_length(self, item: bytes) -> None:
         (length,) = _LENGTH.unpack(item)
