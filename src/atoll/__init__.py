@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         StoreError,
         UsageError,
     )
-    from atoll.sandbox.result import CommandFailedError, Result
+    from atoll.guest.result import CommandFailedError, Result
 
 __all__ = [
     "AtollError",
@@ -52,8 +52,8 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "CommandFailedError": "atoll.sandbox.result",
-    "Result": "atoll.sandbox.result",
+    "CommandFailedError": "atoll.guest.result",
+    "Result": "atoll.guest.result",
     "Sandbox": "atoll.blocking",
 }
 

@@ -8,7 +8,7 @@ async with atoll.aio.Sandbox("debian") as box:
 
 from __future__ import annotations
 
-from atoll.sandbox.result import CommandFailedError, Result
+from atoll.guest.result import CommandFailedError, Result
 from atoll.sandbox.sandbox import Sandbox
 
 __all__ = ["CommandFailedError", "Result", "Sandbox"]

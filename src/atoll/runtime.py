@@ -13,13 +13,42 @@ from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Architecture, Machine, parse_architecture
 from atoll.hypervisor.port import Hypervisor
 from atoll.hypervisor.qemu.backend import QemuHypervisor
-from atoll.hypervisor.qemu.host import inspect_host
+from atoll.hypervisor.qemu.host import QemuHost, inspect_host
 from atoll.image import catalog, kernel
 from atoll.vm import accelerator
 from atoll.vm.plan import Bootable, Shape, check_memory, plan, smallest_memory
 from atoll.vm.spawning import Spawned, spawn
 
-__all__ = ["Prepared", "candidate", "host_architecture", "launch", "new_name", "prepare"]
+__all__ = [
+    "Foundation",
+    "Prepared",
+    "candidate",
+    "found",
+    "host_architecture",
+    "launch",
+    "new_name",
+    "prepare",
+]
+
+
+class Foundation(msgspec.Struct, frozen=True):
+    """What any VM of an image is made of.
+
+    Attributes:
+        hypervisor: what runs it.
+        host: the hypervisor's executable.
+        files: what it boots from.
+        shape: its size and accelerator.
+        image: its root.
+        devices: kernel modules by the device that needs them.
+    """
+
+    hypervisor: QemuHypervisor
+    host: QemuHost
+    files: Bootable
+    shape: Shape
+    image: catalog.Image
+    devices: dict[str, tuple[str, ...]]
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -39,14 +68,13 @@ def host_architecture() -> Architecture:
         raise PreflightError(message, hint="use x86_64 or aarch64") from None
 
 
-def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Prepared:
+def found(config: Config, image: str, *, emit: Emit = ignore) -> Foundation:
     """Everything that must be there before a VM is spawned, built where it is missing.
 
     Quick once all is cached: some files are stat-ed and four small records read. Builds take tens of seconds.
 
     Args:
         config: size, accelerator, kernel and directories.
-        name: of the VM.
         image: of its root.
         emit: told of progress.
 
@@ -61,14 +89,20 @@ def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Pr
     least = smallest_memory(_size(tested.files.kernel), _size(tested.files.initramfs))
     check_memory(config.memory, least=least, most=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
-    files = Bootable(
-        kernel=tested.files.kernel,
-        initramfs=tested.files.initramfs,
-        modules=tested.files.modules,
-        root=root.root,
+    return Foundation(
+        hypervisor=QemuHypervisor(tested.host),
+        host=tested.host,
+        files=msgspec.structs.replace(tested.files, root=root.root),
+        shape=Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz),
+        image=root,
+        devices=tested.devices,
     )
-    shape = Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz)
-    return Prepared(tested.hypervisor, plan(name, files, shape))
+
+
+def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Prepared:
+    """A throw-away VM of ``image``. Raises as ``found``."""
+    base = found(config, image, emit=emit)
+    return Prepared(base.hypervisor, plan(name, base.files, base.shape))
 
 
 def new_name() -> str:
@@ -95,6 +129,7 @@ def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> acce
         identity=bundle.manifest.key,
         architecture=native,
         native=native,
+        devices=bundle.manifest.devices,
     )
 
 

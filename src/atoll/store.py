@@ -32,6 +32,7 @@ __all__ = [
     "remove_tree",
     "require_space",
     "staging",
+    "sync_directory",
     "write_file",
     "write_record",
 ]
@@ -55,7 +56,8 @@ def _random_suffix() -> str:
     return os.urandom(4).hex()
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make what was renamed, made or removed in a directory durable (fsync(2))."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -108,14 +110,14 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise _refuse(error, path) from error
 
 
 def write_record(path: Path, record: msgspec.Struct) -> None:
     """Write ``record`` as JSON that a person can read. Raises as ``write_file``."""
-    write_file(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    write_file(path, msgspec.json.format(msgspec.json.encode(record, enc_hook=_plain), indent=2) + b"\n")
 
 
 def read_record(path: Path, kind: type[T]) -> T:
@@ -138,14 +140,27 @@ def read_record(path: Path, kind: type[T]) -> T:
     try:
         schema = msgspec.json.decode(data, type=_Versioned).schema
         if schema == known:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.json.decode(data, type=kind, dec_hook=_rich)
         if schema < known:
-            return msgspec.convert(_migrated(msgspec.json.decode(data), schema, kind), kind)
+            return msgspec.convert(_migrated(msgspec.json.decode(data), schema, kind), kind, dec_hook=_rich)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         hint = f"it was kept as it is; move {path} away to go on without it"
         raise StoreError(f"{path} is corrupt: {error}", code="corrupt", hint=hint) from error
     message = f"{path} has schema {schema}; this Atoll knows up to {known}"
     raise StoreError(message, code="newer", hint="use the newer Atoll that wrote it")
+
+
+def _plain(value: Any) -> str:
+    """Paths are records' only values that JSON does not have."""
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a record cannot hold {value!r}")
+
+
+def _rich(kind: type[Any], value: Any) -> Path:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"{value!r} is no {kind.__name__}")
 
 
 class _Versioned(msgspec.Struct):
@@ -175,19 +190,39 @@ def lock(path: Path, *, wait: float | None = None) -> Iterator[None]:
     Raises:
         StoreError: ``store.busy`` when the time is over, or as ``write_file``.
     """
+    deadline = None if wait is None else time.monotonic() + wait
+    fd = _locked(path, deadline)
+    while not _is_at(fd, path):  # what it stood for was removed or renamed while this waited
+        os.close(fd)
+        fd = _locked(path, deadline)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _locked(path: Path, deadline: float | None) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise _refuse(error, path) from error
     try:
-        if wait is None:
+        if deadline is None:
             fcntl.flock(fd, fcntl.LOCK_EX)
         else:
-            _flock_until(fd, path, time.monotonic() + wait)
-        yield
-    finally:
+            _flock_until(fd, path, deadline)
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _flock_until(fd: int, path: Path, deadline: float) -> None:
@@ -282,14 +317,14 @@ def publish(staged: Path, final: Path) -> None:
         for file in staged.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 _sync(file)
-        _sync_directory(staged)
+        sync_directory(staged)
         if final.exists():
             _exchange(staged, final)
-            _sync_directory(final.parent)
+            sync_directory(final.parent)
             remove_tree(staged)
         else:
             staged.rename(final)
-            _sync_directory(final.parent)
+            sync_directory(final.parent)
     except OSError as error:
         raise _refuse(error, final) from error
 
@@ -304,9 +339,9 @@ def create(staged: Path, final: Path) -> None:
         for file in staged.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 _sync(file)
-        _sync_directory(staged)
+        sync_directory(staged)
         staged.rename(final)  # fails if ``final`` is a directory that is not empty (rename(2))
-        _sync_directory(final.parent)
+        sync_directory(final.parent)
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             raise StoreError(f"{final.name} exists already", code="already_exists") from error

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from atoll.cli import terminal
 from atoll.cli.output import JsonLines, json_line
 from atoll.events import OutputReceived
+from atoll.guest.commands import feed
 from atoll.guest.execution import Execution, Output
 from atoll.guest.messages import Exit
-from atoll.sandbox.sandbox import Sandbox, feed
+from atoll.sandbox.sandbox import Sandbox
 
 __all__ = ["Session"]
 

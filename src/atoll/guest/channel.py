@@ -181,6 +181,11 @@ class Channel:
             self._flush()
 
     @property
+    def broken(self) -> bool:
+        """Whether the link is no more."""
+        return self._broken is not None
+
+    @property
     def congested(self) -> bool:
         """Whether so much is queued for the link that nobody should add to it: wait for ``room``."""
         return not self._room.is_set()

@@ -75,7 +75,7 @@ def select(tree: modules.Tree) -> Selection:
 
 def devices(tree: modules.Tree) -> dict[str, tuple[str, ...]]:
     """For each driver of a device the files to load, in order; drivers that the kernel lacks are left out."""
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name in _DEVICES:
         if tree.is_builtin(name):
             found[name] = ()

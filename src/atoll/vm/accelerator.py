@@ -43,6 +43,7 @@ class Candidate(msgspec.Struct, frozen=True):
         files: what the guest would boot; only kernel and initramfs are used for the test.
         identity: changes when ``files`` do.
         architecture: of the guest; ``native`` of the host.
+        devices: kernel modules by the device that needs them.
     """
 
     hypervisor: Hypervisor
@@ -51,6 +52,7 @@ class Candidate(msgspec.Struct, frozen=True):
     identity: str
     architecture: Architecture
     native: str
+    devices: dict[str, tuple[str, ...]] = {}
 
 
 class Chosen(msgspec.Struct, frozen=True):

@@ -7,9 +7,17 @@ from pathlib import Path
 import msgspec
 
 from atoll.errors import PreflightError
-from atoll.hypervisor.model import Accelerator, Architecture, Disk, Machine
+from atoll.hypervisor.model import Accelerator, Architecture, Disk, Machine, UserNetwork
 
-__all__ = ["Bootable", "Shape", "check_memory", "plan", "smallest_memory"]
+__all__ = [
+    "Bootable",
+    "Residence",
+    "Shape",
+    "check_memory",
+    "plan",
+    "plan_resident",
+    "smallest_memory",
+]
 
 _MIB = 1 << 20
 
@@ -28,6 +36,9 @@ _TCG = (
     "mitigations=off",  # an emulated CPU does not speculate
     "norandmaps",  # TCG finds translated code by its virtual address: the same place in each process
 )
+
+#: Of these a machine that stays does without.
+_ONLY_THROW_AWAY = {"init_on_alloc=0", "lsm="}
 
 
 class Bootable(msgspec.Struct, frozen=True):
@@ -87,6 +98,55 @@ def plan(name: str, files: Bootable, shape: Shape, *, hostname: str = "", lifeli
         cmdline=(f"console={_CONSOLES[shape.architecture]}", *_ALWAYS, *_profile(shape), *agent),
         disks=tuple(disks),
     )
+
+
+class Residence(msgspec.Struct, frozen=True):
+    """What a machine that stays has beside a throw-away VM.
+
+    Attributes:
+        data: its disk, an ext4 file system.
+        init: program that becomes process 1 of its root; empty for the agent itself.
+        network: its network card, or None.
+        max_vcpus: vCPUs that can be plugged in.
+        max_memory: bytes up to which memory can grow.
+        slots: devices that can be plugged in.
+        parameters: more of the kernel's command line.
+    """
+
+    data: Path
+    init: str = ""
+    network: UserNetwork | None = None
+    max_vcpus: int = 0
+    max_memory: int = 0
+    slots: int = 0
+    parameters: tuple[str, ...] = ()
+
+
+def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence) -> Machine:
+    """The machine that boots ``files`` with a disk of its own and outlives the program that starts it."""
+    machine = plan(name, files, shape, lifeline=False)
+    parameters = [f"console={_CONSOLES[shape.architecture]}", "console=hvc0", *_ALWAYS, "net.ifnames=0"]
+    parameters += _resident_profile(shape)
+    agent = [item for item in machine.cmdline if item.startswith("atoll.")]
+    if residence.init:
+        agent.append(f"atoll.init={residence.init}")
+    return msgspec.structs.replace(
+        machine,
+        cmdline=(*parameters, *residence.parameters, *agent, "atoll.data=data"),
+        disks=(*machine.disks, Disk(residence.data, serial="data")),
+        consoles=True,
+        shared_memory=True,
+        balloon=True,
+        network=residence.network,
+        max_vcpus=residence.max_vcpus,
+        max_memory=residence.max_memory,
+        slots=residence.slots,
+    )
+
+
+def _resident_profile(shape: Shape) -> tuple[str, ...]:
+    """As ``_profile``, but for what guards one user of a guest from another."""
+    return tuple(item for item in _profile(shape) if item not in _ONLY_THROW_AWAY)
 
 
 def _profile(shape: Shape) -> tuple[str, ...]:

@@ -1,0 +1,115 @@
+"""Making a machine: wishes are checked, its image is had, its disk is made, and only then is it there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+
+from atoll import runtime
+from atoll.config import Config, parse_memory
+from atoll.errors import UsageError
+from atoll.events import Emit, ignore
+from atoll.image import catalog, disk
+from atoll.machine import registry
+from atoll.machine.spec import (
+    Init,
+    MachineSpec,
+    Share,
+    check_name,
+    check_user,
+    parse_forward,
+    parse_probe,
+    parse_share,
+    reference_of,
+)
+from atoll.paths import VmPaths
+from atoll.vm.restart import Policy
+
+E = TypeVar("E", bound=StrEnum)
+
+__all__ = ["Wishes", "create", "make_spec", "parse_disk", "shared"]
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user said of a new machine, beside the settings that sandboxes have, too."""
+
+    distro: str = "debian"
+    image: str | None = None
+    disk: int = 16 << 30
+    init: str = "systemd"
+    user: str = ""
+    env: dict[str, str] = {}
+    workdir: str = ""
+    mounts: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    network: bool = True
+    restart: str = "no"
+    ready_probe: str | None = None
+
+
+def parse_disk(size: str | int) -> int:
+    """Bytes of a disk's size. Raises ``UsageError``: ``usage.disk``."""
+    if isinstance(size, int) and not isinstance(size, bool):
+        return size
+    try:
+        return parse_memory(size)
+    except ValueError as error:
+        raise UsageError(f"{size!r} is no size for a disk", code="disk", hint=str(error)) from error
+
+
+def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
+    """The record of a new machine. Raises ``UsageError`` for a wish that is malformed."""
+    init = _choose(Init, wishes.init, "init")
+    if wishes.ports and not wishes.network:
+        raise UsageError("ports need a network", code="port", hint="leave out one of -p and --no-network")
+    return MachineSpec(
+        id=secrets.token_hex(16),
+        image=str(catalog.parse(wishes.image or reference_of(wishes.distro, init))),
+        created=time.time(),
+        cpus=config.cpus,
+        memory=config.memory,
+        disk=wishes.disk,
+        init=init,
+        user=check_user(wishes.user),
+        env=wishes.env,
+        workdir=wishes.workdir,
+        shares=tuple(shared(parse_share(text)) for text in wishes.mounts),
+        forwards=tuple(parse_forward(text) for text in wishes.ports),
+        network=wishes.network,
+        kernel=str(config.kernel or ""),
+        accel=config.accel,
+        restart=_choose(Policy, wishes.restart, "restart"),
+        probe=parse_probe(wishes.ready_probe) if wishes.ready_probe is not None else None,
+        boot_timeout=config.boot_timeout,
+    )
+
+
+def create(config: Config, name: str, wishes: Wishes, emit: Emit = ignore) -> VmPaths:
+    """Make a machine; its image is built if it is not here. Raises as ``Machine.create``."""
+    check_name(name)
+    spec = make_spec(config, wishes)
+    if registry.exists(config.paths, name):  # before an image is built for nothing
+        raise registry.taken(name)
+    runtime.found(config, spec.image, emit=emit)
+    return registry.add(config.paths, name, spec, lambda place: disk.make(place.data, spec.disk, emit=emit))
+
+
+def shared(share: Share) -> Share:
+    """A share whose directory is here. Raises ``UsageError``: ``usage.mount``."""
+    path = os.path.abspath(os.path.expanduser(share.host))
+    if not os.path.isdir(path):
+        raise UsageError(f"there is no directory {path}", code="mount", hint="make it, or name another one")
+    return msgspec.structs.replace(share, host=path)
+
+
+def _choose(kind: type[E], value: str, what: str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        choices = ", ".join(kind)
+        raise UsageError(f"--{what} {value}: unknown", code=what, hint=f"choose one of: {choices}") from None

@@ -1,0 +1,67 @@
+"""Reaching the supervisor of a machine: the one that is there, or a new one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from atoll import process
+from atoll.errors import ProcessError, StoreError
+from atoll.hypervisor.port import connect
+from atoll.paths import VmPaths
+
+__all__ = ["reach", "summon"]
+
+#: Seconds in which a program that forks into the background has done so.
+_FORK_WAIT = 10.0
+
+
+def reach(place: VmPaths) -> socket.socket | None:
+    """A connection to the machine's supervisor; None if it has none."""
+    try:
+        return connect(place.control)
+    except OSError:
+        return None
+
+
+def summon(place: VmPaths) -> socket.socket:
+    """A connection to a new supervisor, which adopts the machine's VM if one runs.
+
+    It lives on in the background, without a terminal. If another one is there already the connection ends at once.
+
+    Raises:
+        StoreError: its log cannot be written.
+        ProcessError: it could not be started.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        place.logs.mkdir(mode=0o700, exist_ok=True)
+        log = os.open(place.log("supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        ours.close()
+        theirs.close()
+        raise StoreError(f"cannot write {place.logs}: {error.strerror}", code="unwritable") from error
+    try:
+        child = process.spawn(
+            [*_program(), str(place.directory), "--client", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            output=log,
+            cwd=place.directory,
+            die_with_parent=False,
+        )
+        if child.wait(_FORK_WAIT) != 0:
+            child.close()
+            raise ProcessError("the supervisor did not start", hint=f"see {place.log('supervisor')}")
+        child.close()
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+        os.close(log)
+    return ours
+
+
+def _program() -> list[str]:
+    return [sys.executable, "-P", "-m", "atoll.machine.supervise"]

@@ -1,0 +1,342 @@
+"""A named machine, as programs use it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from atoll import store
+from atoll.config import Config, load, override
+from atoll.errors import AtollError, ChannelError, StoreError
+from atoll.events import Emit, ignore
+from atoll.guest.agent import Agent
+from atoll.guest.commands import Commands
+from atoll.machine import registry
+from atoll.machine.creation import Wishes, create, parse_disk
+from atoll.machine.launching import reach, summon
+from atoll.machine.planning import make_plan
+from atoll.machine.registry import Named
+from atoll.machine.spec import MachineSpec
+from atoll.paths import Paths, VmPaths
+from atoll.vm.client import Control
+from atoll.vm.messages import Stats, Status, Stopped
+from atoll.vm.state import Phase, State, StateError
+
+__all__ = ["Machine"]
+
+#: Attempts to reach a supervisor: one that is found may be about to leave.
+_ATTEMPTS = 20
+
+
+class Machine(Commands):
+    """A machine of this user, by its name. Nothing is done before a method is called.
+
+    Args:
+        name: of the machine.
+        config: resolved settings; by default those of this user.
+        on_event: told of everything that happens, see ``atoll.events``.
+    """
+
+    def __init__(self, name: str, *, config: Config | None = None, on_event: Emit = ignore) -> None:
+        super().__init__(on_event)
+        self.name = name
+        self._config = config or load().config
+        self._control: Control | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    @property
+    def _paths(self) -> Paths:
+        return self._config.paths
+
+    # Its life.
+
+    @classmethod
+    async def create(
+        cls,
+        name: str,
+        *,
+        distro: str = "debian",
+        image: str | None = None,
+        cpus: int | None = None,
+        memory: str | int | None = None,
+        disk: str | int = "16G",
+        init: str = "systemd",
+        user: str = "",
+        env: Mapping[str, str] | None = None,
+        workdir: str = "",
+        mounts: Sequence[str] = (),
+        ports: Sequence[str] = (),
+        network: bool = True,
+        kernel: str | Path | None = None,
+        accel: str | None = None,
+        restart: str = "no",
+        ready_probe: str | None = None,
+        boot_timeout: float | None = None,
+        config: Config | None = None,
+        on_event: Emit = ignore,
+    ) -> Self:
+        """Make a machine; it is not started.
+
+        Args:
+            name: of the machine.
+            distro: ``debian`` or ``debian:SUITE``: what its root is.
+            image: an image by its name, in the place of ``distro``.
+            cpus: vCPUs.
+            memory: such as ``"512M"``, or bytes.
+            disk: what it may write at most, such as ``"16G"``, or bytes.
+            init: ``systemd`` or ``minimal``.
+            user: the user whom commands are run as, made at the first start; root if empty.
+            env: variables of every command.
+            workdir: directory in which commands start.
+            mounts: ``HOST:GUEST[:ro]`` each.
+            ports: ``[ADDRESS:]HOST:GUEST[/udp]`` each.
+            network: whether it has a network.
+            kernel: a kernel to boot instead of Debian's cloud kernel.
+            accel: ``auto``, ``kvm`` or ``tcg``.
+            restart: ``no``, ``on-failure`` or ``always``: what follows when the guest ends by itself.
+            ready_probe: a TCP port or a shell command that must work before it counts as running.
+            boot_timeout: seconds in which it must be up.
+            config: resolved settings; by default those of this user.
+            on_event: told of everything that happens.
+
+        Raises:
+            StoreError: ``store.already_exists``.
+            UsageError, ConfigError: a value is wrong.
+            ImageError, PreflightError: its image cannot be had.
+        """
+        flags = {
+            "cpus": cpus,
+            "memory": _size(memory),
+            "accel": accel,
+            "boot_timeout": boot_timeout,
+            "kernel": kernel,
+        }
+        settings = load(flags).config if config is None else override(config, flags)
+        wishes = Wishes(
+            distro=distro,
+            image=image,
+            disk=parse_disk(disk),
+            init=init,
+            user=user,
+            env=dict(env or {}),
+            workdir=workdir,
+            mounts=tuple(mounts),
+            ports=tuple(ports),
+            network=network,
+            restart=restart,
+            ready_probe=ready_probe,
+        )
+        await asyncio.to_thread(create, settings, name, wishes, on_event)
+        return cls(name, config=settings, on_event=on_event)
+
+    async def start(self) -> Status:
+        """Bring the machine up and wait until it is ready; returns at once if it is.
+
+        Raises:
+            StoreError: there is no such machine.
+            BootError: it did not come up; it is as it was before.
+        """
+        async with self._changing() as machine:
+            if not machine.state.active:
+                await asyncio.to_thread(self._plan, machine)
+            control = await self._connect(machine.place)
+        await self._follow(control)
+        return await control.start()
+
+    def _plan(self, machine: Named) -> None:
+        if not machine.place.data.exists():
+            raise StoreError(
+                f"{machine.place.data} is missing", code="missing", hint="the machine has lost its disk"
+            )
+        plan = make_plan(self._config, machine.name, machine.place, machine.spec, self._emit)
+        store.write_record(machine.place.boot, plan)
+
+    async def stop(self, *, force: bool = False, timeout: float = 30.0) -> Stopped:  # noqa: ASYNC109
+        """End the guest in order within ``timeout`` seconds, else by force; with ``force`` by force at once."""
+        machine = registry.find(self._paths, self.name)
+        if not machine.state.active and not machine.supervised:
+            return Stopped(())
+        control = await self._connect(machine.place)
+        await self._follow(control)
+        return await control.stop(force=force, timeout=timeout)
+
+    async def restart(self, *, force: bool = False, timeout: float = 30.0) -> Status:  # noqa: ASYNC109
+        """Stop and start it, with what ``edit`` changed meanwhile."""
+        await self.stop(force=force, timeout=timeout)
+        await self.close()
+        return await self.start()
+
+    async def pause(self) -> None:
+        """Stop its vCPUs. Raises ``StateError`` if it is not running."""
+        await (await self._active("paused")).pause()
+
+    async def resume(self) -> None:
+        """Let its vCPUs go on; the guest's clock is set. Raises ``StateError`` if it is not paused."""
+        await (await self._active("resumed")).resume()
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Remove it with its disk; with ``force`` also while it runs.
+
+        Raises:
+            StateError: it is not at rest.
+        """
+        if force:
+            with contextlib.suppress(ChannelError):
+                await self.stop(force=True)
+            await self.close()
+            await _until(lambda: not registry.find(self._paths, self.name).supervised)
+        async with self._changing() as machine:
+            await asyncio.to_thread(registry.forget, self._paths, machine)
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[Named]:
+        """The machine, which nobody else changes meanwhile; the wait for it does not hold the event loop."""
+        with ExitStack() as stack:
+            yield await asyncio.to_thread(stack.enter_context, registry.change(self._paths, self.name))
+
+    # What it is.
+
+    def find(self) -> Named:
+        """What was asked for, and what is. Raises ``StoreError``: ``store.missing``: there is no such machine."""
+        return registry.find(self._paths, self.name)
+
+    @property
+    def state(self) -> State:
+        """What it does now. Raises as ``find``."""
+        return self.find().state
+
+    @property
+    def spec(self) -> MachineSpec:
+        """What was asked for. Raises as ``find``."""
+        return self.find().spec
+
+    async def status(self) -> Status:
+        """What its supervisor says. Raises ``StateError`` if it has none."""
+        return await (await self._active("asked")).status()
+
+    async def stats(self) -> Stats:
+        """What it uses. Raises ``StateError`` if it is not running."""
+        return await (await self._active("measured")).stats()
+
+    async def wait(self, *phases: Phase, timeout: float | None = None) -> State:  # noqa: ASYNC109
+        """Wait until it is in one of ``phases``; at rest by default.
+
+        Raises:
+            TimeoutError: ``timeout`` seconds have passed.
+        """
+        wanted = phases or (Phase.STOPPED, Phase.FAILED, Phase.CREATED)
+        async with asyncio.timeout(timeout):
+            while (state := self.state).phase not in wanted:
+                try:
+                    control = await self._active("waited for")
+                    await control.wait_for(*wanted)
+                except (ChannelError, StateError):
+                    await self.close()
+                    await asyncio.sleep(0.02)
+            return state
+
+    # Its connection.
+
+    async def connect(self) -> None:
+        """Connect to the running machine; commands do so by themselves.
+
+        Raises:
+            StateError: it is not running.
+        """
+        await self._active("used")
+
+    async def close(self) -> None:
+        """Let go of the connection; the machine goes on. Closing twice is fine."""
+        following, self._following = self._following, None
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def control(self) -> Control:
+        """The connection to its supervisor, once ``connect`` or ``start`` was called."""
+        assert self._control is not None, "connect first"
+        return self._control
+
+    def _reached(self) -> Agent:
+        return self.control.agent
+
+    async def _explain(self, error: ChannelError) -> AtollError:
+        """What is behind a connection that broke: the machine's own record says it best."""
+        await self.close()
+        with contextlib.suppress(AtollError, TimeoutError):
+            state = self.state
+            if not state.active:
+                failure = state.failure
+                hint = failure.hint if failure else f"`atoll start {self.name}` starts it"
+                message = failure.message if failure else f"{self.name} is {state.phase}: {state.cause}"
+                return StateError(message, code="gone", hint=hint)
+        return error
+
+    async def _active(self, done: str) -> Control:
+        """A connection to the supervisor of a machine that has a VM."""
+        machine = registry.find(self._paths, self.name)
+        if not machine.state.active:
+            message = f"{self.name} is {machine.state.phase}: it cannot be {done}"
+            raise StateError(message, code="not_running", hint=f"`atoll start {self.name}` starts it")
+        return await self._connect(machine.place)
+
+    async def _connect(self, place: VmPaths) -> Control:
+        """The supervisor that is there, or a new one."""
+        if self._control is not None and not self._control.broken:
+            return self._control
+        await self.close()
+        for attempt in range(_ATTEMPTS):
+            sock = reach(place) or summon(place)
+            control = Control(sock)
+            try:
+                await control.status()
+            except ChannelError:
+                control.close()  # it was about to leave, or lost against another one that is about to listen
+                await asyncio.sleep(0.01 * (attempt + 1))
+                continue
+            self._control = control
+            return control
+        hint = f"see {place.log('supervisor')}"
+        raise StateError(f"{self.name}: its supervisor cannot be reached", code="supervisor", hint=hint)
+
+    async def _follow(self, control: Control) -> None:
+        """Pass the supervisor's events on to this machine's listener."""
+        if self._emit is ignore or self._following is not None:
+            return
+        begun = asyncio.Event()
+
+        async def follow() -> None:
+            with contextlib.suppress(AtollError):
+                async for event in control.events(begun):
+                    self._emit(event)
+
+        self._following = asyncio.create_task(follow())
+        await asyncio.wait(
+            [asyncio.ensure_future(begun.wait()), self._following], return_when=asyncio.FIRST_COMPLETED
+        )
+
+
+def _size(size: str | int | None) -> str | None:
+    return f"{size / (1 << 20):f}M" if isinstance(size, int) else size
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)

@@ -1,0 +1,86 @@
+"""From what the user asked for to what a supervisor runs."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import msgspec
+
+from atoll import runtime
+from atoll.config import Config
+from atoll.errors import ImageError
+from atoll.events import Emit, ignore
+from atoll.hypervisor.model import UserNetwork
+from atoll.machine.spec import Init, MachineSpec, mac_of
+from atoll.paths import VmPaths
+from atoll.vm.bootplan import BootPlan, NetworkSetup, Setup
+from atoll.vm.plan import Residence, plan_resident
+
+__all__ = ["make_plan", "setup_script"]
+
+#: The addresses of QEMU's user network: its guest, its gateway and its name server.
+_ADDRESS, _GATEWAY, _RESOLVER = "10.0.2.15/24", "10.0.2.2", "10.0.2.3"
+
+#: PCIe slots for shares that come and go while the machine runs.
+_SLOTS = 4
+
+#: What makes systemd start faster and say less; a user's own units are not affected.
+_SYSTEMD = ("systemd.show_status=0",)
+
+
+def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit: Emit = ignore) -> BootPlan:
+    """What to run for ``spec``; images and kernels are built where they are missing. Raises as ``runtime.found``."""
+    settings = msgspec.structs.replace(
+        config,
+        cpus=spec.cpus,
+        memory=spec.memory,
+        accel=spec.accel,
+        kernel=Path(spec.kernel) if spec.kernel else None,
+        boot_timeout=spec.boot_timeout,
+    )
+    base = runtime.found(settings, spec.image, emit=emit)
+    init = base.image.manifest.init if spec.init is Init.SYSTEMD else ""
+    if spec.init is Init.SYSTEMD and not init:
+        hint = "use an image with systemd, or --init minimal"
+        raise ImageError(f"the image {spec.image} has no init of its own", code="init", hint=hint)
+    mac = mac_of(spec.id)
+    residence = Residence(
+        data=place.data,
+        init=init,
+        network=UserNetwork(mac, spec.forwards) if spec.network else None,
+        slots=_SLOTS,
+        parameters=(*_SYSTEMD, f"systemd.machine_id={spec.id}") if init else (),
+    )
+    network = NetworkSetup(mac, _ADDRESS, _GATEWAY, (_RESOLVER,)) if spec.network else None
+    devices = ("virtio_rng", "virtio_balloon", *(("virtio_net",) if spec.network else ()))
+    return BootPlan(
+        machine=plan_resident(name, base.files, base.shape, residence),
+        host=base.host,
+        setup=Setup(
+            modules=tuple(path for device in devices for path in base.devices.get(device, ())),
+            network=network,
+            script=setup_script(name, spec),
+            probe=spec.probe,
+        ),
+        policy=spec.restart,
+        boot_timeout=spec.boot_timeout,
+    )
+
+
+def setup_script(name: str, spec: MachineSpec) -> str:
+    """What the guest's shell does at each start: names, and the user, who is made once."""
+    lines = [
+        f"echo {name} > /etc/hostname",
+        f"grep -q '[[:space:]]{name}$' /etc/hosts || echo '127.0.1.1 {name}' >> /etc/hosts",
+    ]
+    if spec.init is Init.MINIMAL:
+        lines.append(f"echo {spec.id} > /etc/machine-id")
+    if spec.user:
+        user = shlex.quote(spec.user)
+        lines.append(
+            f"id {user} >/dev/null 2>&1 || "
+            f'{{ useradd -m -s "$(command -v bash || echo /bin/sh)" {user}; mkdir -p /etc/sudoers.d; '
+            f"echo '{spec.user} ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/{spec.user}; }}"
+        )
+    return "\n".join(lines)

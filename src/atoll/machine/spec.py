@@ -1,0 +1,167 @@
+"""What a user asks for when a machine is made. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import msgspec
+
+from atoll.errors import UsageError
+from atoll.hypervisor.model import Forward
+from atoll.vm.bootplan import Probe
+from atoll.vm.restart import Policy
+
+__all__ = [
+    "Init",
+    "MachineSpec",
+    "Share",
+    "check_name",
+    "check_user",
+    "mac_of",
+    "parse_forward",
+    "parse_probe",
+    "parse_share",
+    "reference_of",
+]
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_GIB = 1 << 30
+
+
+class Init(StrEnum):
+    """What is process 1 of a machine: its own systemd, or Atoll's agent alone."""
+
+    SYSTEMD = "systemd"
+    MINIMAL = "minimal"
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A directory of the host in the guest.
+
+    Attributes:
+        host: absolute path on the host.
+        guest: absolute path in the guest.
+        read_only: the guest cannot write, whatever it tries.
+    """
+
+    host: str
+    guest: str
+    read_only: bool = False
+
+
+class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for. Only ``edit`` and the like change it.
+
+    Attributes:
+        id: 32 hex digits that stay when the machine is renamed; addresses are made from it.
+        image: its root.
+        created: seconds since the epoch.
+        cpus: vCPUs.
+        memory: bytes.
+        disk: bytes that the guest may write at most.
+        init: what is process 1.
+        user: the user whom commands are run as; empty for root.
+        env: variables of every command.
+        workdir: directory in which commands start; empty for their user's home.
+        shares: directories of the host.
+        forwards: ports of the host that lead into the guest.
+        network: whether it has a network.
+        kernel: to boot instead of Debian's cloud kernel; empty for that.
+        accel: ``auto``, ``kvm`` or ``tcg``.
+        restart: what follows when the guest ends by itself.
+        probe: what must work before it counts as running.
+        boot_timeout: seconds in which the guest must be up.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+    MIGRATIONS: ClassVar[dict[int, Any]] = {}
+
+    schema: int = 1
+    id: str
+    image: str
+    created: float
+    cpus: int = 1
+    memory: int = 512 << 20
+    disk: int = 16 * _GIB
+    init: Init = Init.SYSTEMD
+    user: str = ""
+    env: dict[str, str] = {}
+    workdir: str = ""
+    shares: tuple[Share, ...] = ()
+    forwards: tuple[Forward, ...] = ()
+    network: bool = True
+    kernel: str = ""
+    accel: str = "auto"
+    restart: Policy = Policy.NO
+    probe: Probe | None = None
+    boot_timeout: float = 60.0
+
+
+def check_name(name: str) -> str:
+    """A machine's name. Raises ``UsageError``: ``usage.name``: it is malformed."""
+    if not _NAME.fullmatch(name):
+        hint = "use at most 63 lower-case letters, digits and dashes, as web-1"
+        raise UsageError(f"{name!r} is no name for a machine", code="name", hint=hint)
+    return name
+
+
+def check_user(name: str) -> str:
+    """A user's name, or empty for root. Raises ``UsageError``: ``usage.user``."""
+    if name and not _USER.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is no name for a user", code="user", hint="use lower-case letters and digits"
+        )
+    return "" if name == "root" else name
+
+
+def mac_of(identifier: str) -> str:
+    """The machine's MAC address: locally administered, unicast (IEEE 802, 8.4), the same for ever."""
+    digest = hashlib.sha256(f"atoll mac {identifier}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+
+
+def reference_of(distro: str, init: Init) -> str:
+    """The image for ``--distro debian[:suite]``: with systemd it is the distribution's machine flavour."""
+    name, colon, tag = distro.partition(":")
+    return f"{name}-machine{colon}{tag}" if init is Init.SYSTEMD else distro
+
+
+def parse_share(text: str) -> Share:
+    """``HOST:GUEST[:ro]``. Raises ``UsageError``: ``usage.mount``."""
+    parts = text.split(":")
+    read_only = len(parts) == 3 and parts[2] == "ro"
+    if len(parts) not in {2, 3} or (len(parts) == 3 and parts[2] not in {"ro", "rw"}) or not parts[0]:
+        raise UsageError(f"--mount {text}: malformed", code="mount", hint="write HOST:GUEST or HOST:GUEST:ro")
+    guest = parts[1]
+    if not guest.startswith("/") or guest == "/" or ".." in guest.split("/"):
+        hint = "the second part is an absolute path in the guest, not its root"
+        raise UsageError(f"--mount {text}: {guest!r} is no place for a share", code="mount", hint=hint)
+    return Share(
+        parts[0], "/" + "/".join(part for part in guest.split("/") if part not in {"", "."}), read_only
+    )
+
+
+def parse_forward(text: str) -> Forward:
+    """``[ADDRESS:]HOST:GUEST[/udp]``. Raises ``UsageError``: ``usage.port``."""
+    found = re.fullmatch(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?", text)
+    ports = [int(found[2]), int(found[3])] if found else []
+    octets = [int(part) for part in found[1].split(".")] if found and found[1] else []
+    if not found or any(not 0 < port < 65_536 for port in ports) or any(octet > 255 for octet in octets):
+        hint = "write HOST:GUEST, as 8080:80 or 0.0.0.0:8080:80, with /udp behind it for UDP"
+        raise UsageError(f"-p {text}: malformed", code="port", hint=hint)
+    return Forward(ports[0], ports[1], found[4] or "tcp", found[1] or "127.0.0.1")
+
+
+def parse_probe(text: str) -> Probe:
+    """``PORT``, or a command for the guest's shell. Raises ``UsageError``: ``usage.probe``."""
+    if text.isdigit():
+        if not 0 < int(text) < 65_536:
+            raise UsageError(f"--ready-probe {text}: no port", code="probe", hint="ports are 1 to 65535")
+        return Probe(port=int(text))
+    if not text.strip():
+        raise UsageError("--ready-probe is empty", code="probe", hint="name a TCP port or a command")
+    return Probe(command=("/bin/sh", "-c", text))

@@ -1,0 +1,58 @@
+"""The program that a supervisor runs: ``python -m atoll.machine.supervise DIRECTORY [--client FD]``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from atoll import store
+from atoll.events import Emit, Event
+from atoll.hypervisor.fake import FakeHypervisor
+from atoll.hypervisor.port import ResidentHypervisor
+from atoll.hypervisor.qemu.backend import QemuHypervisor
+from atoll.paths import VmPaths
+from atoll.vm.bootplan import BootPlan
+from atoll.vm.eventlog import EventLog
+from atoll.vm.process import supervise
+
+__all__ = ["main", "supervise_at"]
+
+
+def supervise_at(
+    place: VmPaths, *, client: socket.socket | None = None, start: bool = False, emit: Emit
+) -> int:
+    """Look after the machine at ``place``, whose plan is written already; the exit status."""
+    log = EventLog(place.directory.parent.parent)
+
+    def tell(event: Event) -> None:
+        log.append(event)
+        emit(event)
+
+    return supervise(
+        place, _hypervisor(read_plan(place)), lambda: read_plan(place), emit=tell, client=client, start=start
+    )
+
+
+def read_plan(place: VmPaths) -> BootPlan:
+    """What is to be run. Raises ``StoreError``."""
+    return store.read_record(place.boot, BootPlan)
+
+
+def _hypervisor(plan: BootPlan) -> ResidentHypervisor:
+    return QemuHypervisor(plan.host) if plan.host is not None else FakeHypervisor()
+
+
+def main(words: Sequence[str]) -> int:
+    """Leave the session of whoever started this, and look after the machine in the background."""
+    place = VmPaths(Path(words[0]))
+    client = socket.socket(fileno=int(words[words.index("--client") + 1])) if "--client" in words else None
+    return supervise_at(place, client=client, emit=lambda _: None)
+
+
+if __name__ == "__main__":
+    if os.fork():  # whoever started this need not reap a process that outlives it
+        os._exit(0)
+    sys.exit(main(sys.argv[1:]))

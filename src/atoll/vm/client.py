@@ -1,0 +1,105 @@
+"""The other end of a supervisor's control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from atoll.events import Event
+from atoll.guest.agent import Agent
+from atoll.guest.channel import Channel, Stream
+from atoll.guest.messages import Empty, Request
+from atoll.vm import messages
+from atoll.vm.eventlog import decode
+from atoll.vm.state import Phase
+
+__all__ = ["Control"]
+
+T = TypeVar("T")
+
+
+class Control:
+    """A connection to a supervisor. Belongs to one event loop.
+
+    All methods raise what the supervisor answers, and ``ChannelError`` if it goes away.
+
+    Args:
+        sock: connected; owned from here on.
+
+    Attributes:
+        agent: the guest's agent, behind the supervisor.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._channel = Channel(sock)
+        self.agent = Agent(self._channel)
+
+    async def status(self) -> messages.Status:
+        """What the machine does."""
+        return await self._call(messages.StatusRead(), messages.Status)
+
+    async def start(self) -> messages.Status:
+        """Bring the guest up."""
+        return await self._call(messages.Start(), messages.Status)
+
+    async def stop(self, *, force: bool = False, timeout: float = 30.0) -> messages.Stopped:  # noqa: ASYNC109
+        """End the guest, in order within ``timeout`` seconds, else by force."""
+        return await self._call(messages.Stop(force=force, timeout=timeout), messages.Stopped)
+
+    async def pause(self) -> None:
+        """Stop the vCPUs."""
+        await self._call(messages.Pause(), Empty)
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on."""
+        await self._call(messages.Resume(), Empty)
+
+    async def wait_for(self, *phases: Phase) -> messages.Status:
+        """Wait until the machine is in one of ``phases``."""
+        return await self._call(messages.WaitFor(phases=phases), messages.Status)
+
+    async def stats(self) -> messages.Stats:
+        """What the VM uses."""
+        return await self._call(messages.StatsRead(), messages.Stats)
+
+    async def memory(self, target: int | None = None) -> messages.MemoryState:
+        """The guest's memory; with ``target``, bytes, the balloon is set first."""
+        return await self._call(messages.MemoryTarget(target=target), messages.MemoryState)
+
+    async def call(self, request: Request, reply: type[T]) -> T:
+        """Any other request."""
+        return await self._call(request, reply)
+
+    async def events(self, begun: asyncio.Event) -> AsyncIterator[Event]:
+        """What happens once ``begun`` is set, until the supervisor goes away."""
+        stream = self._channel.open(messages.EventsFollow(), end=True)
+        try:
+            await stream.reply(Empty)
+            begun.set()
+            rest = b""
+            while data := await stream.read():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    event = decode(line)
+                    if event is not None:
+                        yield event
+        finally:
+            stream.cancel()
+
+    def console(self) -> Stream:
+        """The guest's console: a stream of bytes in both directions, behind an ``Empty`` reply."""
+        return self._channel.open(messages.ConsoleAttach())
+
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is no more."""
+        return self._channel.broken
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    async def _call(self, request: Request, reply: type[T]) -> T:
+        return await self._channel.call(request, reply)
