@@ -164,6 +164,7 @@ static void set_up(enum boot_phase phase)
     if (!ready) {
         signal(SIGPIPE, SIG_IGN);
         list_init(&agent.parked);
+        jobs_init(&agent.jobs);
         executions_init(&agent.executions, &agent.loop);
         ready = loop_init(&agent.loop) && mux_init(&agent.mux, request_open, &agent);
         assert(ready);

@@ -6,6 +6,7 @@
 
 #include "boot.h"
 #include "exec.h"
+#include "job.h"
 #include "link.h"
 #include "loop.h"
 #include "mux.h"
@@ -35,6 +36,7 @@ struct agent {
     struct source signals;
     struct source listener; /* of a hosted agent that serves one connection after another, or closed */
 
+    struct jobs jobs;
     struct list parked; /* requests that wait for the root */
     size_t parked_size;
 

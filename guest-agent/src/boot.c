@@ -303,6 +303,7 @@ __attribute__((noreturn)) static void become_init(char **argv, char *path, int s
     sigset_t none;
 
     signal(SIGPIPE, SIG_DFL);
+    umask(022);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     argv[0] = path;

@@ -30,6 +30,7 @@ static bool adjusted_oom;
 
 void launch_init(bool init)
 {
+    umask(0); /* the agent itself makes files with the very modes it is told */
     getrlimit(RLIMIT_NOFILE, &limit_nofile);
     if (init) {
         limit_nofile.rlim_cur = LIMIT_NOFILE_SOFT;

@@ -30,7 +30,7 @@ struct launched {
     int error;  /* read end of descriptor 2, or -1 with a tty */
 };
 
-/* Remembers the resource limits that commands get, before the agent raises its own. Call once. */
+/* Sets the agent's own umask and resource limits apart from those that commands get. Call once. */
 void launch_init(bool init);
 
 /* On failure nothing is left behind. */

@@ -96,6 +96,7 @@ static bool agent_init(struct agent *agent, enum agent_mode mode)
     agent->listener.fd = -1;
     link_init(&agent->link);
     list_init(&agent->parked);
+    jobs_init(&agent->jobs);
     executions_init(&agent->executions, &agent->loop);
     return loop_init(&agent->loop) && mux_init(&agent->mux, request_open, agent) &&
            agent_watch_signals(agent);
@@ -185,6 +186,7 @@ __attribute__((noreturn)) static void serve(struct agent *agent)
 
     for (;;) {
         loop_turn(&agent->loop, timeout);
+        jobs_turn(&agent->jobs);
         bool waiting = requests_resume(agent);
         waiting = link_receive(&agent->link, &agent->mux) || waiting;
         bool more = link_send(&agent->link, &agent->mux);
@@ -194,7 +196,7 @@ __attribute__((noreturn)) static void serve(struct agent *agent)
         timeout = idle_timeout(agent);
         if (agent->boot.phase == BOOT_RUNNING)
             timeout = boot_step(agent) == BOOT_WAIT ? BOOT_POLL_MS : 0;
-        if (more)
+        if (more || jobs_pending(&agent->jobs))
             timeout = 0;
     }
 }

@@ -115,6 +115,11 @@ static bool skip(struct mp_reader *reader, unsigned depth)
     return true;
 }
 
+bool mp_skip(struct mp_reader *reader)
+{
+    return skip(reader, MP_DEPTH_MAX);
+}
+
 bool mp_valid_map(const uint8_t *data, size_t size)
 {
     struct mp_reader reader = {data, data + size};
@@ -233,8 +238,8 @@ size_t mp_written(const struct mp_writer *writer)
     return (size_t)(writer->at - writer->start);
 }
 
-/* Room for `size` bytes, or NULL for this and every later write. */
-static uint8_t *claim(struct mp_writer *writer, size_t size)
+/* What does not fit makes every later write fail, too. */
+uint8_t *mp_claim(struct mp_writer *writer, size_t size)
 {
     if (writer->overflow || (size_t)(writer->end - writer->at) < size) {
         writer->overflow = true;
@@ -249,7 +254,7 @@ static uint8_t *claim(struct mp_writer *writer, size_t size)
 static uint8_t *write_head(struct mp_writer *writer, uint8_t format, uint64_t argument, size_t width,
                            size_t content)
 {
-    uint8_t *out = claim(writer, 1 + width + content);
+    uint8_t *out = mp_claim(writer, 1 + width + content);
 
     if (!out)
         return NULL;

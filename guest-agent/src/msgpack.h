@@ -36,6 +36,8 @@ bool mp_read_bool(struct mp_reader *reader, bool *value);
 bool mp_read_bytes(struct mp_reader *reader, struct mp_bytes *bytes); /* str or bin */
 bool mp_read_array(struct mp_reader *reader, size_t *count);
 bool mp_read_map(struct mp_reader *reader, size_t *count);
+/* Steps over the next value, whatever it is. */
+bool mp_skip(struct mp_reader *reader);
 
 struct mp_writer {
     uint8_t *start;
@@ -46,6 +48,9 @@ struct mp_writer {
 
 void mp_writer_init(struct mp_writer *writer, uint8_t *buffer, size_t size);
 size_t mp_written(const struct mp_writer *writer);
+
+/* Room for `size` bytes that are filled in later, or NULL if they do not fit. */
+uint8_t *mp_claim(struct mp_writer *writer, size_t size);
 
 void mp_write_int(struct mp_writer *writer, int64_t value);
 void mp_write_bool(struct mp_writer *writer, bool value);

@@ -314,6 +314,10 @@ static size_t pull_data(struct stream *stream, uint8_t *out, size_t room)
     if (!stream->replied || !stream->ops || !stream->ops->pull)
         return 0;
     size_t size = stream->ops->pull(stream, out + WIRE_HEADER_SIZE, max, &end);
+    if (stream->failure) {
+        mux_reset(stream, stream->failure);
+        return 0;
+    }
     if (size == 0 && !end)
         return 0;
 
@@ -334,5 +338,5 @@ size_t mux_pull(struct mux *mux, uint8_t *out, size_t room)
 
     while (!list_empty(&mux->ready) && room - size >= ROOM_WORTH_USING)
         size += pull_data(list_entry(mux->ready.next, struct stream, ready), out + size, room - size);
-    return size;
+    return size > 0 ? size : pull_control(mux, out, room); /* a stream may have failed only now */
 }

@@ -37,7 +37,8 @@ struct stream_ops {
     /* Takes bytes from the peer, all of them; mux_consumed() is due when they have been passed on.
      * It may reset the stream. Without it the bytes are dropped and credited. */
     void (*data)(struct stream *stream, const uint8_t *bytes, size_t size, bool end);
-    /* Copies up to `max` bytes to send and returns how many; sets `end` if no more will come. */
+    /* Copies up to `max` bytes to send and returns how many; sets `end` if no more will come. It must not reset
+     * the stream, but may set stream->failure to have that done. */
     size_t (*pull)(struct stream *stream, uint8_t *out, size_t max, bool *end);
     /* The peer has consumed `size` bytes. */
     void (*credit)(struct stream *stream, size_t size);
@@ -60,6 +61,7 @@ struct stream {
     /* The owner's. */
     const struct stream_ops *ops;
     void *owner;
+    const struct failure *failure; /* why the stream cannot go on */
     struct list link;
 };
 

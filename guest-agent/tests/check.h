@@ -29,5 +29,6 @@ extern const struct test cmdline_tests[];
 extern const struct test request_tests[];
 extern const struct test exec_tests[];
 extern const struct test machine_tests[];
+extern const struct test tree_tests[];
 
 #endif

@@ -22,6 +22,7 @@ struct agent *session_open(enum boot_phase phase)
     memset(agent, 0, sizeof(*agent));
     signal(SIGPIPE, SIG_IGN);
     list_init(&agent->parked);
+    jobs_init(&agent->jobs);
     executions_init(&agent->executions, &agent->loop);
     wire_reader_init(&from_agent);
     agent->boot.phase = phase;
@@ -76,7 +77,8 @@ static void handle_events(struct agent *agent, int timeout)
     int status;
     pid_t pid;
 
-    loop_turn(&agent->loop, timeout);
+    loop_turn(&agent->loop, jobs_pending(&agent->jobs) ? 0 : timeout);
+    jobs_turn(&agent->jobs);
     while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0)
         exec_process_ended(agent, pid, status, &usage);
 }
