@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from file_trees import MTIME, listing, make_tree
 from tree_guest import TreeGuest
 
 from atoll import events
@@ -24,7 +25,6 @@ from atoll.guest.tree import Directory, Fifo, File, Limits, Link, Symlink
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_leftovers")]
 
-MTIME = 1_700_000_000_123_456_789
 META = {"mode": 0o755, "uid": 4321, "gid": 4322, "mtime": MTIME}
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -89,39 +89,6 @@ async def until(condition):
         if condition():
             return
         await asyncio.sleep(0.01)
-
-
-def listing(top):
-    """All below ``top`` with what can be told about it."""
-    found = {}
-    for path in [top, *sorted(top.rglob("*"))]:
-        status = path.lstat()
-        kind = stat.S_IFMT(status.st_mode)
-        what = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        mode = stat.S_IMODE(status.st_mode)
-        found[str(path.relative_to(top))] = (kind, what, mode, status.st_nlink, status.st_mtime_ns)
-    return found
-
-
-def make_tree(top):
-    """Something of each kind, with times in the past."""
-    (top / "sub" / "deep").mkdir(parents=True)
-    (top / "empty").mkdir()
-    (top / "a").write_bytes(b"text")
-    (top / "nothing").touch()
-    (top / "sub" / "program").write_bytes(os.urandom(3_000_000))
-    (top / "sub" / "program").chmod(0o750)
-    (top / "sub" / "second").hardlink_to(top / "a")
-    (top / "sub" / "deep" / "away").symlink_to("/etc/passwd")
-    (top / "dangling").symlink_to("nowhere")
-    os.mkfifo(top / "fifo")
-    Path(os.fsdecode(bytes(top / "no-utf8-") + b"\xff")).write_text("odd")
-    (top / "read-only").mkdir()
-    (top / "read-only" / "f").write_text("x")
-    (top / "read-only" / "f").chmod(0o444)
-    (top / "read-only").chmod(0o555)
-    for number, path in enumerate([*sorted(top.rglob("*"), reverse=True), top]):
-        os.utime(path, ns=(MTIME + number, MTIME + number), follow_symlinks=False)
 
 
 async def test_a_tree_comes_back_as_it_went_there(agent, guest, tmp_path):
@@ -200,16 +167,26 @@ async def test_a_source_has_the_name_that_cp_gives_it(agent, guest, tmp_path, mo
     }
 
 
-async def test_a_link_as_source_is_followed_only_with_a_slash_behind_it(agent, guest, tmp_path):
+async def test_a_link_as_source_is_followed_and_those_in_it_are_not(agent, guest, tmp_path):
     (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "inner").symlink_to("f")
     (tmp_path / "real" / "f").touch()
     (tmp_path / "link").symlink_to("real")
-    kinds = []
-    for source in (tmp_path / "link", f"{tmp_path}/link/", f"{tmp_path}/link/."):
-        await send_tree(agent, source, "/srv")
-        events = list(tree.Decoder().feed(guest.written[-1][1]))
-        kinds.append((type(events[0]), guest.written[-1][0]["name"]))
-    assert kinds == [(Symlink, b"link"), (Directory, b"link"), (Directory, b"")]
+    (tmp_path / "file-link").symlink_to("real/f")
+    sent = []
+    for source in ("link", "link/", "link/.", "file-link"):
+        await send_tree(agent, f"{tmp_path}/{source}", "/srv")
+        entries = [
+            type(event)
+            for event in tree.Decoder().feed(guest.written[-1][1])
+            if isinstance(event, tree.Entry)
+        ]
+        sent.append((entries, guest.written[-1][0]["name"]))
+    below = [Directory, File, Symlink]
+    assert sent == [(below, b"link"), (below, b"link"), (below, b""), ([File], b"file-link")]
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(StoreError, match="dangling"):
+        await send_tree(agent, tmp_path / "dangling", "/srv")
 
 
 @pytest.mark.parametrize(

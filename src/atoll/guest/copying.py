@@ -2,8 +2,8 @@
 
 Names follow ``cp -r``, in both directions: where the target exists as a directory the source goes into it
 under its own name, else it becomes the target, whose parent must exist. A source whose last name is ``.`` or
-``..`` has no name of its own: what is in it is copied. Symbolic links are copied as links; one that is named
-as the source is followed only if a slash stands behind it (``link/``, ``link/.``).
+``..`` has no name of its own: what is in it is copied. A source that is itself a symbolic link is followed,
+as by ``cp -rH``, and keeps the link's name; those inside it are copied as links.
 
 The disk is worked on in a thread of each copy's own, one piece of a tree at a time, while the event loop goes
 on. The guest is not trusted: ``_Writer`` says what keeps it inside the target.
@@ -46,7 +46,7 @@ _MAX_END = 4096
 #: Seconds between two events about the progress.
 _PACE = 0.1
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_TIME = (1 << 63) - 1
@@ -303,12 +303,10 @@ class _Reader:
     def open(self) -> int:
         """See that the top is there; the size of a file, else 0."""
         with self._named():
-            status = os.stat(self._top, follow_symlinks=False)
+            status = os.stat(self._top)
             if stat.S_ISREG(status.st_mode):
                 return status.st_size
-            if not (
-                stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode) or stat.S_ISFIFO(status.st_mode)
-            ):
+            if not (stat.S_ISDIR(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
                 raise OSError(errno.EINVAL, "it is neither a file nor a directory")
             return 0
 
@@ -348,7 +346,7 @@ class _Reader:
 
     def _visit(self, directory: int | None, name: bytes, path: bytes) -> Iterator[None]:
         self._path = path
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        status = os.stat(name, dir_fd=directory, follow_symlinks=directory is None)
         match stat.S_IFMT(status.st_mode):
             case stat.S_IFREG:
                 yield from self._visit_file(directory, name, path)
@@ -362,7 +360,7 @@ class _Reader:
             yield
 
     def _visit_file(self, directory: int | None, name: bytes, path: bytes) -> Iterator[None]:
-        fd = os.open(name, _READ, dir_fd=directory)
+        fd = self._open(directory, name, _READ)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -380,8 +378,13 @@ class _Reader:
         finally:
             os.close(fd)
 
+    @staticmethod
+    def _open(directory: int | None, name: bytes, flags: int) -> int:
+        """Open something in a directory, or the top, which alone may be a symbolic link."""
+        return os.open(name, flags if directory is None else flags | os.O_NOFOLLOW, dir_fd=directory)
+
     def _enter(self, directory: int | None, name: bytes, path: bytes) -> None:
-        fd = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+        fd = self._open(directory, name, _OPEN_DIRECTORY)
         try:
             self._put_entry(Directory, path, os.fstat(fd))
             names = sorted(map(os.fsencode, os.listdir(fd)))
@@ -669,7 +672,9 @@ class _Writer:
         if self._owners:
             os.chown(temporary, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
         if self._archive and isinstance(entry, Fifo):
-            fd = os.open(temporary, _READ, dir_fd=directory)  # chmod(2) would follow what it was swapped for
+            fd = os.open(
+                temporary, _READ | os.O_NOFOLLOW, dir_fd=directory
+            )  # chmod(2) would follow what it was swapped for
             try:
                 os.fchmod(fd, self._allowed(entry))
             finally:
