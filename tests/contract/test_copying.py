@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import stat
 import time
 
 import pytest
 from file_trees import listing, make_tree
+from hosted import hosted_agent
 
-from atoll import process
 from atoll.errors import GuestError
-from atoll.guest.agent import Agent
-from atoll.guest.channel import Channel
 from atoll.guest.copying import receive_tree, send_tree
-from atoll.hypervisor.port import end
-from atoll.image.kernel import agent_path, host_architecture
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_leftovers")]
 
 
 @pytest.fixture
 async def agent():
-    """The agent as a process of this host: its guest is this host, too."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        argv = [str(agent_path(host_architecture())), "--fd", str(theirs.fileno())]
-        child = process.spawn(argv, pass_fds=[theirs.fileno()])
-    channel = Channel(ours)
-    async with asyncio.timeout(60):
-        await channel.ready()
-        yield Agent(channel)
-    channel.close()
-    await end(child)
+    async with hosted_agent() as agent:
+        yield agent
 
 
 @pytest.fixture
