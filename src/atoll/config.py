@@ -34,6 +34,7 @@ class Config(msgspec.Struct, frozen=True):
     memory: int
     kernel: Path | None
     boot_timeout: float
+    ubuntu_mirror: str
 
     @property
     def paths(self) -> Paths:
@@ -108,6 +109,12 @@ def _parse_kernel(value: Any) -> Path | None:
     return _expanded(value).absolute() if str(value) else None
 
 
+def _parse_address(value: Any) -> str:
+    if not isinstance(value, str) or (value and not re.fullmatch(r"[a-z]+:/[!-~]+", value)):
+        raise ValueError("write an address, such as https://HOST/PATH")
+    return value
+
+
 def _parse_seconds(value: Any) -> float:
     try:
         seconds = float(value)
@@ -128,6 +135,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("memory", parse_memory, lambda: 512 * _MIB, "memory of a new VM, such as 512M"),
     Setting("kernel", _parse_kernel, lambda: None, "kernel to boot instead of Debian's cloud kernel"),
     Setting("boot_timeout", _parse_seconds, lambda: 60.0, "seconds in which a guest must be up"),
+    Setting("ubuntu_mirror", _parse_address, lambda: "", "mirror from which Ubuntu images are built"),
 )
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}

@@ -1,5 +1,7 @@
 import hashlib
+import json
 import struct
+import tarfile
 import threading
 
 import pytest
@@ -7,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll import store
-from atoll.errors import ImageError, StoreError
-from atoll.image import catalog, debian
+from atoll.errors import ImageError, PreflightError, StoreError
+from atoll.image import catalog, debian, machine
 from atoll.image.catalog import ImageManifest, InstalledPackage
 from atoll.paths import Paths
+
+MIRROR = "http://mirror.example/ubuntu"
 
 
 @pytest.fixture
@@ -52,8 +56,10 @@ def builds(monkeypatch):
     """A builder that takes no time; the list has what it was asked for."""
     asked = []
 
-    def build(output, *, name, suite, architecture, emit):
+    def build(output, *, name, suite, architecture, recipe, mirror, emit):
         asked.append((name, suite, architecture))
+        assert recipe is catalog.RECIPES[name.partition(":")[0]]
+        assert mirror == ("" if recipe.distribution == "debian" else MIRROR)
         output.write_bytes(root())
         return manifest(name, suite, root())
 
@@ -282,3 +288,90 @@ def test_installed_packages_are_read_from_dpkg():
         InstalledPackage(name="a", version="1", architecture="all"),
         InstalledPackage(name="b", version="2", architecture="amd64"),
     )
+
+
+def test_a_machines_image_is_asked_for_as_any_other(home, builds):
+    image = catalog.ensure(home, "debian-machine:trixie", architecture="x86_64")
+    assert image.directory.name == "debian-machine+trixie+x86_64"
+    assert catalog.ensure(home, "debian-machine", architecture="x86_64") == image
+    catalog.ensure(home, "ubuntu-machine", architecture="x86_64", mirror=MIRROR)
+    assert builds[1] == ("ubuntu-machine:noble", "noble", "x86_64")
+
+
+def test_a_manifest_of_an_older_atoll_has_no_init(home):
+    directory = put(home)
+    file = directory / "manifest.json"
+    record = json.loads(file.read_text())
+    del record["init"]
+    file.write_text(json.dumps(record))
+    assert find(home, "debian").manifest.init == ""
+
+
+def machine_arguments(tmp_path):
+    return debian.arguments(
+        "trixie", "amd64", tmp_path, mode="auto", sources=(), options=(), overlay=tmp_path / "a b.tar"
+    )
+
+
+def test_a_machines_image_has_systemd_its_files_and_no_host_keys(tmp_path):
+    argv = machine_arguments(tmp_path)
+    packages = next(word for word in argv if word.startswith("--include=")).partition("=")[2].split(",")
+    assert {*debian.PACKAGES, *machine.PACKAGES} == set(packages)
+    hooks = [word.partition("=")[2] for word in argv if word.startswith("--customize-hook=")]
+    assert hooks[0] == f"tar-in '{tmp_path}/a b.tar' /"
+    assert "ssh_host_*" in hooks[1]
+    assert "machine-id" in hooks[1]
+
+
+def test_the_files_of_a_machines_image_are_the_same_bytes_each_time(tmp_path):
+    machine.write_archive(tmp_path / "1")
+    machine.write_archive(tmp_path / "2")
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    with tarfile.open(tmp_path / "1") as tar:
+        members = {member.name: member for member in tar}
+    assert {name for name, member in members.items() if not member.isdir()} == set(machine.entries())
+    assert all((member.uid, member.gid, member.mtime) == (0, 0, 0) for member in members.values())
+    generators = [name for name in members if "/system-generators/" in name]
+    assert {members[name].mode for name in generators if members[name].isreg()} == {0o755}
+
+
+def test_no_unit_that_a_user_may_want_is_masked():
+    masked = {
+        name.rpartition("/")[2]
+        for name, content in machine.entries().items()
+        if content == machine.Link("/dev/null")
+        and name.count("/") == 3
+        and name.startswith("etc/systemd/system/")
+    }
+    assert masked == {"tmp.mount"}
+
+
+def test_ubuntu_comes_from_the_mirror_that_is_set(tmp_path):
+    keys = tmp_path / "keys.gpg"
+    keys.touch()
+    lines = debian.ubuntu_sources(f"{MIRROR}/", "noble", keyring=keys)
+    assert lines == tuple(
+        f"deb [signed-by={keys}] {MIRROR} noble{pocket} main universe"
+        for pocket in ("", "-updates", "-security")
+    )
+
+
+@pytest.mark.parametrize("mirror", ["", "mirror.example", "http://a b", "http://a\ndeb http://b", "--option"])
+def test_ubuntu_without_a_mirror_is_refused_with_the_setting_that_is_missing(mirror, tmp_path):
+    with pytest.raises(ImageError) as caught:
+        debian.build(
+            tmp_path / "out",
+            name="ubuntu:noble",
+            suite="noble",
+            architecture="x86_64",
+            recipe=catalog.RECIPES["ubuntu"],
+            mirror=mirror,
+        )
+    assert caught.value.code == "image.mirror"
+    assert "ubuntu_mirror" in caught.value.hint
+
+
+def test_ubuntu_without_its_keys_is_refused_with_the_package_that_has_them(tmp_path):
+    with pytest.raises(PreflightError) as caught:
+        debian.ubuntu_sources(MIRROR, "noble", keyring=tmp_path / "none")
+    assert "ubuntu-keyring" in caught.value.hint

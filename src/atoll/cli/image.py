@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from atoll.cli.options import add_json
 from atoll.cli.output import listener, print_json, print_table, size
@@ -17,12 +18,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = commands.add_parser("build", help="build an image, and the kernel if there is none")
-    build.add_argument("image", help="debian, or debian:SUITE")
+    build.add_argument("image", help="debian, debian-machine, ubuntu or ubuntu-machine; or NAME:SUITE")
     build.add_argument("--force", "-f", action="store_true", help="build it also if it is here already")
     build.add_argument("--refresh-kernel", action="store_true", help="ask apt for a newer kernel")
     build.add_argument("--verbose", "-v", action="store_true", help="show the programs that are run")
     add_json(build, "events and the result")
     build.set_defaults(act=_build)
+    importing = commands.add_parser("import", help="make an image of a root file system in a tar")
+    importing.add_argument(
+        "file", type=Path, help="a tar, plain or compressed, or an OCI image layout as a tar"
+    )
+    importing.add_argument("image", metavar="NAME[:TAG]")
+    importing.add_argument("--verbose", "-v", action="store_true", help="show the programs that are run")
+    add_json(importing, "events and the result")
+    importing.set_defaults(act=_import)
     listing = commands.add_parser("ls", help="list what is here")
     add_json(listing, "the list")
     listing.set_defaults(act=_list)
@@ -45,11 +54,22 @@ def run(arguments: argparse.Namespace) -> int:
 def _build(arguments: argparse.Namespace, config: Config) -> int:
     emit = listener(json=arguments.json, verbose=arguments.verbose)
     kernel.ensure(config.paths, kernel=config.kernel, refresh=arguments.refresh_kernel, emit=emit)
-    image = catalog.build(config.paths, arguments.image, force=arguments.force, emit=emit)
+    mirror = config.ubuntu_mirror
+    image = catalog.build(config.paths, arguments.image, force=arguments.force, mirror=mirror, emit=emit)
     if arguments.json:
         print_json(image.manifest)
     else:
         print(f"{image.manifest.name}: {size(image.manifest.size)}, {len(image.manifest.packages)} packages")
+    return 0
+
+
+def _import(arguments: argparse.Namespace, config: Config) -> int:
+    emit = listener(json=arguments.json, verbose=arguments.verbose)
+    image = catalog.import_rootfs(config.paths, arguments.file, arguments.image, emit=emit)
+    if arguments.json:
+        print_json(image.manifest)
+    else:
+        print(f"{image.manifest.name}: {size(image.manifest.size)}, init {image.manifest.init or 'none'}")
     return 0
 
 
@@ -97,6 +117,7 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> int:
     print(f"size          {size(manifest.size)} ({superblock.inodes} inodes)")
     print(f"digest        {manifest.digest} (verified)")
     print(f"created       {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(manifest.created))}")
+    print(f"init          {manifest.init or 'none'}")
     print(f"packages      {len(manifest.packages)}")
     print(f"built with    {', '.join(f'{name} {version}' for name, version in manifest.tools.items())}")
     if arguments.packages:

@@ -12,7 +12,13 @@ erofs      EROFS images: made by mkfs.erofs, checked here
 kernel     kernel bundles: finding the cached one in a millisecond, and asking for a new one
 sources    where a kernel and its modules come from
 bundle     building a kernel bundle
-debian     building the ``debian`` root images
+packing    from a tree with owners to an image, as root or in a user namespace
+debian     building the root images of Debian and Ubuntu
+machine    what an image for machines has beside: systemd, trimmed (pure)
+archive    reading tar archives that nobody vouches for
+layers     the tree that archives make, laid over one another (pure)
+oci        OCI image layouts
+rootfs     importing the root file systems of others
 catalog    the root images on this host
 ========== ==========================================================================
 """

@@ -32,6 +32,7 @@ __all__ = [
     "directory_of",
     "ensure",
     "find",
+    "import_rootfs",
     "inspect",
     "installed",
     "load",
@@ -61,7 +62,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
         schema: version of this record.
         name: canonical, with its tag: ``debian:trixie``.
         architecture: ``x86_64`` or ``aarch64``.
-        distribution: ``debian``.
+        distribution: ``debian``; of an imported one what its os-release(5) says.
         suite: of the distribution.
         digest: sha256 of the root.
         size: of the root, in bytes.
@@ -69,6 +70,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
         packages: what is installed, by name.
         tools: versions of the programs that built it.
         shell: what runs where no command is given.
+        init: path of the program that can be process 1; "" if it has none.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -84,6 +86,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
     packages: tuple[InstalledPackage, ...] = ()
     tools: dict[str, str] = {}
     shell: str = "/bin/bash"
+    init: str = ""
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -93,19 +96,27 @@ class Recipe(msgspec.Struct, frozen=True):
         default: the tag that is meant where none is given.
         tags: tags known to work; others are tried.
         about: one line for a list.
+        distribution: ``debian`` or ``ubuntu``.
+        machine: it is for machines that stay: systemd is its init.
     """
 
     default: str
     tags: tuple[str, ...]
     about: str
+    distribution: str = "debian"
+    machine: bool = False
 
+
+_DEBIAN = ("trixie", "bookworm")
+_UBUNTU = ("noble", "jammy")
 
 RECIPES = {
-    "debian": Recipe(
-        default="trixie",
-        tags=("trixie", "bookworm"),
-        about="Debian with apt, bash, curl, iproute2 and procps",
-    )
+    "debian": Recipe("trixie", _DEBIAN, "Debian with apt, bash, curl, iproute2 and procps"),
+    "debian-machine": Recipe("trixie", _DEBIAN, "the same with systemd, sshd and sudo", machine=True),
+    "ubuntu": Recipe("noble", _UBUNTU, "Ubuntu, as debian", distribution="ubuntu"),
+    "ubuntu-machine": Recipe(
+        "noble", _UBUNTU, "Ubuntu, as debian-machine", distribution="ubuntu", machine=True
+    ),
 }
 
 
@@ -167,6 +178,8 @@ def lock_of(directory: Path) -> Path:
 
 
 def _rebuild_hint(reference: object) -> str:
+    if str(reference).partition(":")[0] not in RECIPES:
+        return f"import it again with `atoll image import FILE {reference}`"
     return f"build it again with `atoll image build --force {reference}`"
 
 
@@ -243,19 +256,22 @@ def build(
     *,
     architecture: str | None = None,
     force: bool = False,
+    mirror: str = "",
     emit: Emit = ignore,
 ) -> Image:
     """Build an image, one builder of it at a time.
 
     Args:
         paths: where images are kept.
-        name: ``debian`` or ``debian:SUITE``.
+        name: of a recipe, alone or with a suite: ``debian-machine:trixie``.
         architecture: of the guest; the host's by default.
         force: build it also if it is here already; machines that use the old one keep it until they stop.
+        mirror: of Ubuntu, see the setting ``ubuntu_mirror``.
         emit: told of progress.
 
     Raises:
-        ImageError: ``image.unknown``, ``image.name``, or ``image.build`` with the tool's last lines.
+        ImageError: ``image.unknown``, ``image.name``, ``image.mirror``, or ``image.build`` with the tool's
+            last lines.
         PreflightError: a program or a permission is missing.
         StoreError: the place for images cannot be written.
     """
@@ -275,14 +291,56 @@ def build(
 
         with store.staging(paths.images, directory.name) as staged:
             manifest = debian.build(
-                staged / _ROOT, name=str(reference), suite=reference.tag, architecture=machine, emit=emit
+                staged / _ROOT,
+                name=str(reference),
+                suite=reference.tag,
+                architecture=machine,
+                recipe=RECIPES[reference.name],
+                mirror=mirror,
+                emit=emit,
             )
             store.write_record(staged / _MANIFEST, manifest)
             store.publish(staged, directory)
     return load(directory)
 
 
-def ensure(paths: Paths, name: str, *, architecture: str | None = None, emit: Emit = ignore) -> Image:
+def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -> Image:
+    """Make an image of a root file system that another program made; an image of that name is replaced.
+
+    Args:
+        paths: where images are kept.
+        file: a tar of a root file system or of an OCI image layout; plain, or compressed by gzip, xz or zstd.
+        name: ``NAME`` or ``NAME:TAG``; none that Atoll builds itself.
+        emit: told of progress.
+
+    Raises:
+        ImageError: ``image.name``; ``image.missing``: there is no such file; ``image.archive``: it is
+            damaged, too large, or names what lies outside of it; ``image.build``.
+        PreflightError: a program or a permission is missing.
+        StoreError: ``store.full``, or the place for images cannot be written.
+    """
+    reference = parse(name)
+    if reference.name in RECIPES:
+        hint = "choose another; this one is for images that Atoll builds"
+        raise ImageError(f"{name!r} cannot be imported", code="name", hint=hint)
+    from atoll.image import rootfs  # noqa: PLC0415 - an image that is here must cost no import
+
+    native = host_architecture()
+    place = directory_of(paths, reference, "import")  # the architecture is known when the file has been read
+    with store.lock(lock_of(place)), store.staging(paths.images, place.name) as staged:
+        manifest = rootfs.build(
+            staged / _ROOT, file, name=str(reference), architecture=native, tag=reference.tag, emit=emit
+        )
+        store.write_record(staged / _MANIFEST, manifest)
+        directory = directory_of(paths, reference, manifest.architecture)
+        with store.lock(lock_of(directory)):
+            store.publish(staged, directory)
+    return load(directory)
+
+
+def ensure(
+    paths: Paths, name: str, *, architecture: str | None = None, mirror: str = "", emit: Emit = ignore
+) -> Image:
     """The image that is here under ``name``, or else built now.
 
     Raises:
@@ -293,7 +351,7 @@ def ensure(paths: Paths, name: str, *, architecture: str | None = None, emit: Em
     except ImageError as error:
         if error.code != "image.missing":
             raise
-    return build(paths, name, architecture=architecture, emit=emit)
+    return build(paths, name, architecture=architecture, mirror=mirror, emit=emit)
 
 
 def installed(paths: Paths) -> list[Listed]:

@@ -1,26 +1,27 @@
-"""The root images ``debian`` and ``debian:SUITE``, built by mmdebstrap(1) from the host's own Debian mirrors.
+"""The root images of Debian and Ubuntu, built by mmdebstrap(1): plain, or for machines with systemd.
 
-The image is for machines whose init is Atoll's agent: Debian's essential packages, apt, and what a developer
-misses at once in a bare system; no systemd, no kernel, no documentation. Nothing of the host but the
-addresses of its mirrors goes in. The same package versions give the same bytes: all dates are fixed, and
-caches, logs, backups, identities and device nodes are left out.
+Debian comes from the host's own mirrors, Ubuntu from the one that is set. A plain image is for VMs whose init
+is Atoll's agent: the essential packages, apt, and what a developer misses at once in a bare system; no
+systemd, no kernel, no documentation. `atoll.image.machine` says what one for machines has beside. Nothing of
+the host but the addresses of its mirrors goes in. The same package versions give the same bytes: all dates
+are fixed, and caches, logs, backups, identities and device nodes are left out.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
+import shlex
 import time
-import uuid
 from pathlib import Path
 
 from atoll import process, store
 from atoll.errors import ImageError, PreflightError, ProcessError, StoreError
 from atoll.events import Emit, TaskAdvanced, ignore, task
-from atoll.image import apt, deb, erofs
-from atoll.image.catalog import ImageManifest, InstalledPackage
+from atoll.image import apt, deb, erofs, machine, packing
+from atoll.image.catalog import RECIPES, ImageManifest, InstalledPackage, Recipe
 
-__all__ = ["PACKAGES", "arguments", "build", "installed_packages"]
+__all__ = ["PACKAGES", "arguments", "build", "installed_packages", "ubuntu_sources"]
 
 #: Beside the essential packages and apt (mmdebstrap's variant "apt").
 PACKAGES = (
@@ -36,7 +37,6 @@ PACKAGES = (
     "procps",
 )
 
-_EPOCH = 1_577_836_800  # 2020-01-01; 0 would make passwords expire and confuses tools
 _LINES = 9  # "I:" lines that mmdebstrap writes
 _UNDOCUMENTED = (
     "path-exclude=/usr/share/doc/*",
@@ -57,10 +57,7 @@ find var/log -type f -delete
 : > etc/machine-id
 printf '127.0.0.1\\tlocalhost\\n::1\\tlocalhost ip6-localhost ip6-loopback\\n' > etc/hosts
 """
-_HINT_UNSHARE = (
-    "building an image needs root or user namespaces: `apt install uidmap`, and a line for this user in "
-    "/etc/subuid and /etc/subgid; or build it as root"
-)
+_UBUNTU_KEYRING = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")  # the same place in the image
 
 #: What an image, and the tree that it is made from, take at most, bytes.
 _IMAGE_SPACE, _TREE_SPACE = 256 << 20, 1 << 30
@@ -74,6 +71,7 @@ def arguments(
     mode: str,
     sources: tuple[str, ...],
     options: tuple[str, ...],
+    overlay: Path | None = None,
 ) -> list[str]:
     """The arguments of mmdebstrap.
 
@@ -84,30 +82,65 @@ def arguments(
         mode: mmdebstrap's mode.
         sources: lines for sources.list; mmdebstrap's own default if there are none.
         options: settings for the apt that runs during the build.
+        overlay: for a machine's image, the archive of `machine.write_archive`.
     """
+    packages = PACKAGES if overlay is None else (*PACKAGES, *machine.PACKAGES)
+    hooks = [_CLEAN] if overlay is None else [f"tar-in {shlex.quote(str(overlay))} /", _CLEAN + machine.CLEAN]
     argv = [
         "--variant=apt",
         f"--mode={mode}",
         "--format=directory",
         f"--architectures={architecture}",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(packages)}",
         *(f"--dpkgopt={option}" for option in _UNDOCUMENTED),
         *(f"--aptopt={option}" for option in options),
-        f"--customize-hook={_CLEAN}",
+        *(f"--customize-hook={hook}" for hook in hooks),
         suite,
         str(tree),
     ]
     return [*argv, *sources]
 
 
-def build(output: Path, *, name: str, suite: str, architecture: str, emit: Emit = ignore) -> ImageManifest:
+def ubuntu_sources(mirror: str, suite: str, *, keyring: Path = _UBUNTU_KEYRING) -> tuple[str, ...]:
+    """Lines for sources.list(5) by which ``suite`` of Ubuntu is to be had from ``mirror``.
+
+    Raises:
+        ImageError: ``image.mirror``: none is set, or it is no address.
+        PreflightError: the host has not the keys of Ubuntu's archive.
+    """
+    if not mirror:
+        hint = "set ubuntu_mirror in the configuration, or ATOLL_UBUNTU_MIRROR, to the address of one"
+        raise ImageError("no mirror of Ubuntu is set", code="mirror", hint=hint)
+    if not re.fullmatch(r"(?:https?|file|ftp)://?[!-~]+", mirror):
+        hint = "ubuntu_mirror is the address of the archive: its directory that has dists and pool"
+        raise ImageError(f"{mirror!r} is no address of a mirror", code="mirror", hint=hint)
+    if not keyring.exists():
+        raise PreflightError("the keys of Ubuntu's archive are missing", hint="apt install ubuntu-keyring")
+    return tuple(
+        f"deb [signed-by={keyring}] {mirror.rstrip('/')} {suite}{pocket} main universe"
+        for pocket in ("", "-updates", "-security")
+    )
+
+
+def build(
+    output: Path,
+    *,
+    name: str,
+    suite: str,
+    architecture: str,
+    recipe: Recipe = RECIPES["debian"],
+    mirror: str = "",
+    emit: Emit = ignore,
+) -> ImageManifest:
     """Build the image into the file ``output``.
 
     Args:
         output: the EROFS.
         name: of the image, for its manifest.
-        suite: of Debian.
+        suite: of the distribution.
         architecture: of the guest. One that the host cannot run needs qemu-user with binfmt_misc.
+        recipe: which distribution, and whether it is for machines.
+        mirror: of Ubuntu; Debian's are those of the host.
         emit: told of progress.
 
     Returns:
@@ -115,53 +148,50 @@ def build(output: Path, *, name: str, suite: str, architecture: str, emit: Emit 
 
     Raises:
         PreflightError: mmdebstrap or mkfs.erofs is missing, or this user may not build.
-        ImageError: ``image.build`` with the tool's last lines.
+        ImageError: ``image.build`` with the tool's last lines; ``image.mirror``.
         StoreError: ``store.full``.
     """
+    if recipe.distribution == "ubuntu":
+        sources = ubuntu_sources(mirror, suite)
+    else:
+        sources = apt.debian_sources(apt.targets(), suite)
     program = process.require("mmdebstrap", hint="apt install mmdebstrap")
     process.require("mkfs.erofs", hint=erofs.INSTALL_HINT)
-    as_root = os.geteuid() == 0
-    if not as_root and process.find("newuidmap") is None:
-        raise PreflightError("this user cannot build an image", hint=_HINT_UNSHARE)
-    helper = [] if as_root else [program, "--unshare-helper"]
-    argv_for = apt.DEBIAN_ARCHITECTURES[architecture]
+    prefix = packing.helper()
     store.require_space(output.parent, _IMAGE_SPACE)
-    work = apt.scratch()
-    try:
-        store.require_space(work, _TREE_SPACE)
-        work.chmod(0o755)  # under another user's id mmdebstrap must get in
-        tree = work / "tree"
+    with packing.workspace(prefix, _TREE_SPACE) as work:
         argv = arguments(
             suite,
-            argv_for,
-            tree,
-            mode="auto" if as_root else "unshare",
-            sources=apt.debian_sources(apt.targets(), suite),
+            apt.DEBIAN_ARCHITECTURES[architecture],
+            work / "tree",
+            mode="unshare" if prefix else "auto",
+            sources=sources,
             options=apt.client_options(),
+            overlay=_overlay(work) if recipe.machine else None,
         )
         with task(emit, "image", f"Building {name}", total=_LINES + 1, unit="steps"):
             _bootstrap([program, *argv], emit)
-            packages = installed_packages((tree / "var/lib/dpkg/status").read_text())
+            packages = installed_packages((work / "tree/var/lib/dpkg/status").read_text())
             emit(TaskAdvanced(task="image", done=_LINES, note="packing the root"))
-            _pack(tree, output, work, helper, name, emit)
-    finally:
-        if helper and (work / "tree").exists():
-            # Its files belong to mapped users; the directory itself is removed with ours, ``work``.
-            process.run([*helper, "find", str(work / "tree"), "-mindepth", "1", "-delete"])
-        store.remove_tree(work)
-    with output.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+            packing.pack(work, output, prefix, name, emit)
     return ImageManifest(
         name=name,
         architecture=architecture,
-        distribution="debian",
+        distribution=recipe.distribution,
         suite=suite,
-        digest=digest,
+        digest=packing.digest_of(output),
         size=output.stat().st_size,
         created=time.time(),
         packages=packages,
         tools={"mmdebstrap": _version(program), "mkfs.erofs": erofs.tool_version()},
+        init=machine.INIT if recipe.machine else "",
     )
+
+
+def _overlay(work: Path) -> Path:
+    place = work / "machine.tar"
+    machine.write_archive(place)
+    return place
 
 
 def _bootstrap(argv: list[str], emit: Emit) -> None:
@@ -173,7 +203,7 @@ def _bootstrap(argv: list[str], emit: Emit) -> None:
             done = min(done + 1, _LINES - 1)
             emit(TaskAdvanced(task="image", done=done, note=line[3:].partition("\n")[0]))
 
-    env = {**os.environ, "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": str(_EPOCH)}
+    env = {**os.environ, "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": str(packing.EPOCH)}
     try:
         process.run(argv, env=env, on_line=follow, emit=emit)
     except ProcessError as error:
@@ -182,30 +212,10 @@ def _bootstrap(argv: list[str], emit: Emit) -> None:
             raise StoreError("no space left to build the image", code="full", hint=hint) from error
         hint = "check the network with `apt-get update`, and that the suite exists"
         if "unshare" in error.detail or "newuidmap" in error.detail:
-            hint = _HINT_UNSHARE
+            hint = packing.HINT_UNSHARE
         raise ImageError(
             f"cannot build the image: {error}", code="build", hint=hint, detail=error.detail
         ) from error
-
-
-def _pack(tree: Path, output: Path, work: Path, helper: list[str], name: str, emit: Emit) -> None:
-    made = output
-    if helper:
-        place = work / "out"
-        place.mkdir()
-        place.chmod(0o777)  # written to under a mapped user id; ``work`` has a name that nobody guesses
-        made = place / output.name
-    erofs.make(
-        tree,
-        made,
-        epoch=_EPOCH,
-        identity=uuid.uuid5(uuid.NAMESPACE_OID, f"atoll image {name}"),
-        exclude="^dev/.+",  # devtmpfs is mounted there
-        prefix=helper,
-        emit=emit,
-    )
-    if made != output:
-        output.write_bytes(made.read_bytes())
 
 
 def installed_packages(status: str) -> tuple[InstalledPackage, ...]:
