@@ -59,6 +59,16 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.directory / "data.img"
 
     @property
+    def root(self) -> Path:
+        """The read-only root that the disk lies over; it stays when the image is built anew."""
+        return self.directory / "root.erofs"
+
+    @property
+    def image(self) -> Path:
+        """The manifest of the image that the root came from."""
+        return self.directory / "image.json"
+
+    @property
     def change_lock(self) -> Path:
         """Held while the machine is changed: started, edited, removed."""
         return self.directory / "change.lock"
@@ -87,11 +97,6 @@ class VmPaths(msgspec.Struct, frozen=True):
     def logs(self) -> Path:
         """What the guest, the hypervisor and the supervisor wrote."""
         return self.directory / "logs"
-
-    @property
-    def keys(self) -> Path:
-        """SSH keys of the machine and of its user."""
-        return self.directory / "ssh"
 
     def socket(self, name: str) -> Path:
         """A socket on which the hypervisor listens."""
@@ -137,6 +142,11 @@ class Paths(msgspec.Struct, frozen=True):
     def machines(self) -> Path:
         """Named machines: ``machines/<name>/``."""
         return self.data / "machines"
+
+    @property
+    def ssh(self) -> Path:
+        """SSH keys, by what users call a machine: ``ssh/<name>.atoll``."""
+        return self.data / "ssh"
 
     def machine(self, name: str) -> VmPaths:
         """The directory of one machine."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import msgspec
 
@@ -30,9 +30,11 @@ __all__ = [
     "Completed",
     "Identity",
     "Process",
+    "become",
     "boot_id",
     "describe_status",
     "find",
+    "has_open",
     "identify",
     "require",
     "run",
@@ -87,6 +89,21 @@ def describe_status(status: int) -> str:
         return f"was killed by {signal.Signals(-status).name}"
     except ValueError:
         return f"was killed by signal {-status}"
+
+
+def become(argv: Sequence[str]) -> NoReturn:
+    """Have another program take this process's place.
+
+    Raises:
+        ProcessError: it could not be started.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execv(argv[0], list(argv))
+    except OSError as error:
+        message = f"cannot run {argv[0]}: {error.strerror}"
+        raise ProcessError(message, argv=tuple(argv), status=127, code="start") from error
 
 
 def run(
@@ -228,6 +245,11 @@ class Process:
         except subprocess.TimeoutExpired:
             return None
 
+    def send(self, number: int) -> None:
+        """Send it a signal; nothing happens if it has ended."""
+        if self.poll() is None:
+            self._child.send_signal(number)
+
     def kill(self) -> None:
         """End it at once (SIGKILL); nothing happens if it has ended."""
         self._child.kill()
@@ -239,10 +261,12 @@ class Process:
         self.forget()
 
     def forget(self) -> None:
-        """Give back the pidfd and leave the process as it is."""
+        """Give back the pidfd and leave the process as it is; nobody will be told of its end here."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+        if self._child.returncode is None:
+            self._child.returncode = UNKNOWN_STATUS  # else the interpreter warns of a child left running
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -266,6 +290,20 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether a process of this user has ``path`` open, whatever the file is called by now."""
+    try:
+        wanted = path.stat()
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for number in numbers:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted):
+                return True
+    return False
 
 
 def identify(pid: int) -> Identity | None:
@@ -317,11 +355,15 @@ class Adopted:
             watched.poll(None if timeout is None else timeout * 1000)
         return self.poll()
 
-    def kill(self) -> None:
-        """End it at once (SIGKILL); nothing happens if it has ended."""
+    def send(self, number: int) -> None:
+        """Send it a signal; nothing happens if it has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL); nothing happens if it has ended."""
+        self.send(signal.SIGKILL)
 
     def close(self) -> None:
         """Kill it if it still runs, and give back the pidfd. Closing twice is fine."""

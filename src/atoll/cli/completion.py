@@ -96,8 +96,21 @@ def _values(parser: argparse.ArgumentParser) -> Iterator[str]:
             continue
         if action.dest in {"image", "images"}:
             yield from _images()
+        elif action.dest in {"machine", "machines"}:
+            yield from _machines()
         else:
             yield from (str(choice) for choice in action.choices or ())
+
+
+def _machines() -> Iterator[str]:
+    from atoll.config import load
+    from atoll.errors import AtollError
+    from atoll.machine import registry
+
+    try:
+        yield from (entry.name for entry in registry.listed(load().config.paths))
+    except AtollError:
+        return
 
 
 def _images() -> Iterator[str]:

@@ -33,11 +33,44 @@ class _Row(NamedTuple):
     help: str
 
     def load(self) -> Command:
-        return cast("Command", importlib.import_module(f"atoll.cli.{self.module}"))
+        """The module, or what in it the part behind the colon names."""
+        name, _, part = self.module.partition(":")
+        module = importlib.import_module(f"atoll.cli.{name}")
+        return cast("Command", getattr(module, part) if part else module)
 
 
 COMMANDS: tuple[_Row, ...] = (
     _Row("run", "run", "run a command in a fresh VM and remove the VM"),
+    _Row("create", "create", "make a machine"),
+    _Row("start", "lifecycle:start", "start machines and wait until they are up"),
+    _Row("stop", "lifecycle:stop", "stop machines, in order or by force"),
+    _Row("restart", "lifecycle:restart", "stop and start machines"),
+    _Row("pause", "lifecycle:pause", "stop the vCPUs of machines"),
+    _Row("resume", "lifecycle:resume", "let the vCPUs of paused machines go on"),
+    _Row("wait", "lifecycle:wait", "wait until a machine is in a state, and print it"),
+    _Row("rm", "lifecycle:remove", "remove machines with their disks"),
+    _Row("ls", "listing:ls", "list machines"),
+    _Row("inspect", "listing:inspect", "show all about a machine"),
+    _Row("exec", "access:execute", "run a command in a machine"),
+    _Row("shell", "access:shell", "open a shell in a machine"),
+    _Row("cp", "copy", "copy files and trees between the host and a machine"),
+    _Row("logs", "watch:logs", "print what a machine wrote"),
+    _Row("console", "watch:console", "be connected to a machine's console"),
+    _Row("events", "watch:events", "print what happened to machines"),
+    _Row("stats", "watch:stats", "show what a machine uses"),
+    _Row("top", "watch:top", "show what machines use, again and again"),
+    _Row("edit", "changing:edit", "change what was asked for, for the next start"),
+    _Row("resize", "changing:resize", "give a machine more vCPUs, memory or disk"),
+    _Row("memory", "changing:memory", "show a machine's memory, or set its balloon"),
+    _Row("rename", "changing:rename", "give a machine another name"),
+    _Row("clone", "changing:clone", "make a machine like another"),
+    _Row("export", "changing:export", "write a machine to a file"),
+    _Row("import", "changing:import_", "make a machine of such a file"),
+    _Row("ssh", "ssh:connect", "connect to a machine by ssh"),
+    _Row("ssh-config", "ssh:config", "print what makes `ssh NAME.atoll` work"),
+    _Row("ssh-proxy", "ssh:proxy", "carry one ssh connection; for ssh itself"),
+    _Row("supervise", "service:supervise", "look after a machine in the foreground"),
+    _Row("autostart", "service:autostart", "start machines with your session"),
     _Row("image", "image", "build, list, inspect and remove root images"),
     _Row("doctor", "doctor", "check this host and say how to mend what is wrong"),
     _Row("config", "config", "show the settings and where each value comes from"),

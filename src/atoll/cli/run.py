@@ -13,7 +13,7 @@ from atoll.cli.options import add_vm_options, parse_environment, resolve
 from atoll.cli.output import JsonLines, listener
 from atoll.errors import UsageError
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "run", "seconds"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Boot, run, remove; the command's exit status, or 128 plus the signal that ended it."""
     config = resolve(arguments).config
-    timeout = _seconds(arguments.timeout)
+    timeout = seconds(arguments.timeout)
     environment = parse_environment(arguments.env)
     emit = listener(json=arguments.json, verbose=arguments.verbose, quiet=arguments.quiet)
     spawned = runtime.launch(config, runtime.new_name(), arguments.image, emit=emit)
@@ -70,19 +70,20 @@ def run(arguments: argparse.Namespace) -> int:
     )
     events = emit if isinstance(emit, JsonLines) else None
     command = tuple(arguments.argv) or (catalog.find(config.paths, arguments.image).manifest.shell,)
-    session = Session(box=box, argv=command, tty=bool(tty), events=events, timeout=timeout)
+    session = Session(box=box, begin=box.start, argv=command, tty=bool(tty), events=events, timeout=timeout)
     return asyncio.run(session.run())
 
 
-def _seconds(text: str | None) -> float | None:
+def seconds(text: str | None) -> float | None:
+    """The limit for a command. Raises ``UsageError``."""
     if text is None:
         return None
     try:
-        seconds = float(text)
+        limit = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
+        limit = 0.0
+    if not 0 < limit < float("inf"):
         raise UsageError(
             f"--timeout {text}: no time", code="timeout", hint="write seconds, such as 30 or 0.5"
         )
-    return seconds
+    return limit

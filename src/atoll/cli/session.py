@@ -12,17 +12,16 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from atoll.cli import terminal
 from atoll.cli.output import JsonLines, json_line
 from atoll.events import OutputReceived
-from atoll.guest.commands import feed
+from atoll.guest.commands import Commands, feed
 from atoll.guest.execution import Execution, Output
 from atoll.guest.messages import Exit
-from atoll.sandbox.sandbox import Sandbox
 
 __all__ = ["Session"]
 
@@ -36,17 +35,19 @@ _INSISTENT = 3
 
 @dataclass(slots=True)
 class Session:
-    """One run of ``atoll run``.
+    """One run of ``atoll run`` or ``atoll exec``.
 
     Attributes:
-        box: launched already.
+        box: where it runs.
+        begin: brings the box to where commands can be run.
         argv: the command.
         tty: give it a terminal of this one's size.
         events: print output as events, through this; None to print it as it is.
         timeout: seconds after which it is ended.
     """
 
-    box: Sandbox
+    box: Commands
+    begin: Callable[[], Coroutine[None, None, None]]
     argv: tuple[str, ...]
     tty: bool
     events: JsonLines | None
@@ -75,7 +76,7 @@ class Session:
 
     async def _run(self) -> int:
         try:
-            await self.box.start()
+            await self.begin()
             end = await self._execute()
         finally:
             await self.box.close()

@@ -57,6 +57,10 @@ class Commands:
         """What is behind a channel that broke."""
         raise NotImplementedError
 
+    async def close(self) -> None:
+        """Let go of the guest, however it was reached."""
+        raise NotImplementedError
+
     async def run(
         self,
         argv: Sequence[str | bytes | os.PathLike[str]],

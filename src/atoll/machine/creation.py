@@ -6,13 +6,14 @@ import os
 import secrets
 import time
 from enum import StrEnum
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from atoll import runtime
+from atoll import runtime, store
 from atoll.config import Config, parse_memory
-from atoll.errors import UsageError
+from atoll.errors import ImageError, UsageError
 from atoll.events import Emit, ignore
 from atoll.image import catalog, disk
 from atoll.machine import registry
@@ -32,7 +33,7 @@ from atoll.vm.restart import Policy
 
 E = TypeVar("E", bound=StrEnum)
 
-__all__ = ["Wishes", "create", "make_spec", "parse_disk", "shared"]
+__all__ = ["Wishes", "create", "make_spec", "parse_disk", "shared", "take_root"]
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +96,26 @@ def create(config: Config, name: str, wishes: Wishes, emit: Emit = ignore) -> Vm
     spec = make_spec(config, wishes)
     if registry.exists(config.paths, name):  # before an image is built for nothing
         raise registry.taken(name)
-    runtime.found(config, spec.image, emit=emit)
-    return registry.add(config.paths, name, spec, lambda place: disk.make(place.data, spec.disk, emit=emit))
+    image = catalog.ensure(config.paths, spec.image, architecture=runtime.host_architecture(), emit=emit)
+    if spec.init is Init.SYSTEMD and not image.manifest.init:
+        hint = "use an image with systemd, or --init minimal"
+        raise ImageError(f"the image {spec.image} has no init of its own", code="init", hint=hint)
+    runtime.found(config, emit=emit)  # what is missing on this host is said now, not at the first start
+
+    def fill(place: VmPaths) -> None:
+        take_root(image.root, place.root)
+        store.write_record(place.image, image.manifest)
+        disk.make(place.data, spec.disk, emit=emit)
+
+    return registry.add(config.paths, name, spec, fill)
+
+
+def take_root(source: Path, target: Path) -> None:
+    """Give a machine a root of its own: another name for the same file where the file system allows it."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        disk.copy_sparse(source, target)
 
 
 def shared(share: Share) -> Share:

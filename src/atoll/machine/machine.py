@@ -16,6 +16,8 @@ from atoll.errors import AtollError, ChannelError, StoreError
 from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
+from atoll.guest.copying import Copied, receive_tree, send_tree
+from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import Wishes, create, parse_disk
 from atoll.machine.launching import reach, summon
@@ -48,6 +50,7 @@ class Machine(Commands):
         self._config = config or load().config
         self._control: Control | None = None
         self._following: asyncio.Task[None] | None = None
+        self._preferred: tuple[dict[str, str], str | None, str | None] = ({}, None, None)
 
     @property
     def _paths(self) -> Paths:
@@ -142,6 +145,7 @@ class Machine(Commands):
             BootError: it did not come up; it is as it was before.
         """
         async with self._changing() as machine:
+            self._adopt_defaults(machine.spec)
             if not machine.state.active:
                 await asyncio.to_thread(self._plan, machine)
             control = await self._connect(machine.place)
@@ -240,7 +244,65 @@ class Machine(Commands):
                     await asyncio.sleep(0.02)
             return state
 
+    # Its files.
+
+    async def copy_in(
+        self, source: str | Path, target: str, *, archive: bool = False, user: str | None = None
+    ) -> Copied:
+        """Copy a file or directory of the host into the machine, named as ``cp -r`` names it.
+
+        Args:
+            source: on the host.
+            target: in the machine; a relative path begins where commands do.
+            archive: keep the owners' numbers.
+            user: who shall own it; the machine's user by default.
+
+        Raises:
+            StateError: it is not running.
+            StoreError: the source cannot be read.
+            GuestError: it cannot be written.
+        """
+        await self.connect()
+        owner = None if archive else user or self._user or "root"
+        place = await self._absolute(target)
+        return await send_tree(self._reached(), source, place, user=owner, emit=self._emit)
+
+    async def copy_out(self, source: str, target: str | Path, *, archive: bool = False) -> Copied:
+        """Copy a file or directory of the machine to the host; nothing is written but below ``target``.
+
+        Args:
+            source: in the machine; a relative path begins where commands do.
+            target: on the host.
+            archive: keep all modes and, as root, owners.
+
+        Raises:
+            StateError: it is not running.
+            GuestError: the source cannot be read.
+            StoreError: it cannot be written.
+        """
+        await self.connect()
+        return await receive_tree(
+            self._reached(), await self._absolute(source), target, archive=archive, emit=self._emit
+        )
+
+    async def _absolute(self, path: str) -> str:
+        if path.startswith("/"):
+            return path
+        start = (await self.run(["pwd"], check=True)).stdout.removesuffix("\n").rstrip("/")
+        return f"{start}/{path}" if path else f"{start}/."
+
+    @property
+    def shell(self) -> str:
+        """The shell of its image. Raises as ``find``."""
+        return store.read_record(self.find().place.image, ImageManifest).shell
+
     # Its connection.
+
+    def prefer(
+        self, *, env: Mapping[str, str] | None = None, workdir: str | None = None, user: str | None = None
+    ) -> None:
+        """Say what commands get that say nothing themselves, in the place of what the machine's spec says."""
+        self._preferred = (dict(env or {}), workdir, user)
 
     async def connect(self) -> None:
         """Connect to the running machine; commands do so by themselves.
@@ -295,7 +357,14 @@ class Machine(Commands):
         if not machine.state.active:
             message = f"{self.name} is {machine.state.phase}: it cannot be {done}"
             raise StateError(message, code="not_running", hint=f"`atoll start {self.name}` starts it")
+        self._adopt_defaults(machine.spec)
         return await self._connect(machine.place)
+
+    def _adopt_defaults(self, spec: MachineSpec) -> None:
+        env, workdir, user = self._preferred
+        self._env = {**spec.env, **env}
+        self._workdir = workdir or (spec.workdir or None)
+        self._user = user or (spec.user or None)
 
     async def _connect(self, place: VmPaths) -> Control:
         """The supervisor that is there, or a new one."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from atoll import runtime
+from atoll import runtime, store
 from atoll.config import Config
-from atoll.errors import ImageError
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import UserNetwork
+from atoll.image.catalog import ImageManifest
 from atoll.machine.spec import Init, MachineSpec, mac_of
 from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan, NetworkSetup, Setup
@@ -30,7 +30,7 @@ _SYSTEMD = ("systemd.show_status=0",)
 
 
 def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit: Emit = ignore) -> BootPlan:
-    """What to run for ``spec``; images and kernels are built where they are missing. Raises as ``runtime.found``."""
+    """What to run for ``spec``; a kernel is fetched where it is missing. Raises as ``runtime.found``."""
     settings = msgspec.structs.replace(
         config,
         cpus=spec.cpus,
@@ -39,11 +39,9 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         kernel=Path(spec.kernel) if spec.kernel else None,
         boot_timeout=spec.boot_timeout,
     )
-    base = runtime.found(settings, spec.image, emit=emit)
-    init = base.image.manifest.init if spec.init is Init.SYSTEMD else ""
-    if spec.init is Init.SYSTEMD and not init:
-        hint = "use an image with systemd, or --init minimal"
-        raise ImageError(f"the image {spec.image} has no init of its own", code="init", hint=hint)
+    base = runtime.found(settings, emit=emit)
+    files = msgspec.structs.replace(base.files, root=place.root)
+    init = store.read_record(place.image, ImageManifest).init if spec.init is Init.SYSTEMD else ""
     mac = mac_of(spec.id)
     residence = Residence(
         data=place.data,
@@ -55,7 +53,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     network = NetworkSetup(mac, _ADDRESS, _GATEWAY, (_RESOLVER,)) if spec.network else None
     devices = ("virtio_rng", "virtio_balloon", *(("virtio_net",) if spec.network else ()))
     return BootPlan(
-        machine=plan_resident(name, base.files, base.shape, residence),
+        machine=plan_resident(name, files, base.shape, residence),
         host=base.host,
         setup=Setup(
             modules=tuple(path for device in devices for path in base.devices.get(device, ())),

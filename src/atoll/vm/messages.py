@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from atoll.guest.messages import Request
+from atoll.guest.messages import Stats as GuestStats
 from atoll.vm.state import Phase, State
 
 __all__ = [
@@ -123,7 +124,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     host_cpu: int
     supervisor_memory: int
     disk: int
-    guest: dict[str, object] | None = None
+    guest: GuestStats | None = None
 
 
 class MemoryState(msgspec.Struct, frozen=True, kw_only=True):

@@ -141,7 +141,7 @@ class Service:
         if supervisor.agent is not None and supervisor.state.phase is Phase.RUNNING:
             with contextlib.suppress(AtollError, TimeoutError):
                 async with asyncio.timeout(2.0):
-                    guest = msgspec.to_builtins(await supervisor.agent.stats())
+                    guest = await supervisor.agent.stats()
         resident, private = memory_of(pid)
         stream.reply(
             messages.Stats(

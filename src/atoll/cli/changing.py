@@ -1,0 +1,146 @@
+"""Changing machines: ``edit``, ``rename``, ``clone``, ``resize``, ``memory``, ``export`` and ``import``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from atoll.cli.output import listener, print_json, print_table, size
+from atoll.cli.parts import Part, running
+from atoll.config import load
+from atoll.errors import UsageError
+from atoll.machine import archive, editing, registry
+from atoll.machine.machine import Machine
+
+__all__ = ["clone", "edit", "export", "import_", "memory", "rename", "resize"]
+
+
+def _configure_edit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("machine", metavar="NAME")
+    parser.add_argument(
+        "changes", nargs="*", metavar="FIELD=VALUE", help=f"fields: {', '.join(editing.EDITABLE)}"
+    )
+
+
+def _run_edit(arguments: argparse.Namespace) -> int:
+    config = load().config
+    if not arguments.changes:
+        spec = registry.find(config.paths, arguments.machine).spec
+        values = {"mounts": spec.shares, "ports": spec.forwards, "ready_probe": spec.probe}
+        rows = [
+            (name, str(values.get(name, getattr(spec, name, ""))), about)
+            for name, about in editing.EDITABLE.items()
+        ]
+        print_table(("FIELD", "VALUE", "MEANING"), rows)
+        return 0
+    changes = dict(editing.parse_edit(text) for text in arguments.changes)
+    with registry.change(config.paths, arguments.machine) as machine:
+        registry.save(machine, editing.edited(config, machine.spec, changes))
+    if machine.state.active:
+        print(
+            f"{arguments.machine}: takes effect when it is started again: `atoll restart {arguments.machine}`"
+        )
+    return 0
+
+
+def _configure_rename(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("machine", metavar="NAME")
+    parser.add_argument("name", metavar="NEW")
+
+
+def _run_rename(arguments: argparse.Namespace) -> int:
+    paths = load().config.paths
+    with registry.change(paths, arguments.machine) as machine:
+        registry.rename(paths, machine, arguments.name)
+    return 0
+
+
+def _run_clone(arguments: argparse.Namespace) -> int:
+    paths = load().config.paths
+    with registry.change(paths, arguments.machine) as machine:
+        editing.clone(paths, machine, arguments.name)
+    return 0
+
+
+def _configure_resize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("machine", metavar="NAME")
+    parser.add_argument("--cpus", metavar="N", help="vCPUs")
+    parser.add_argument("--memory", "-m", metavar="SIZE", help="memory")
+    parser.add_argument("--disk", metavar="SIZE", help="disk; it can only grow")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def _run_resize(arguments: argparse.Namespace) -> int:
+    if arguments.cpus is None and arguments.memory is None and arguments.disk is None:
+        raise UsageError("nothing to resize", code="resize", hint="give --cpus, --memory or --disk")
+
+    async def act() -> dict[str, str]:
+        async with Machine(arguments.machine) as machine:
+            return await machine.resize(cpus=arguments.cpus, memory=arguments.memory, disk=arguments.disk)
+
+    done = running(act())
+    if arguments.json:
+        print_json(done)
+    else:
+        for what, how in done.items():
+            print(f"{what}: {how}")
+    return 0
+
+
+def _configure_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("machine", metavar="NAME")
+    parser.add_argument("--target", metavar="SIZE", help="what the balloon shall leave the guest")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _run_memory(arguments: argparse.Namespace) -> int:
+    async def act() -> object:
+        async with Machine(arguments.machine) as machine:
+            return await machine.memory(arguments.target)
+
+    from atoll.vm.messages import MemoryState
+
+    found = running(act())
+    assert isinstance(found, MemoryState)
+    if arguments.json:
+        print_json(found)
+        return 0
+    rows = [
+        ("size", size(found.size)),
+        ("left by the balloon", size(found.actual)),
+        ("free in the guest", size(found.free) if found.free >= 0 else "not reported"),
+        ("available in the guest", size(found.available) if found.available >= 0 else "not reported"),
+        ("resident on the host", size(found.host)),
+    ]
+    print_table(("MEMORY", "VALUE"), rows)
+    return 0
+
+
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("machine", metavar="NAME")
+    parser.add_argument("file", metavar="FILE", help="made; it must not exist")
+
+
+def _run_export(arguments: argparse.Namespace) -> int:
+    with registry.change(load().config.paths, arguments.machine) as machine:
+        archive.export_machine(machine, Path(arguments.file), listener())
+    return 0
+
+
+def _configure_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="as `atoll export` made it")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the new machine (default: as it was)")
+
+
+def _run_import(arguments: argparse.Namespace) -> int:
+    print(archive.import_machine(load().config.paths, Path(arguments.file), arguments.name, listener()))
+    return 0
+
+
+edit = Part(_configure_edit, _run_edit)
+rename = Part(_configure_rename, _run_rename)
+clone = Part(_configure_rename, _run_clone)
+resize = Part(_configure_resize, _run_resize)
+memory = Part(_configure_memory, _run_memory)
+export = Part(_configure_export, _run_export)
+import_ = Part(_configure_import, _run_import)

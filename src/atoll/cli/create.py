@@ -1,0 +1,120 @@
+"""``atoll create``: a new machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from atoll.cli.options import add_vm_options, parse_environment, resolve
+from atoll.cli.output import listener, print_json
+from atoll.cli.parts import running
+from atoll.errors import UsageError
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("name", metavar="NAME", help="lower-case letters, digits and dashes")
+    root = parser.add_mutually_exclusive_group()
+    root.add_argument("--distro", default="debian", metavar="NAME[:SUITE]", help="its root (default debian)")
+    root.add_argument("--image", metavar="IMAGE", help="an image by its name")
+    root.add_argument("--rootfs", metavar="FILE", help="a tarball of a root, imported first")
+    add_vm_options(parser)
+    parser.add_argument("--disk", default="16G", metavar="SIZE", help="what it may write (default 16G)")
+    parser.add_argument("--init", choices=("systemd", "minimal"), help="process 1 (default systemd)")
+    parser.add_argument(
+        "--user", "-u", default="", metavar="USER", help="who runs commands; made at the first start"
+    )
+    parser.add_argument(
+        "--env", "-e", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable"
+    )
+    parser.add_argument(
+        "--workdir", "-w", default="", metavar="DIR", help="directory in which commands start"
+    )
+    parser.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="HOST:GUEST[:ro]",
+        help="share a directory of the host",
+    )
+    parser.add_argument(
+        "--here", action="store_true", help="share the current directory, and start commands there"
+    )
+    parser.add_argument(
+        "--publish",
+        "-p",
+        action="append",
+        default=[],
+        metavar="[ADDRESS:]HOST:GUEST[/udp]",
+        help="forward a port",
+    )
+    parser.add_argument("--no-network", action="store_false", dest="network", help="give it no network")
+    parser.add_argument(
+        "--restart",
+        choices=("no", "on-failure", "always"),
+        default="no",
+        help="when it ends by itself (default no)",
+    )
+    parser.add_argument(
+        "--ready-probe", metavar="PORT|COMMAND", help="what must work before it counts as running"
+    )
+    parser.add_argument("--start", action="store_true", help="start it, too")
+    parser.add_argument("--json", action="store_true", help="print the machine as JSON")
+    parser.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make it."""
+    config = resolve(arguments).config
+    emit = listener(verbose=arguments.verbose, quiet=arguments.json)
+    from atoll.cli.listing import describe
+    from atoll.machine.creation import Wishes, create, parse_disk
+    from atoll.machine.machine import Machine
+
+    image = arguments.image
+    if arguments.rootfs is not None:
+        from atoll.image import catalog
+
+        image = catalog.import_rootfs(config.paths, arguments.rootfs, arguments.name, emit=emit).manifest.name
+    mounts, workdir = list(arguments.mount), arguments.workdir
+    if arguments.here:
+        here = os.getcwd()
+        if here == "/":
+            raise UsageError(
+                "--here: the root cannot be shared", code="mount", hint="change into a directory"
+            )
+        mounts.append(f"{here}:/workdir")
+        workdir = workdir or "/workdir"
+    wishes = Wishes(
+        distro=arguments.distro,
+        image=image,
+        disk=parse_disk(arguments.disk),
+        init=arguments.init or ("minimal" if arguments.rootfs else "systemd"),
+        user=arguments.user,
+        env=parse_environment(arguments.env),
+        workdir=workdir,
+        mounts=tuple(mounts),
+        ports=tuple(arguments.publish),
+        network=arguments.network,
+        restart=arguments.restart,
+        ready_probe=arguments.ready_probe,
+    )
+    create(config, arguments.name, wishes, emit)
+    machine = Machine(arguments.name, config=config, on_event=emit)
+    if arguments.start:
+        running(_start(machine))
+    if arguments.json:
+        print_json(describe(machine.find()))
+    elif not arguments.start:
+        print(f"{arguments.name}: created; `atoll start {arguments.name}` starts it")
+    return 0
+
+
+async def _start(machine: object) -> None:
+    from atoll.machine.machine import Machine
+
+    assert isinstance(machine, Machine)
+    async with machine:
+        await machine.start()

@@ -1,0 +1,272 @@
+"""A machine in one file: a tar of its spec, its image's identity and its disk without holes, with digests.
+
+The file is made for reading as a stream: the manifest comes last but its digests are checked before anything of
+the machine is entered into the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import tarfile
+import time
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import msgspec
+
+from atoll import store
+from atoll.errors import StoreError, UsageError
+from atoll.events import Emit, TaskAdvanced, ignore, task
+from atoll.image.catalog import ImageManifest
+from atoll.machine import registry
+from atoll.machine.registry import Named
+from atoll.machine.spec import MachineSpec
+from atoll.paths import Paths, VmPaths
+
+__all__ = ["ExportManifest", "export_machine", "import_machine"]
+
+_MANIFEST, _SPEC, _DISK, _ROOT = "manifest.json", "machine.json", "disk.extents", "root.erofs"
+
+#: An extent of the disk: its offset and length, bytes; the data follows.
+_STEP = 1 << 20
+
+
+class ExportManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in the file.
+
+    Attributes:
+        name: of the machine that was exported.
+        image: manifest of its root, which is in the file, too.
+        disk: size of its disk, bytes; ``extents`` are the parts of it that hold data: offset and length.
+        digests: sha256 of each member.
+    """
+
+    SCHEMA: ClassVar[int] = 1
+
+    schema: int = 1
+    name: str
+    image: ImageManifest
+    disk: int
+    extents: tuple[tuple[int, int], ...]
+    digests: dict[str, str]
+
+
+def export_machine(machine: Named, target: Path, emit: Emit = ignore) -> ExportManifest:
+    """Write ``machine``, which is at rest, to ``target``.
+
+    Raises:
+        StateError: it is not at rest.
+        StoreError: ``target`` exists, or cannot be written; nothing is left of it then.
+    """
+    registry.require_rest(machine, "exported")
+    if target.exists():
+        raise StoreError(f"{target} exists already", code="already_exists", hint="choose another name")
+    image = store.read_record(machine.place.image, ImageManifest)
+    partial = target.with_name(f".partial-{target.name}-{secrets.token_hex(4)}")
+    extents = tuple(_extents(machine.place.data))
+    total = sum(length for _, length in extents) + machine.place.root.stat().st_size
+    try:
+        with (
+            task(emit, "export", f"Exporting {machine.name}", total=total, unit="bytes"),
+            partial.open("xb") as file,
+        ):
+            manifest = _write(file, machine, image, extents, emit)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(target)
+        store.sync_directory(target.absolute().parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror}", code="io") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return manifest
+
+
+def _write(
+    file: IO[bytes], machine: Named, image: ImageManifest, extents: tuple[tuple[int, int], ...], emit: Emit
+) -> ExportManifest:
+    digests: dict[str, str] = {}
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        spec = msgspec.json.encode(machine.spec)
+        _member(tar, _SPEC, io.BytesIO(spec), len(spec), digests, emit)
+        with machine.place.root.open("rb") as root:
+            _member(tar, _ROOT, root, machine.place.root.stat().st_size, digests, emit)
+        with machine.place.data.open("rb") as disk:
+            length = sum(count for _, count in extents)
+            _member(tar, _DISK, _Extents(disk, extents), length, digests, emit)
+        manifest = ExportManifest(
+            name=machine.name,
+            image=image,
+            disk=machine.place.data.stat().st_size,
+            extents=extents,
+            digests=digests,
+        )
+        data = msgspec.json.encode(manifest)
+        _member(tar, _MANIFEST, io.BytesIO(data), len(data), {}, emit)
+    return manifest
+
+
+def _member(
+    tar: tarfile.TarFile, name: str, source: Any, size: int, digests: dict[str, str], emit: Emit
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o600
+    reader = _Digested(source, emit)
+    tar.addfile(info, reader)
+    digests[name] = reader.digest.hexdigest()
+
+
+class _Digested:
+    """Reads on, digesting what passes."""
+
+    def __init__(self, source: Any, emit: Emit) -> None:
+        self._source = source
+        self._emit = emit
+        self._done = 0
+        self._told = 0.0
+        self.digest = hashlib.sha256()
+
+    def read(self, count: int = -1, /) -> bytes:
+        data: bytes = self._source.read(count)
+        self.digest.update(data)
+        self._done += len(data)
+        if time.monotonic() - self._told > 0.1:
+            self._told = time.monotonic()
+            self._emit(TaskAdvanced(task="export", done=self._done))
+        return data
+
+
+class _Extents:
+    """The parts of a file that hold data, one behind the other."""
+
+    def __init__(self, file: IO[bytes], extents: tuple[tuple[int, int], ...]) -> None:
+        self._file = file
+        self._left = list(extents)
+
+    def read(self, count: int = -1, /) -> bytes:
+        parts = []
+        while count and self._left:
+            at, length = self._left[0]
+            self._file.seek(at)
+            data = self._file.read(min(count, length))
+            if not data:
+                raise OSError(0, "the disk became shorter while it was read")
+            parts.append(data)
+            count -= len(data)
+            if len(data) == length:
+                self._left.pop(0)
+            else:
+                self._left[0] = (at + len(data), length - len(data))
+        return b"".join(parts)
+
+
+def _extents(path: Path) -> list[tuple[int, int]]:
+    found = []
+    with path.open("rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        at = 0
+        while at < end:
+            try:
+                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            found.append((start, at - start))
+    return found
+
+
+def import_machine(paths: Paths, source: Path, name: str | None = None, emit: Emit = ignore) -> str:
+    """Enter the machine in ``source``, under ``name`` or its own; its name.
+
+    It gets addresses of its own: the one that was exported may still exist.
+
+    Raises:
+        UsageError: ``usage.archive``: it is no such file, or is damaged.
+        StoreError: ``store.already_exists``, ``store.full``.
+    """
+    try:
+        with tarfile.open(source, mode="r:") as tar, task(emit, "import", f"Importing {source.name}"):
+            members = {member.name: member for member in tar.getmembers() if member.isreg()}
+            manifest = msgspec.json.decode(_small(tar, members, _MANIFEST), type=ExportManifest)
+            spec_data = _small(tar, members, _SPEC)
+            _check(hashlib.sha256(spec_data).hexdigest(), manifest, _SPEC)
+            spec = msgspec.json.decode(spec_data, type=MachineSpec)
+            chosen = name or manifest.name
+            if registry.exists(paths, chosen):
+                raise registry.taken(chosen)
+            own = msgspec.structs.replace(
+                spec, id=secrets.token_hex(16), created=time.time(), shares=(), image=manifest.image.name
+            )
+
+            def fill(place: VmPaths) -> None:
+                _import_root(tar, members, manifest, place)
+                _import_disk(tar, members, manifest, place)
+
+            registry.add(paths, chosen, own, fill)
+            return chosen
+    except (tarfile.TarError, msgspec.DecodeError, UnicodeDecodeError, EOFError) as error:
+        raise _damaged(source, str(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror}", code="archive") from error
+
+
+def _damaged(source: Path, why: str) -> UsageError:
+    hint = "export the machine again, and copy the file whole"
+    return UsageError(f"{source} is no exported machine, or damaged: {why}", code="archive", hint=hint)
+
+
+def _small(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str) -> bytes:
+    member = members.get(name)
+    stream = tar.extractfile(member) if member is not None and member.size <= 16 << 20 else None
+    if stream is None:
+        raise tarfile.ReadError(f"it has no {name}")
+    return stream.read()
+
+
+def _check(digest: str, manifest: ExportManifest, name: str) -> None:
+    if digest != manifest.digests.get(name):
+        raise tarfile.ReadError(f"{name} is not what was exported")
+
+
+def _import_root(
+    tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], manifest: ExportManifest, place: VmPaths
+) -> None:
+    stream = tar.extractfile(members[_ROOT]) if _ROOT in members else None
+    if stream is None:
+        raise tarfile.ReadError(f"it has no {_ROOT}")
+    digest = hashlib.sha256()
+    with place.root.open("wb") as file:
+        while data := stream.read(_STEP):
+            digest.update(data)
+            file.write(data)
+    _check(digest.hexdigest(), manifest, _ROOT)
+    store.write_record(place.image, manifest.image)
+
+
+def _import_disk(
+    tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], manifest: ExportManifest, place: VmPaths
+) -> None:
+    stream = tar.extractfile(members[_DISK]) if _DISK in members else None
+    if stream is None:
+        raise tarfile.ReadError(f"it has no {_DISK}")
+    digest = hashlib.sha256()
+    with place.data.open("wb") as file:
+        place.data.chmod(0o600)
+        file.truncate(manifest.disk)
+        for at, length in manifest.extents:
+            if not 0 <= at <= at + length <= manifest.disk:
+                raise tarfile.ReadError("an extent lies outside the disk")
+            file.seek(at)
+            left = length
+            while left:
+                data = stream.read(min(_STEP, left))
+                if not data:
+                    raise tarfile.ReadError("the disk is cut short")
+                digest.update(data)
+                file.write(data)
+                left -= len(data)
+    _check(digest.hexdigest(), manifest, _DISK)
