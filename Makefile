@@ -43,6 +43,7 @@ $(VENV)/tools: pyproject.toml $(VENV)/bin/python
 $(VENV)/installed: $(VENV)/tools $(AGENT_SOURCES)
 	@echo "installing atoll (compiles the guest agent)"
 	@$(BIN)/python -m pip install -q --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q src/atoll
 	@touch $@
 
 # What Atoll needs from the host.

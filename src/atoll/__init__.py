@@ -12,10 +12,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # the module typing would be half of what `atoll ls` loads
 if TYPE_CHECKING:
+    from typing import Any
+
     from atoll import aio
     from atoll.blocking import Sandbox
     from atoll.errors import (
@@ -61,6 +61,8 @@ _ELSEWHERE = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'atoll' has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - likewise
+
     if name == "aio":
         return importlib.import_module("atoll.aio")
     return getattr(importlib.import_module(_ELSEWHERE.get(name, "atoll.errors")), name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atoll.cli.main import entry
+from atoll.cli.entry import main
 
 if __name__ == "__main__":
-    entry()
+    main()

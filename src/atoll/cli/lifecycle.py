@@ -1,4 +1,4 @@
-"""Starting, stopping and removing machines: ``start``, ``stop``, ``restart``, ``pause``, ``resume``, ``wait``, ``rm``."""
+"""``atoll start``, ``stop``, ``restart``, ``pause``, ``resume``, ``wait`` and ``rm``."""
 
 from __future__ import annotations
 

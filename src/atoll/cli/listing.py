@@ -1,4 +1,4 @@
-"""``atoll ls`` and ``atoll inspect``. On the hot path: nothing is imported here that listing does not need."""
+"""``atoll ls``, where ``atoll.cli.quick`` had no answer, and ``atoll inspect``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import time
 from typing import Any
 
-from atoll.cli.output import print_json, print_table, size
+from atoll.cli import rows
+from atoll.cli.output import print_json
 from atoll.cli.parts import Part
 from atoll.config import load
 from atoll.errors import UsageError
@@ -29,9 +30,7 @@ def _run_ls(arguments: argparse.Namespace) -> int:
         for entry in entries:
             print(entry.name)
     else:
-        print_table(
-            ("NAME", "STATE", "SINCE", "CPUS", "MEMORY", "IMAGE", "NOTE"), [_row(entry) for entry in entries]
-        )
+        print(rows.table(rows.HEAD, [_row(entry) for entry in entries]), end="")
     return 0
 
 
@@ -40,31 +39,10 @@ def _row(entry: Entry) -> tuple[str, ...]:
     if machine is None:
         return (entry.name, "unknown", "", "", "", "", str(entry.error))
     state, spec = machine.state, machine.spec
-    return (
-        machine.name,
-        state.phase,
-        _age(time.time() - state.since),
-        str(spec.cpus),
-        size(spec.memory),
-        spec.image,
-        _note(machine),
-    )
-
-
-def _note(machine: Named) -> str:
-    state = machine.state
-    if state.active and not machine.supervised:
-        return "unsupervised; the next command takes it over"
-    if state.failure is not None:
-        return state.failure.message
-    return "" if state.cause in {"stopped", "created", "the guest is up"} else state.cause
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+    failure = state.failure.message if state.failure is not None else ""
+    remark = rows.note(state.cause, failure, active=state.active, supervised=machine.supervised)
+    since = time.time() - state.since
+    return rows.row(machine.name, state.phase, since, spec.cpus, spec.memory, spec.image, remark)
 
 
 def _described(entry: Entry) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import IO, Any
 import msgspec
 
 from atoll import events
+from atoll.cli.rows import size, table
 from atoll.events import Emit, Event
 
 __all__ = ["JsonLines", "json_line", "listener", "print_json", "print_table", "size"]
@@ -129,17 +130,4 @@ def print_json(value: Any) -> None:
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as what they hold."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
-
-
-def size(count: int) -> str:
-    """Bytes in words."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024 or unit == "GiB":
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    raise AssertionError("unreachable")
+    print(table(tuple(head), [tuple(row) for row in rows]), end="")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import NoReturn
 
 from atoll import process
@@ -27,11 +26,9 @@ def _run_connect(arguments: argparse.Namespace) -> NoReturn:
     program = process.require("ssh", hint="apt install openssh-client")
     ssh.ensure_keys(paths, machine.name)
     rest = arguments.rest[1:] if arguments.rest[:1] == ["--"] else arguments.rest
-    read, write = os.pipe()
-    os.write(write, ssh.config_block(paths, machine.spec.user or "root").encode())
-    os.close(write)
-    os.set_inheritable(read, True)
-    process.become([program, "-F", f"/dev/fd/{read}", f"{machine.name}{ssh.DOMAIN}", *rest])
+    settings = ssh.options(paths, machine.spec.user or "root").items()
+    words = [word for name, value in settings for word in ("-o", f"{name}={value}")]
+    process.become([program, *words, f"{machine.name}{ssh.DOMAIN}", *rest])
 
 
 def _configure_config(parser: argparse.ArgumentParser) -> None:

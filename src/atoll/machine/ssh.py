@@ -15,7 +15,17 @@ from atoll import process, store
 from atoll.machine.machine import Machine
 from atoll.paths import Paths
 
-__all__ = ["DOMAIN", "config_block", "ensure_keys", "forget_keys", "machine_of", "server_command"]
+__all__ = [
+    "DOMAIN",
+    "config_block",
+    "ensure_keys",
+    "forget_keys",
+    "install",
+    "known_hosts",
+    "machine_of",
+    "options",
+    "server_command",
+]
 
 #: What a machine's name ends with for ssh.
 DOMAIN = ".atoll"
@@ -94,19 +104,23 @@ def server_command(machine: Machine, paths: Paths) -> tuple[tuple[str, ...], dic
     return ("/bin/sh", "-c", _SERVER), variables
 
 
-def config_block(paths: Paths, user: str | None = None) -> str:
-    """The block of ssh_config(5) for all machines."""
+def options(paths: Paths, user: str | None = None) -> dict[str, str]:
+    """The settings of ssh_config(5) with which ssh reaches a machine; ``%n`` stands for what ssh calls it."""
     program = " ".join(shlex.quote(word) for word in (sys.executable, "-P", "-m", "atoll"))
     key = paths.ssh / "%n"
-    lines = [
-        f"Host *{DOMAIN}",
-        f"    ProxyCommand {program} ssh-proxy %n",
-        f'    IdentityFile "{key}"',
-        "    IdentitiesOnly yes",
-        f'    UserKnownHostsFile "{key}.known"',
-        "    StrictHostKeyChecking yes",
-        *([f"    User {user}"] if user else []),
-    ]
+    return {
+        "ProxyCommand": f"{program} ssh-proxy %n",
+        "IdentityFile": f'"{key}"',
+        "IdentitiesOnly": "yes",
+        "UserKnownHostsFile": f'"{key}.known"',
+        "StrictHostKeyChecking": "yes",
+        **({"User": user} if user else {}),
+    }
+
+
+def config_block(paths: Paths) -> str:
+    """The block of ssh_config(5) for all machines."""
+    lines = [f"Host *{DOMAIN}", *(f"    {name} {value}" for name, value in options(paths).items())]
     return "\n".join(lines) + "\n"
 
 
