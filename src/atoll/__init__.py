@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from atoll import aio
-    from atoll.blocking import Sandbox
+    from atoll.blocking import Machine, Sandbox
     from atoll.errors import (
         AtollError,
         BootError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from atoll.guest.result import CommandFailedError, Result
+    from atoll.vm.state import StateError
 
 __all__ = [
     "AtollError",
@@ -43,9 +44,11 @@ __all__ = [
     "ConfigError",
     "GuestError",
     "ImageError",
+    "Machine",
     "PreflightError",
     "Result",
     "Sandbox",
+    "StateError",
     "StoreError",
     "UsageError",
     "aio",
@@ -53,8 +56,10 @@ __all__ = [
 
 _ELSEWHERE = {
     "CommandFailedError": "atoll.guest.result",
+    "Machine": "atoll.blocking",
     "Result": "atoll.guest.result",
     "Sandbox": "atoll.blocking",
+    "StateError": "atoll.vm.state",
 }
 
 

@@ -9,6 +9,7 @@ async with atoll.aio.Sandbox("debian") as box:
 from __future__ import annotations
 
 from atoll.guest.result import CommandFailedError, Result
+from atoll.machine.machine import Machine
 from atoll.sandbox.sandbox import Sandbox
 
-__all__ = ["CommandFailedError", "Result", "Sandbox"]
+__all__ = ["CommandFailedError", "Machine", "Result", "Sandbox"]

@@ -10,14 +10,17 @@ import asyncio
 import functools
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from atoll import aio
 from atoll.errors import UsageError
+from atoll.machine.registry import Named
+from atoll.machine.spec import MachineSpec
+from atoll.vm.state import State
 
-__all__ = ["Sandbox"]
+__all__ = ["Machine", "Sandbox"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,8 +80,8 @@ def _blocking(
     @functools.wraps(method)
     def wait(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._owner != os.getpid():
-            hint = "a forked child must open sandboxes of its own"
-            raise UsageError("this sandbox belongs to the parent process", code="forked", hint=hint)
+            hint = "a forked child must open its own"
+            raise UsageError("this belongs to the parent process", code="forked", hint=hint)
         return _wait_for(method(self._async, *args, **kwargs))
 
     return wait
@@ -129,4 +132,76 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._owner == os.getpid():  # a forked child leaves its parent's VM alone
+            self.close()
+
+
+class Machine:
+    """A machine of this user, by its name: ``atoll.aio.Machine`` with methods that wait."""
+
+    _async: aio.Machine
+    _owner: int
+    __init__ = _made_from(aio.Machine)
+
+    @classmethod
+    @functools.wraps(aio.Machine.create.__func__)  # type: ignore[attr-defined]
+    def create(cls, *args: Any, **kwargs: Any) -> Self:
+        made = _wait_for(aio.Machine.create(*args, **kwargs))
+        machine = cls.__new__(cls)
+        machine._async, machine._owner = made, os.getpid()
+        return machine
+
+    start = _blocking(aio.Machine.start)
+    stop = _blocking(aio.Machine.stop)
+    restart = _blocking(aio.Machine.restart)
+    pause = _blocking(aio.Machine.pause)
+    resume = _blocking(aio.Machine.resume)
+    remove = _blocking(aio.Machine.remove)
+    status = _blocking(aio.Machine.status)
+    stats = _blocking(aio.Machine.stats)
+    wait = _blocking(aio.Machine.wait)
+    connect = _blocking(aio.Machine.connect)
+    close = _blocking(aio.Machine.close)
+    copy_in = _blocking(aio.Machine.copy_in)
+    copy_out = _blocking(aio.Machine.copy_out)
+    run = _blocking(aio.Machine.run)
+    ping = _blocking(aio.Machine.ping)
+    info = _blocking(aio.Machine.info)
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self._async.name
+
+    def find(self) -> Named:
+        """What was asked for, and what is. Raises ``StoreError``: ``store.missing``: there is none."""
+        return self._async.find()
+
+    @property
+    def state(self) -> State:
+        """What it does now. Raises as ``find``."""
+        return self._async.state
+
+    @property
+    def spec(self) -> MachineSpec:
+        """What was asked for. Raises as ``find``."""
+        return self._async.spec
+
+    @property
+    def shell(self) -> str:
+        """The shell of its image. Raises as ``find``."""
+        return self._async.shell
+
+    def prefer(
+        self, *, env: Mapping[str, str] | None = None, workdir: str | None = None, user: str | None = None
+    ) -> None:
+        """Say what commands get that say nothing themselves, in the place of what the machine's spec says."""
+        self._async.prefer(env=env, workdir=workdir, user=user)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owner == os.getpid():
             self.close()

@@ -24,7 +24,9 @@ ASYNCHRONOUS_ONLY = {"attend", "start_command"}
 
 
 def public(kind):
-    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+    """Its public attributes, those of its bases too."""
+    found = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
+    return {name: value for name, value in found.items() if not name.startswith("_")}
 
 
 def coroutine_methods(kind):
@@ -94,6 +96,15 @@ def test_the_blocking_sandbox_has_nothing_that_the_other_has_not():
     assert attributes - set(public(aio.Sandbox)) == {"name", "image"}
     box = aio.Sandbox("debian")
     assert blocking.Sandbox("debian").image == box.image == "debian"
+
+
+def test_the_blocking_machine_has_each_method_of_the_other():
+    waiting, original = public(blocking.Machine), public(aio.Machine)
+    for name in coroutine_methods(aio.Machine) - ASYNCHRONOUS_ONLY:
+        assert not inspect.iscoroutinefunction(waiting[name])
+        assert inspect.signature(waiting[name]) == inspect.signature(original[name])
+    assert set(original) - set(waiting) - ASYNCHRONOUS_ONLY == {"control"}
+    assert set(waiting) - set(original) == {"name"}
 
 
 def test_both_faces_are_made_of_the_same_arguments():
