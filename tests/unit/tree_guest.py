@@ -117,4 +117,5 @@ class TreeGuest:
 
     async def _send(self, data):
         async with self._turn:
-            await self._loop.sock_sendall(self._socket, data)
+            with contextlib.suppress(ConnectionError):  # the host is gone
+                await self._loop.sock_sendall(self._socket, data)
