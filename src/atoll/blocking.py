@@ -140,14 +140,14 @@ class Machine:
 
     _async: aio.Machine
     _owner: int
-    __init__ = _made_from(aio.Machine)
+    __init__ = _made_from(aio.Machine)  # type: ignore[arg-type]  # it takes a name, which mypy does not see through P
 
     @classmethod
     @functools.wraps(aio.Machine.create.__func__)  # type: ignore[attr-defined]
     def create(cls, *args: Any, **kwargs: Any) -> Self:
-        made = _wait_for(aio.Machine.create(*args, **kwargs))
+        """Make a machine; it is not started."""
         machine = cls.__new__(cls)
-        machine._async, machine._owner = made, os.getpid()
+        vars(machine).update(_async=_wait_for(aio.Machine.create(*args, **kwargs)), _owner=os.getpid())
         return machine
 
     start = _blocking(aio.Machine.start)
