@@ -2,8 +2,9 @@
 
 import pytest
 
-from atoll.errors import ImageError
-from atoll.image import catalog, debian, erofs, kernel, vmlinux
+from atoll import process
+from atoll.errors import ImageError, ProcessError
+from atoll.image import catalog, debian, erofs, kernel, machine, vmlinux
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
@@ -63,6 +64,33 @@ def test_the_debian_image_has_what_it_promises_and_nothing_of_the_host(image):
     assert erofs.check_file(image.root).inodes > 1000
 
 
+@pytest.fixture(scope="session")
+def machine_image(paths):
+    return catalog.ensure(paths, "debian-machine")
+
+
+def holds(image, path):
+    """Whether the image has something at ``path``."""
+    try:
+        done = process.run(["dump.erofs", f"--path={path}", str(image.root)])
+    except ProcessError:
+        return False
+    return b"NID" in done.stdout
+
+
+def test_a_machines_image_has_systemd_and_no_keys_of_its_own(machine_image):
+    catalog.verify(machine_image)
+    assert machine_image.manifest.init == "/usr/lib/systemd/systemd"
+    names = {package.name for package in machine_image.manifest.packages}
+    assert {*debian.PACKAGES, *machine.PACKAGES} <= names
+    assert "udev" not in names
+    assert machine_image.manifest.size < 90_000_000
+    assert holds(machine_image, machine_image.manifest.init)
+    assert holds(machine_image, "/etc/ssh/sshd_config")
+    for kind in ("rsa", "ecdsa", "ed25519"):
+        assert not holds(machine_image, f"/etc/ssh/ssh_host_{kind}_key")
+
+
 def test_a_suite_that_does_not_exist_is_named_with_the_tools_words(paths):
     with pytest.raises(ImageError) as caught:
         catalog.ensure(paths, "debian:nosuchsuite")
@@ -71,7 +99,9 @@ def test_a_suite_that_does_not_exist_is_named_with_the_tools_words(paths):
     assert caught.value.hint
 
 
-def test_two_builds_give_the_same_bytes(image):
+@pytest.mark.parametrize("kind", ["image", "machine_image"])
+def test_two_builds_give_the_same_bytes(kind, request):
+    image = request.getfixturevalue(kind)
     built_again = image.root.with_name("again.erofs")
     try:
         manifest = debian.build(
@@ -79,6 +109,7 @@ def test_two_builds_give_the_same_bytes(image):
             name=image.manifest.name,
             suite=image.manifest.suite,
             architecture=image.manifest.architecture,
+            recipe=catalog.RECIPES[image.manifest.name.partition(":")[0]],
         )
     finally:
         built_again.unlink(missing_ok=True)

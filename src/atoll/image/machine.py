@@ -21,7 +21,14 @@ INIT = "/usr/lib/systemd/systemd"
 
 #: Beside those of the plain image. No udev: its coldplug takes 4 s, drivers are loaded by the kernel's own
 #: requests and by the agent. No libpam-systemd: each login would start three programs.
-PACKAGES = ("dbus", "nano", "openssh-server", "sudo", "systemd-sysv")
+PACKAGES = (
+    "dbus",
+    "libnss-myhostname",  # the guest's own name resolves, whatever it is called
+    "nano",
+    "openssh-server",
+    "sudo",
+    "systemd-sysv",
+)
 
 
 class Link(msgspec.Struct, frozen=True):
