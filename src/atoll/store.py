@@ -124,8 +124,8 @@ def read_record(path: Path, kind: type[T]) -> T:
     """Read a record that ``write_record`` wrote.
 
     A record has a ``schema`` field; one from a newer Atoll is told apart from a corrupt one. Neither is
-    touched. One from an older Atoll goes through ``kind.MIGRATIONS``: for each schema a function from its fields
-    to those of the next; it is written anew when it is changed the next time.
+    touched. One from an older Atoll goes through ``kind.MIGRATIONS``: for each schema a function from its
+    fields to those of the next; it is written anew when it is changed the next time.
 
     Raises:
         StoreError: ``store.missing``, ``store.corrupt``, ``store.newer`` or ``store.io``.
@@ -143,7 +143,7 @@ def read_record(path: Path, kind: type[T]) -> T:
             return msgspec.json.decode(data, type=kind, dec_hook=_rich)
         if schema < known:
             return msgspec.convert(_migrated(msgspec.json.decode(data), schema, kind), kind, dec_hook=_rich)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         hint = f"it was kept as it is; move {path} away to go on without it"
         raise StoreError(f"{path} is corrupt: {error}", code="corrupt", hint=hint) from error
     message = f"{path} has schema {schema}; this Atoll knows up to {known}"
@@ -171,40 +171,50 @@ class _Versioned(msgspec.Struct):
 
 def _migrated(fields: dict[str, Any], schema: int, kind: type[Any]) -> dict[str, Any]:
     """Carry a record of an older Atoll up to today's schema, one step after the other."""
-    for number in range(schema, kind.SCHEMA):
-        migration = kind.MIGRATIONS.get(number)
+    migrations = getattr(kind, "MIGRATIONS", {})
+    for number in range(schema, getattr(kind, "SCHEMA", 1)):
+        migration = migrations.get(number)
         if migration is None:
             raise msgspec.ValidationError(f"no way leads up from schema {number}")
-        fields = {**migration(fields), "schema": number + 1}
+        try:
+            fields = {**migration(fields), "schema": number + 1}
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise msgspec.ValidationError(f"it is none of schema {number}: {error!r}") from error
     return fields
 
 
 @contextmanager
-def lock(path: Path, *, wait: float | None = None) -> Iterator[None]:
+def lock(path: Path, *, wait: float | None = None, parents: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (flock(2)); the file stays, the kernel frees a dead holder's lock.
 
     Args:
         path: the lock's file, made if it is missing.
         wait: seconds to wait for another holder; None waits for ever.
+        parents: make its directory, too, if that is missing. False for a lock of the directory that it lies
+            in, which may be removed by another holder: it must not come back.
 
     Raises:
-        StoreError: ``store.busy`` when the time is over, or as ``write_file``.
+        StoreError: ``store.busy`` when the time is over; ``store.missing``: its directory is not there and is
+            not to be made; or as ``write_file``.
     """
     deadline = None if wait is None else time.monotonic() + wait
-    fd = _locked(path, deadline)
+    fd = _locked(path, deadline, parents=parents)
     while not _is_at(fd, path):  # what it stood for was removed or renamed while this waited
         os.close(fd)
-        fd = _locked(path, deadline)
+        fd = _locked(path, deadline, parents=parents)
     try:
         yield
     finally:
         os.close(fd)
 
 
-def _locked(path: Path, deadline: float | None) -> int:
+def _locked(path: Path, deadline: float | None, *, parents: bool) -> int:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path.parent} does not exist", code="missing") from error
     except OSError as error:
         raise _refuse(error, path) from error
     try:
@@ -246,8 +256,8 @@ _FLOCK = struct.Struct("hhqqi4x")
 def hold(path: Path) -> int | None:
     """Take the lock on ``path`` that lives as long as a process; None if another holds it.
 
-    It belongs to the open file (fcntl(2), "open file description locks"): a child that inherits the descriptor
-    holds it too, and the kernel frees it when the last of them is gone.
+    It belongs to the open file (fcntl(2), "open file description locks"): a child that inherits the
+    descriptor holds it too, and the kernel frees it when the last of them is gone.
 
     Returns:
         The descriptor; closing it gives the lock back.
@@ -398,6 +408,12 @@ def remove_tree(path: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             import shutil  # noqa: PLC0415 - rarely needed, and slow to load
 
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=_unless_gone)
         else:
             path.unlink()
+
+
+def _unless_gone(_: object, __: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+    """Go on where another process removes the same tree."""
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 
@@ -22,6 +22,7 @@ __all__ = [
     "Fill",
     "Named",
     "add",
+    "at_rest",
     "change",
     "exists",
     "find",
@@ -40,6 +41,8 @@ _PATIENCE = 30.0
 #: Seconds after which a half-made machine has no maker any more.
 _ABANDONED = 3600.0
 
+#: Seconds in which the supervisor of a machine that has come to rest leaves.
+_LEAVING = 10.0
 
 Fill = Callable[[VmPaths], None]
 
@@ -176,7 +179,17 @@ def change(paths: Paths, name: str) -> Iterator[Named]:
         StoreError: as ``find``; ``store.busy``: another command changes it.
     """
     place = find(paths, name).place
-    with store.lock(place.change_lock, wait=_PATIENCE):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(store.lock(place.change_lock, wait=_PATIENCE, parents=False))
+        except StoreError as error:
+            if error.code == "store.busy":
+                hint = "wait for the other command to end"
+                raise StoreError(f"another command is changing {name}", code="busy", hint=hint) from error
+            if error.code != "store.missing":
+                raise
+            find(paths, name)  # it was removed or renamed while this waited: say so
+            raise
         yield find(paths, name)
 
 
@@ -193,14 +206,14 @@ def rename(paths: Paths, machine: Named, name: str) -> None:
         StateError: it is not at rest.
     """
     check_name(name)
-    require_rest(machine, "renamed")
     target = paths.machine(name).directory
-    if exists(paths, name):
-        raise taken(name)
-    try:
-        store.create(machine.place.directory, target)
-    except StoreError as error:
-        raise taken(name) if error.code == "store.already_exists" else error from error
+    with at_rest(machine, "renamed"):
+        if exists(paths, name):
+            raise taken(name)
+        try:
+            store.create(machine.place.directory, target)
+        except StoreError as error:
+            raise taken(name) if error.code == "store.already_exists" else error from error
 
 
 def forget(paths: Paths, machine: Named) -> None:
@@ -209,11 +222,11 @@ def forget(paths: Paths, machine: Named) -> None:
     Raises:
         StateError: it is not at rest.
     """
-    require_rest(machine, "removed")
     doomed = paths.machines / f".removed-{machine.name}-{os.urandom(4).hex()}"
-    machine.place.directory.rename(doomed)  # from here on it is not there
-    store.sync_directory(paths.machines)
-    store.remove_tree(doomed)
+    with at_rest(machine, "removed"):
+        machine.place.directory.rename(doomed)  # from here on it is not there
+        store.sync_directory(paths.machines)
+        store.remove_tree(doomed)
 
 
 def _sweep(paths: Paths) -> None:
@@ -225,8 +238,37 @@ def _sweep(paths: Paths) -> None:
                 store.remove_tree(entry)
 
 
+@contextmanager
+def at_rest(machine: Named, done: str) -> Iterator[None]:
+    """Keep every supervisor away from a machine that is at rest; one that is about to leave is waited for.
+
+    Raises:
+        StateError: it is not at rest.
+    """
+    place = machine.place
+    deadline = time.monotonic() + _LEAVING
+    while (lock := store.hold(place.supervisor_lock)) is None:
+        state, _ = observe(place)
+        if state.active or time.monotonic() > deadline:
+            raise _active(machine.name, state, done)
+        time.sleep(0.01)
+    try:
+        vm = store.is_held(place.vm_lock)
+        state = store.read_record(place.state, State)
+        state = truth(state, supervised=False, alive=vm, boot=boot_id(), at=time.time())
+        if vm or state.active:
+            raise _active(machine.name, state, done)
+        yield
+    finally:
+        os.close(lock)
+
+
 def require_rest(machine: Named, done: str) -> None:
     """Refuse what a machine with a VM cannot bear. Raises ``StateError``."""
-    if machine.state.active or machine.supervised or store.is_held(machine.place.vm_lock):
-        message = f"{machine.name} is {machine.state.phase}: it cannot be {done}"
-        raise StateError(message, code="active", hint=f"`atoll stop {machine.name}` stops it")
+    with at_rest(machine, done):
+        pass
+
+
+def _active(name: str, state: State, done: str) -> StateError:
+    message = f"{name} is {state.phase}: it cannot be {done}"
+    return StateError(message, code="active", hint=f"`atoll stop {name}` stops it")
