@@ -12,7 +12,6 @@ import os
 import shlex
 import signal
 import socket
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,7 +25,9 @@ from atoll.hypervisor.port import (
     Position,
     connect,
     end,
+    find_holder,
     listen,
+    sweep,
     wait_for_exit,
 )
 from atoll.paths import VmPaths, agent_path
@@ -65,12 +66,12 @@ class FakeHypervisor:
         """Start the agent so that it stays and serves one connection after another. Raises ``BootError``."""
         agent = _agent(machine)
         place.logs.mkdir(mode=0o700, exist_ok=True)
-        place.pid_file.unlink(missing_ok=True)
         with ExitStack() as stack:
             lock = store.hold(place.vm_lock)
             if lock is None:
                 raise BootError(f"{machine.name}: its VM runs already", stage="spawn", hint="see `atoll ls`")
             stack.callback(os.close, lock)
+            place.pid_file.unlink(missing_ok=True)  # of an agent that was killed
             sock = stack.enter_context(listen(place.socket(Port.CHANNEL)))
             log = os.open(
                 place.log("hypervisor"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
@@ -83,14 +84,8 @@ class FakeHypervisor:
 
     def adopt(self, place: VmPaths) -> FakeResident | None:
         """The agent that runs at ``place``."""
-        while store.is_held(place.vm_lock):
-            with contextlib.suppress(OSError, ValueError):
-                identity = process.identify(int(place.pid_file.read_text()))
-                found = Adopted.of(identity) if identity is not None else None
-                if found is not None:
-                    return FakeResident(found, place)
-            time.sleep(0.002)
-        return None
+        found = find_holder(place)
+        return FakeResident(found, place) if found is not None else None
 
 
 def _agent(machine: Machine) -> str:
@@ -114,7 +109,14 @@ class FakeResident:
         """By its exit status; of an adopted one nobody learns it."""
         if self._quits:
             return Departure.QUIT
-        return {0: Departure.SHUTDOWN, 3: Departure.RESET}.get(self.process.poll() or 0, Departure.LOST)
+        status = self.process.poll()
+        return {0: Departure.SHUTDOWN, 3: Departure.RESET}.get(
+            -1 if status is None else status, Departure.LOST
+        )
+
+    @property
+    def plugging(self) -> None:
+        """A process has no devices."""
 
     def connect(self, port: Port) -> socket.socket | None:
         """A new connection to the agent; there are no consoles."""
@@ -127,7 +129,11 @@ class FakeResident:
         """There is no monitor."""
 
     async def paused(self) -> bool:
-        """Whether the process is stopped (proc(5), state T)."""
+        """Whether the process is stopped."""
+        return self._is_stopped()
+
+    def _is_stopped(self) -> bool:
+        """By its state, T (proc(5))."""
         with contextlib.suppress(OSError):
             state = Path(f"/proc/{self.process.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
             return state == b"T"
@@ -135,11 +141,13 @@ class FakeResident:
 
     async def pause(self) -> None:
         """Stop the process."""
-        os.kill(self.process.pid, signal.SIGSTOP)
+        self.process.send(signal.SIGSTOP)
+        while self.process.poll() is None and not self._is_stopped():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
 
     async def resume(self) -> None:
         """Let the process go on."""
-        os.kill(self.process.pid, signal.SIGCONT)
+        self.process.send(signal.SIGCONT)
 
     async def press_power_button(self) -> None:
         """There is no button."""
@@ -147,7 +155,8 @@ class FakeResident:
     async def quit(self) -> None:
         """Have the agent end."""
         self._quits = True
-        os.kill(self.process.pid, signal.SIGTERM)
+        self.process.send(signal.SIGTERM)
+        self.process.send(signal.SIGCONT)  # a process that is stopped takes no other signal
 
     async def position(self) -> Position:
         """There are no vCPUs to look at."""
@@ -160,7 +169,7 @@ class FakeResident:
     async def close(self) -> None:
         """Kill the agent; what it runs dies with it."""
         await end(self.process)
-        self.process.forget()
+        sweep(self._place)
 
     async def leave(self) -> None:
         """Let it run."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from atoll.errors import StoreError
+from atoll import process, store
+from atoll.errors import BootError, StoreError
 from atoll.hypervisor.model import Machine, Port
 from atoll.paths import VmPaths
 from atoll.process import Adopted, Process
@@ -19,20 +21,27 @@ if TYPE_CHECKING:
     import asyncio
 
 __all__ = [
+    "Balloon",
     "Capture",
     "ChannelEnd",
     "Departure",
     "Hypervisor",
+    "Pluggable",
     "Position",
     "Resident",
     "ResidentHypervisor",
     "VirtualMachine",
     "connect",
     "end",
+    "find_holder",
     "listen",
+    "sweep",
     "wait_for_exit",
 ]
 
+
+#: Seconds in which a hypervisor that was just spawned has written its pid file.
+_PID_WAIT = 5.0
 
 #: Longest name of a socket, bytes (``sun_path`` of unix(7), without its final zero).
 _SUN_PATH = 107
@@ -117,8 +126,54 @@ class ResidentHypervisor(Hypervisor, Protocol):
         """The VM that runs at ``place``, whoever started it; None if there is none."""
 
 
+class Balloon(NamedTuple):
+    """A guest's memory, bytes: what the balloon leaves it; what it calls free and available, -1 if unknown."""
+
+    actual: int
+    free: int
+    available: int
+
+
+class Pluggable(Protocol):
+    """What a VM can be given and relieved of while it runs: an ability that not every ``Resident`` has.
+
+    All methods raise as ``Resident.attach``, and may be called again after they were cut short.
+    """
+
+    async def plug_share(self, slot: int, tag: str, sock: socket.socket) -> None:
+        """Put a share into a slot; ``sock`` is connected to its daemon, and the caller's still."""
+
+    async def unplug_share(self, slot: int) -> None:
+        """Have the guest let go of the share in a slot, if there is one, and close the daemon's connection."""
+
+    async def has_share(self, slot: int) -> bool:
+        """Whether there is a share in a slot."""
+
+    async def balloon(self) -> Balloon:
+        """What the balloon leaves the guest, and what the guest says of its memory."""
+
+    async def inflate(self, target: int) -> None:
+        """Have the balloon leave the guest ``target`` bytes; it takes its time."""
+
+    async def grow_disk(self, serial: str, size: int) -> None:
+        """Tell the guest that a disk has ``size`` bytes now."""
+
+    async def plugged_memory(self) -> tuple[int, int] | None:
+        """Bytes of memory that were plugged in, and how many can be; None if none can."""
+
+    async def plug_memory(self, size: int) -> None:
+        """Ask the guest to take ``size`` bytes of pluggable memory; it takes its time."""
+
+    async def plug_vcpus(self, count: int) -> int:
+        """Plug vCPUs in until there are ``count`` or no more can be; how many there are."""
+
+
 class Resident(Protocol):
     """A VM that may outlive this process."""
+
+    @property
+    def plugging(self) -> Pluggable | None:
+        """What can be plugged in and out of it; None if nothing can."""
 
     @property
     def process(self) -> Process | Adopted:
@@ -293,19 +348,54 @@ class Capture:
         self._source = -1
 
 
-async def wait_for_exit(process: Process | Adopted) -> int:
-    """Wait until ``process`` has ended, by its pidfd; its exit status."""
+def find_holder(place: VmPaths) -> Adopted | None:
+    """The hypervisor that runs at ``place``: it holds the lock there and wrote its process id; None if none.
+
+    Other processes may have inherited the lock, and a pid file may be older than it: only a process for which
+    both is true is the one.
+
+    Raises:
+        BootError: stage ``spawn``: something holds the lock, and does not say what it is.
+    """
+    deadline = time.monotonic() + _PID_WAIT
+    while store.is_held(place.vm_lock):
+        with contextlib.suppress(OSError, ValueError):  # it has not come so far yet
+            identity = process.identify(int(place.pid_file.read_text()))
+            if identity is not None and process.has_open(identity.pid, place.vm_lock):
+                found = Adopted.of(identity)
+                if found is not None:
+                    return found
+        if time.monotonic() > deadline:
+            raise BootError(
+                f"{place.directory.name}: its VM runs but does not tell its process id",
+                stage="spawn",
+                hint=f"find and end the process that holds {place.vm_lock}",
+            )
+        time.sleep(0.002)
+    return None
+
+
+def sweep(place: VmPaths) -> None:
+    """Remove the sockets and the pid file of a VM that is gone."""
+    if not store.is_held(place.vm_lock):
+        for path in (place.pid_file, *(place.socket(name) for name in (*Port, "qmp"))):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+async def wait_for_exit(running: Process | Adopted) -> int:
+    """Wait until a process has ended, by its pidfd; its exit status."""
     import asyncio  # noqa: PLC0415 - loaded while the guest boots
 
     loop = asyncio.get_running_loop()
-    status = process.poll()
+    status = running.poll()
     if status is not None:
         return status
-    fd = os.dup(process.pidfd)  # one event loop allows one reader for each descriptor
+    fd = os.dup(running.pidfd)  # one event loop allows one reader for each descriptor
     ended = asyncio.Event()
     loop.add_reader(fd, ended.set)
     try:
-        while (status := process.poll()) is None:
+        while (status := running.poll()) is None:
             await ended.wait()
         return status
     finally:
@@ -313,12 +403,12 @@ async def wait_for_exit(process: Process | Adopted) -> int:
         os.close(fd)
 
 
-async def end(process: Process | Adopted) -> None:
-    """Kill ``process`` if it runs, wait for its end without blocking the loop, and reap it."""
-    if process.pidfd < 0:
+async def end(running: Process | Adopted) -> None:
+    """Kill a process if it runs, wait for its end without blocking the loop, and reap it."""
+    if running.pidfd < 0:
         return  # closed before
-    process.kill()
+    running.kill()
     try:
-        await wait_for_exit(process)
+        await wait_for_exit(running)
     finally:
-        process.close()  # it was killed: this waits milliseconds at most
+        running.close()  # it was killed: this waits milliseconds at most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ class Monitor:
 
     Attributes:
         shutdown_cause: the reason in QEMU's SHUTDOWN event (QAPI ``ShutdownCause``); empty before it.
+        failed: no session came about; another connection may fare better.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -41,6 +43,7 @@ class Monitor:
         self._connecting = asyncio.Lock()
         self._listeners: list[Callable[[str, dict[str, Any]], None]] = []
         self.shutdown_cause = ""
+        self.failed = False
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Run a QMP command and return its answer.
@@ -57,6 +60,14 @@ class Monitor:
         except (QMPError, OSError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             raise BootError(f"QEMU's monitor: {command}: {reason}", stage="spawn") from error
+
+    async def lend(self, name: str, sock: socket.socket) -> None:
+        """Give QEMU a copy of ``sock`` under a name, by which a command can take it. Raises as ``execute``."""
+        try:
+            (await self._connected()).send_fd_scm(sock.fileno())
+        except OSError as error:
+            raise BootError(f"QEMU's monitor: {error.strerror}", stage="spawn") from error
+        await self.execute("getfd", {"fdname": name})
 
     async def position(self) -> Position:
         """Where the first vCPU executes."""
@@ -90,12 +101,19 @@ class Monitor:
 
     async def _connected(self) -> Any:
         async with self._connecting:
+            if self.failed:
+                raise OSError(errno.ENOTCONN, "it did not answer")
             if self._client is None:
                 from qemu.qmp import EventListener, QMPClient  # noqa: PLC0415
 
                 client = QMPClient("atoll")
                 client.register_listener(EventListener(event_filter=self._on_event))
-                await client.connect(self._socket)
+                try:
+                    await client.connect(self._socket)
+                except BaseException:
+                    self.failed = True
+                    self._socket.close()
+                    raise
                 self._client = client
         return self._client
 

@@ -1,21 +1,20 @@
 """QEMU processes that outlive whoever started them.
 
 QEMU listens on sockets in the machine's directory that were bound before it was spawned, so that nobody has
-to wait for them to appear, and holds a lock there through a descriptor that it inherits: whatever is killed at
-whatever moment, the lock tells whether a VM runs, and QEMU's pid file which process it is.
+to wait for them to appear, and holds a lock there through a descriptor that it inherits: whatever is killed
+at whatever moment, the lock tells whether a VM runs, and QEMU's pid file which process it is.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import time
 from contextlib import ExitStack
 
 from atoll import process, store
 from atoll.errors import BootError, ProcessError
 from atoll.hypervisor.model import Machine, Port
-from atoll.hypervisor.port import Departure, Position, connect, end, listen, wait_for_exit
+from atoll.hypervisor.port import Departure, Position, connect, end, find_holder, listen, sweep, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
 from atoll.hypervisor.qemu.qmp import Monitor
@@ -26,20 +25,17 @@ __all__ = ["QemuResident", "adopt", "settle"]
 
 _QMP = "qmp"
 
-#: Seconds in which a QEMU that was just spawned has written its pid file.
-_PID_WAIT = 5.0
-
 
 def settle(host: QemuHost, machine: Machine, place: VmPaths) -> QemuResident:
     """Start QEMU at ``place``. Raises as ``ResidentHypervisor.settle``."""
     place.logs.mkdir(mode=0o700, exist_ok=True)
-    place.pid_file.unlink(missing_ok=True)  # of a QEMU that was killed
     with ExitStack() as stack:
         lock = store.hold(place.vm_lock)
         if lock is None:
             hint = "another Atoll has just started it; see `atoll ls`"
             raise BootError(f"{machine.name}: its VM runs already", stage="spawn", hint=hint)
         stack.callback(os.close, lock)
+        place.pid_file.unlink(missing_ok=True)  # of a QEMU that was killed
         names = [
             _QMP,
             Port.CHANNEL,
@@ -68,28 +64,8 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths) -> QemuResident:
 
 def adopt(place: VmPaths) -> QemuResident | None:
     """The QEMU that runs at ``place``; None if there is none."""
-    deadline = time.monotonic() + _PID_WAIT
-    while store.is_held(place.vm_lock):
-        found = _process_of(place)
-        if found is not None:
-            return QemuResident(found, place)
-        if time.monotonic() > deadline:
-            raise BootError(
-                f"{place.directory.name}: its VM runs but does not tell its process id",
-                stage="spawn",
-                hint=f"find and end the process that holds {place.vm_lock}",
-            )
-        time.sleep(0.005)
-    return None
-
-
-def _process_of(place: VmPaths) -> Adopted | None:
-    try:
-        pid = int(place.pid_file.read_text())
-    except (OSError, ValueError):
-        return None  # it has not come so far yet
-    identity = process.identify(pid)
-    return Adopted.of(identity) if identity is not None else None
+    found = find_holder(place)
+    return QemuResident(found, place) if found is not None else None
 
 
 class QemuResident:
@@ -166,6 +142,7 @@ class QemuResident:
             await end(self.process)
         finally:
             await self.leave()
+            sweep(self._place)
 
     async def leave(self) -> None:
         """Close the monitor and the handle."""
@@ -175,7 +152,7 @@ class QemuResident:
         self.process.forget()
 
     def _attached(self) -> Monitor:
-        if self._monitor is None:
+        if self._monitor is None or self._monitor.failed:
             try:
                 self._monitor = Monitor(connect(self._place.socket(_QMP)))
             except OSError as error:
