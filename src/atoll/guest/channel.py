@@ -174,6 +174,10 @@ class Channel:
             self._session.consume(stream, count)
             self._flush()
 
+    def forward_over(self, stream: int) -> None:
+        """A stream that was opened by ``forward`` has ended in both directions: forget it."""
+        self._streams.pop(stream, None)
+
     def forward_reset(self, stream: int, reason: bytes) -> None:
         """Pass on the end of a stream."""
         if self._streams.pop(stream, None) is not None:
@@ -253,7 +257,9 @@ class Channel:
             return
         stream = self._streams.get(event.stream)
         if stream is None:
-            self._posted.pop(event.stream, None)
+            request = self._posted.pop(event.stream, None)
+            if request is not None and isinstance(event, Reset) and _is_link_reset(event.payload):
+                self.post(request)  # a supervisor on the way lost step with the guest
             return
         if isinstance(event, Data):
             stream.on_data(event.data, end=event.end)
@@ -431,6 +437,10 @@ def _decode(payload: bytes, kind: type[T]) -> T:
         return msgspec.msgpack.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed reply from the guest: {error}") from error
+
+
+def _is_link_reset(payload: bytes) -> bool:
+    return isinstance(_refusal(payload), LinkResetError)
 
 
 def _refusal(payload: bytes) -> AtollError:

@@ -4,8 +4,8 @@ Clients speak the agent protocol. Requests whose method begins with ``vm.`` are 
 passed on to the guest, frame by frame, under another stream number, with credit running from end to end: no
 stream is buffered here beyond what its receiver has given credit for (docs/reference/control-protocol.md).
 
-The way of a byte from the guest: ``Channel`` hands it to the ``_Relay`` of its stream, that to the ``Client``, and
-that to the client's socket.
+The way of a byte from the guest: ``Channel`` hands it to the ``_Relay`` of its stream, that to the
+``Client``, and that to the client's socket.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -36,7 +37,13 @@ _GATHER = 64
 _MOST_PENDING = 64 << 20
 
 #: Streams that a client may have open.
-_MOST_STREAMS = 1024
+_MOST_STREAMS = 4096
+
+#: Seconds for which a client that was just let in, and has asked nothing but how things are, is waited for.
+_FRESH = 2.0
+
+#: The request by which a client finds out whether its supervisor is there.
+_GREETING = "vm.status"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -81,7 +88,7 @@ class ControlServer:
 
     @property
     def busy(self) -> bool:
-        """Whether a client waits for an answer."""
+        """Whether a client waits for an answer, or is just about to ask."""
         return any(client.waits for client in self.clients)
 
     @property
@@ -113,13 +120,22 @@ class ControlServer:
 
 
 class _Relay:
-    """One stream that is passed on to the guest."""
+    """One stream that is passed on to the guest.
 
-    def __init__(self, client: Client, channel: Channel, stream: int) -> None:
+    Args:
+        client: who opened it.
+        channel: to the guest.
+        stream: its number at the client.
+        starts: the execution that it starts, which the client had not started before; empty for none.
+    """
+
+    def __init__(self, client: Client, channel: Channel, stream: int, *, starts: str) -> None:
         self._client = client
         self._channel = channel
         self._stream = stream
+        self._starts = starts
         self._number = 0
+        self._unread = 0
         self._ours_ended = False
         self._theirs_ended = False
 
@@ -137,6 +153,7 @@ class _Relay:
 
     def on_data(self, data: bytes, *, end: bool) -> None:
         """Pass it on."""
+        self._unread += len(data)
         self._client.send(FrameType.DATA, self._stream, data, end=end)
         self._guest_ended(end=end)
 
@@ -146,6 +163,8 @@ class _Relay:
 
     def on_failure(self, error: AtollError) -> None:
         """Pass it on."""
+        if self._starts and isinstance(error, GuestError):
+            self._client.disown(self._starts)  # it is another client's, or was never started
         self._client.forget(self._stream)
         self._client.send(FrameType.RESET, self._stream, _encode(refusal_of(error)))
 
@@ -153,6 +172,7 @@ class _Relay:
         self._theirs_ended = self._theirs_ended or end
         if self._ours_ended and self._theirs_ended:
             self._client.forget(self._stream)
+            self._channel.forward_over(self._number)
 
     # From the client.
 
@@ -163,7 +183,10 @@ class _Relay:
         self._guest_ended(end=False)
 
     def credit(self, count: int) -> None:
-        """Pass it on."""
+        """Pass it on; too much of it would have the guest drop the link, which others use."""
+        self._unread -= count
+        if self._unread < 0:
+            raise ProtocolError("more CREDIT than was used")
         self._channel.forward_credit(self._number, count)
 
     def reset(self, reason: bytes) -> None:
@@ -177,12 +200,15 @@ class LocalStream:
     Attributes:
         client: who opened it.
         answered: the reply was sent.
+        patient: the supervisor need not stay for its answer.
     """
 
     def __init__(self, client: Client, stream: int) -> None:
         self.client = client
         self.answered = False
+        self.patient = False
         self._stream = stream
+        self._unread = 0
         self._window = wire.WINDOW
         self._chunks: deque[bytes] = deque()
         self._arrived = asyncio.Event()
@@ -223,6 +249,7 @@ class LocalStream:
             await self._arrived.wait()
         data = b"".join(self._chunks)
         self._chunks.clear()
+        self._unread -= len(data)
         if data and not self._ended:
             self._send(FrameType.CREDIT, _CREDIT.pack(len(data)))
         return data
@@ -231,6 +258,9 @@ class LocalStream:
 
     def data(self, payload: bytes, *, end: bool) -> None:
         """Take bytes."""
+        self._unread += len(payload)
+        if self._unread > wire.WINDOW:
+            raise ProtocolError("DATA beyond the window")
         if payload:
             self._chunks.append(payload)
         self._ended = self._ended or end
@@ -277,6 +307,8 @@ class Client:
         self._executions: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._asked = False
+        self._since = self._loop.time()
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
@@ -294,15 +326,21 @@ class Client:
 
     @property
     def waits(self) -> bool:
-        """Whether a request of the client is unanswered, or an answer is not sent yet."""
-        unanswered = (
-            isinstance(stream, LocalStream) and not stream.answered for stream in self._streams.values()
+        """Whether a request of the client is unanswered, or its first one is to be expected."""
+        if not self._asked and self._loop.time() - self._since < _FRESH:
+            return True
+        return any(
+            isinstance(stream, LocalStream) and not stream.answered and not stream.patient
+            for stream in self._streams.values()
         )
-        return bool(self._out) or any(unanswered)
 
     def forget(self, stream: int) -> None:
         """A stream is over."""
         self._streams.pop(stream, None)
+
+    def disown(self, execution: str) -> None:
+        """An execution that the client wanted to start is not its own."""
+        self._executions.discard(execution)
 
     def guest_changed(self) -> None:
         """Another guest, or none, answers from now on: executions of the former are gone."""
@@ -354,7 +392,11 @@ class Client:
             with channel.corked() if channel is not None else contextlib.nullcontext():
                 for frame in self._decoder.feed(memoryview(self._buffer)[:count]):
                     self._on_frame(frame)
-        except ProtocolError:
+                    if self._closed:
+                        return  # it was cut off: what follows must not open anything
+        except Exception as error:  # noqa: BLE001 - whatever one client does, the others are served
+            if not isinstance(error, ProtocolError):
+                traceback.print_exception(error)
             self.close()
             return
         finally:
@@ -408,12 +450,17 @@ class Client:
         self.send(FrameType.HELLO, 0, Hello(version, version, hello.nonce).encode())
 
     def _on_open(self, frame: Frame) -> None:
-        if frame.stream in self._streams or len(self._streams) >= _MOST_STREAMS:
+        if not frame.stream or frame.stream in self._streams:
             raise ProtocolError(f"stream {frame.stream} cannot be opened")
+        if len(self._streams) >= _MOST_STREAMS:
+            error = GuestError("too many streams are open", reason="resource")
+            self.send(FrameType.RESET, frame.stream, _encode(refusal_of(error)))
+            return
         try:
             opened = _decode_opened(frame.payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise ProtocolError("malformed request") from None
+        self._asked = self._asked or opened.method != _GREETING
         if opened.method.startswith("vm."):
             self._serve(frame, opened.method)
         else:
@@ -427,11 +474,13 @@ class Client:
             )
             self.send(FrameType.RESET, frame.stream, _encode(refusal_of(error)))
             return
+        starts = ""
         if opened.method == "exec.start":
+            starts = opened.id if opened.id not in self._executions else ""
             self._executions.add(opened.id)
         elif opened.method == "exec.release":
             self._executions.discard(opened.id)
-        relay = self._streams[frame.stream] = _Relay(self, channel, frame.stream)
+        relay = self._streams[frame.stream] = _Relay(self, channel, frame.stream, starts=starts)
         try:
             relay.open(frame.payload, end=frame.end)
         except ChannelError as error:
@@ -443,15 +492,17 @@ class Client:
             stream.data(b"", end=True)
 
         async def work() -> None:
-            serve = self._server.methods.get(method)
+            serve = self._server.methods.get(method, _refuse)
             try:
-                if serve is None:
-                    raise GuestError(f"there is no method {method}", reason="unknown_method")
                 await serve(frame.payload, stream)
             except AtollError as error:
                 stream.fail(error)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 stream.fail(GuestError(str(error), reason="invalid"))
+            except Exception as error:  # noqa: BLE001 - whoever asked must be told
+                traceback.print_exception(error)
+                message = f"{type(error).__name__}: {error}"
+                stream.fail(AtollError(message, hint="`atoll logs --source supervisor` has the details"))
             finally:
                 self.forget(frame.stream)
 
@@ -486,6 +537,10 @@ class Client:
                 return
             count -= len(first)
             self._out.popleft()
+
+
+async def _refuse(_: bytes, stream: LocalStream) -> None:
+    stream.fail(GuestError("there is no such method", reason="unknown_method"))
 
 
 def refusal_of(error: AtollError) -> Refusal:

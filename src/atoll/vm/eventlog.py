@@ -1,4 +1,4 @@
-"""The events of all machines in one bounded file, a line of JSON each, appended by whoever has something to tell."""
+"""The events of all machines in one bounded file, a line of JSON each, appended by whoever has one."""
 
 from __future__ import annotations
 

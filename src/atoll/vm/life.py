@@ -66,7 +66,7 @@ class Vm:
             self._agent = Agent(self._channel)
         return self._agent
 
-    async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - it names the limit of a stage, not of a call
+    async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage, not of a call
         """Wait until the guest is up: its agent answers and its root is mounted.
 
         Raises:

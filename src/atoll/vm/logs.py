@@ -30,6 +30,8 @@ class RotatedLog:
     def write(self, data: bytes) -> None:
         """Add ``data``. A full disk loses it: the guest must not stop for that."""
         with contextlib.suppress(OSError):
+            if self._fd < 0:
+                self._open()  # the disk was full when it was moved
             self._size += os.write(self._fd, data)
             if self._size >= self._limit:
                 self._rotate()

@@ -1,4 +1,4 @@
-"""What a supervisor is asked, beside what it passes on to the guest's agent (docs/reference/control-protocol.md)."""
+"""What a supervisor is asked itself; the rest goes to the guest (docs/reference/control-protocol.md)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StopStep(msgspec.Struct, frozen=True):
-    """One attempt to end a guest: ``agent``, ``button``, ``quit`` or ``kill``, and how long it took, seconds."""
+    """One attempt to end a guest: ``agent``, ``button``, ``quit`` or ``kill``; ``elapsed`` in seconds."""
 
     how: str
     elapsed: float

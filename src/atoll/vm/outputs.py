@@ -1,4 +1,4 @@
-"""What a VM writes to its serial port, its console and its agent's log: read along, logged, kept for a while."""
+"""What a VM writes to its serial port, its console and its agent's log: read, logged, kept for a while."""
 
 from __future__ import annotations
 

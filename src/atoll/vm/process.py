@@ -77,11 +77,14 @@ async def _run(
     tell.append(service.tell)
     status = 0
     try:
-        service.server.listen(listen(place.control))
+        listener = listen(place.control)  # who connects from now on waits in its queue
+        _catch_signals(supervisor)
+        try:
+            await supervisor.adopt()
+        finally:
+            service.server.listen(listener)
         if client is not None:
             service.server.add(client)
-        _catch_signals(supervisor)
-        await supervisor.adopt()
         if start:
             try:
                 await supervisor.start()

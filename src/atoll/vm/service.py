@@ -1,11 +1,11 @@
-"""What a supervisor's clients may ask for, each method with its handler (docs/reference/control-protocol.md)."""
+"""What a supervisor's clients may ask for, and who answers (docs/reference/control-protocol.md)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ __all__ = ["Service"]
 
 T = TypeVar("T")
 
-#: Lines that a listener may lag behind before it is told that it lost some.
+#: Lines that a listener may lag behind before it loses some.
 _MOST_LINES = 4096
 
 
@@ -77,20 +77,19 @@ class Service:
 
     async def _stop(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.Stop)
-        # A client that goes away has asked for it all the same.
-        work = asyncio.create_task(self._supervisor.stop(force=request.force, timeout=request.timeout))
-        stream.reply(await asyncio.shield(work))
+        stream.reply(await _to_its_end(self._supervisor.stop(force=request.force, timeout=request.timeout)))
 
     async def _pause(self, _: bytes, stream: LocalStream) -> None:
-        await self._supervisor.pause()
+        await _to_its_end(self._supervisor.pause())
         stream.reply(Empty())
 
     async def _resume(self, _: bytes, stream: LocalStream) -> None:
-        await self._supervisor.resume()
+        await _to_its_end(self._supervisor.resume())
         stream.reply(Empty())
 
     async def _wait(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.WaitFor)
+        stream.patient = True
         while self._supervisor.state.phase not in request.phases:
             changed = self._supervisor.changed
             await changed.wait()
@@ -153,6 +152,11 @@ class Service:
                 guest=guest,
             )
         )
+
+
+async def _to_its_end(change: Coroutine[None, None, T]) -> T:
+    """Carry a change out although the client that asked for it may go away: half of it would be no state."""
+    return await asyncio.shield(asyncio.create_task(change))
 
 
 def _parse(payload: bytes, kind: type[T]) -> T:

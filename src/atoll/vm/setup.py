@@ -1,11 +1,11 @@
-"""What is done in a guest between its root and its first user: modules, network, files, the readiness probe."""
+"""What is done in a guest between its root and its first user: modules, network, files, a probe."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 
-from atoll.errors import BootError, ChannelError, GuestError
+from atoll.errors import BootError, GuestError
 from atoll.events import Emit, WaitingFor
 from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution
@@ -46,7 +46,7 @@ async def set_up(agent: Agent, setup: Setup, vm: str, emit: Emit) -> None:
         raise BootError(f"{vm}: {error.message}", stage="setup", hint=hint) from error
     if setup.probe is not None:
         emit(WaitingFor(vm=vm, what=_describe(setup.probe)))
-        while not await _probe(agent, setup.probe):
+        while not await _probe(agent, setup.probe):  # noqa: ASYNC110 - only asking again tells
             await asyncio.sleep(_PROBE_PAUSE)
 
 
@@ -83,7 +83,7 @@ async def _script(agent: Agent, script: str, vm: str) -> None:
 
 
 async def _probe(agent: Agent, probe: Probe) -> bool:
-    """Try once. A port is looked for among the guest's listening sockets: no program has to be there for it."""
+    """Try once. A port is looked for among the guest's listening sockets: that takes no program."""
     try:
         if probe.command:
             return (await _run(agent, probe.command))[0] == 0
@@ -96,14 +96,3 @@ async def _probe(agent: Agent, probe: Probe) -> bool:
 
 def _describe(probe: Probe) -> str:
     return " ".join(probe.command) if probe.command else f"port {probe.port}"
-
-
-async def is_alive(agent: Agent, within: float) -> bool:
-    """Whether the agent answers ``within`` seconds."""
-    try:
-        async with asyncio.timeout(within):
-            await agent.ready()
-            await agent.ping()
-    except (TimeoutError, ChannelError, GuestError):
-        return False
-    return True

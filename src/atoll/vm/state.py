@@ -1,4 +1,4 @@
-"""The states of a machine and the ways between them. Pure: what is known goes in, the next state comes out."""
+"""The states of a machine and the ways between them. Pure: what is known goes in, the next state out."""
 
 from __future__ import annotations
 

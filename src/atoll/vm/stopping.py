@@ -1,4 +1,4 @@
-"""Ending a guest: by its agent, by its power button, by the hypervisor, by a signal; each for a bounded time."""
+"""Ending a guest: by its agent, its power button, the hypervisor, a signal; each for a bounded time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ def plan_steps(*, force: bool, timeout: float) -> tuple[tuple[str, float], ...]:
 
 
 async def stop_guest(
-    vm: Resident, agent: Agent | None, name: str, emit: Emit, *, force: bool, timeout: float
+    vm: Resident,
+    agent: Agent | None,
+    name: str,
+    emit: Emit,
+    *,
+    force: bool,
+    timeout: float,  # noqa: ASYNC109 - the guest's own part of the time
 ) -> tuple[StopStep, ...]:
     """End the guest; what was tried. The last step, a kill, always ends it."""
     attempts: dict[str, Callable[[], Awaitable[None]]] = {

@@ -1,7 +1,8 @@
-"""The process that looks after one machine: it starts the VM, owns its channel and logs, and says what it does.
+"""The process that looks after one machine: it starts the VM, owns its channel and logs, says what it does.
 
-Everything that changes the machine goes through one lock and through ``_advance``, which writes the new state to
-disk before anyone hears of it. What is asked for comes in by ``atoll.vm.service``.
+Everything that changes the machine goes through one lock and through ``_advance``, which writes the new state
+to disk before anyone hears of it. What is asked for comes in by ``atoll.vm.service``. A start holds the lock
+only while it begins, so that it can be joined and ended; as long as it goes on, it alone changes the machine.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ import contextlib
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, BootError, ChannelError
+from atoll.errors import AtollError, BootError, ChannelError, GuestError, StoreError
 from atoll.events import Emit, Event, GuestBooted, StageReached, StateChanged, VmExited, VmSpawned
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Port
-from atoll.hypervisor.port import Departure, Position, Resident, ResidentHypervisor
+from atoll.hypervisor.port import Departure, Position, Resident, ResidentHypervisor, sweep
 from atoll.paths import VmPaths
 from atoll.process import boot_id, describe_status, identify
 from atoll.vm import restart
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.diagnosis import Evidence, diagnose
+from atoll.vm.logs import tail
 from atoll.vm.messages import Stopped, StopStep
 from atoll.vm.outputs import Outputs
 from atoll.vm.setup import drifted, set_up, step_clock
@@ -41,12 +43,18 @@ _EXIT_GRACE = 2.0
 #: Seconds between two looks at the guest's clock.
 _CLOCK_PERIOD = 10.0
 
-#: Seconds in which the agent of an adopted guest answers.
-_ADOPTION = 20.0
+#: Seconds for the guest to take the right time: more would hold up others for one that hangs.
+_CLOCK_WAIT = 5.0
+
+#: Bytes of the hypervisor's log that are looked at for the reason of its end.
+_SAID = 4096
+
+#: Causes that somebody wishes for: where the disk is full they are refused. All others have happened already.
+_WISHES = {Cause.STARTED, Cause.RESTARTED}
 
 
 class Supervisor:
-    """Looks after the machine at ``place``. Belongs to one event loop; the caller holds the supervisor's lock.
+    """Looks after the machine at ``place``. Belongs to one event loop; its caller holds the machine's lock.
 
     Args:
         place: the machine's directory.
@@ -92,28 +100,31 @@ class Supervisor:
 
         Raises:
             BootError: it did not come up; the machine is as it was before.
-            StateError: it is being stopped.
+            StateError: it was stopped meanwhile.
         """
-        self._cancel_restart()
-        if self.state.phase is Phase.STARTING and self._starting is not None:
-            await self._join(self._starting)
-            return
-        async with self._lock:
-            if self.state.phase in {Phase.RUNNING, Phase.PAUSED}:
-                return
-            self._advance(Cause.STARTED)
-            self._starting = asyncio.create_task(self._boot())
-        await self._join(self._starting)
+        while True:
+            async with self._lock:
+                self._cancel_restart()
+                if self.state.phase in {Phase.RUNNING, Phase.PAUSED}:
+                    return
+                changed = self.changed
+                if self.state.phase is not Phase.STOPPING:
+                    if self.state.phase is not Phase.STARTING:
+                        self._advance(Cause.STARTED)
+                        self._starting = self._spawn(self._boot())
+                    starting = self._starting
+                    break
+            await changed.wait()  # a stop that an earlier supervisor began has not begun anew yet
+        assert starting is not None
+        await self._join(starting)
 
-    async def stop(self, *, force: bool, timeout: float) -> Stopped:  # noqa: ASYNC109 - it bounds the guest's part
+    async def stop(self, *, force: bool, timeout: float) -> Stopped:  # noqa: ASYNC109 - the guest's part
         """End the guest, in order or by force; nothing happens if there is none."""
-        self._cancel_restart()
-        if self._starting is not None and not self._starting.done():
-            self._starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, AtollError):
-                await self._starting
         async with self._lock:
             self._cancel_restart()
+            if self._starting is not None and not self._starting.done():
+                self._starting.cancel()
+                await asyncio.wait([self._starting])
             if not self.state.active:
                 return Stopped(())
             if self.state.phase is not Phase.STOPPING:
@@ -140,33 +151,41 @@ class Supervisor:
             vm = self._up("resumed", Phase.PAUSED)
             await vm.resume()
             self._advance(Cause.RESUMED)
-            await self._set_clock()
+        await self._set_clock()
 
     async def adopt(self) -> None:
-        """Take over the VM that a supervisor before this one left, or record that it is gone."""
+        """Take over the VM that a supervisor before this one left, or record that it is gone.
+
+        A VM whose monitor or agent does not answer is taken over all the same: it can be ended by force.
+
+        Raises:
+            BootError: something that cannot be told holds the VM's lock.
+        """
         async with self._lock:
-            self.vm = self._hypervisor.adopt(self.place)
-            if self.vm is None:
-                await self._record(
-                    truth(self.state, supervised=False, alive=False, boot=boot_id(), at=time.time())
-                )
+            vm = self._hypervisor.adopt(self.place)
+            if vm is None:
+                found = truth(self.state, supervised=False, alive=False, boot=boot_id(), at=time.time())
+                if found != self.state:
+                    self._keep(found)
+                sweep(self.place)
                 return
-            await self.vm.attach()
+            if not self.state.active:
+                await vm.close()  # no record speaks of it: nobody could ever stop it
+                return
+            self.vm = vm
             self._began = time.monotonic()
-            self._connect(self.vm)
+            self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid) or self.state.vm))
+            self._connect(vm)
             if self.state.phase is Phase.STARTING:
-                self._starting = asyncio.create_task(self._come_up(self._read_plan()))
+                self._starting = self._spawn(self._boot_on())
                 return
-            await self._correct(self.vm)
-            self._spawn(self._watch(self.vm))
+            with contextlib.suppress(AtollError):
+                await self._correct(vm)
+            self._spawn(self._watch(vm))
             self._spawn(self._keep_time())
-            if self.state.phase is Phase.RUNNING and self.agent is not None:
-                with contextlib.suppress(TimeoutError, AtollError):
-                    async with asyncio.timeout(_ADOPTION):
-                        await self.agent.ready()
-                        await self._set_clock()
-        if self.state.phase is Phase.STOPPING:
-            self._spawn(self._finish_stop())
+            self._spawn(self._set_clock())
+            if self.state.phase is Phase.STOPPING:
+                self._spawn(self._finish_stop())
 
     @property
     def expects_change(self) -> bool:
@@ -182,9 +201,10 @@ class Supervisor:
     async def close(self) -> None:
         """Let go of everything; a VM that runs is left as it is."""
         self._cancel_restart()
-        for task in tuple(self._background):
+        tasks = tuple(self._background)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._channel is not None:
             self._channel.close()
         if self.vm is not None:
@@ -206,18 +226,23 @@ class Supervisor:
     def _advance(self, cause: Cause, *, failure: Failure | None = None) -> None:
         self._keep(advance(self.state, cause, time.time(), failure=failure))
 
-    async def _record(self, state: State) -> None:
-        if state != self.state:
-            self._keep(state)
-
     def _keep(self, state: State) -> None:
-        """On disk first, then told."""
-        store.write_record(self.place.state, state)
+        """On disk first, then told.
+
+        What has happened is told also when it cannot be written, since else it could not be acted upon; what
+        an older record then says is put right by ``truth`` when this process has ended.
+        """
+        try:
+            store.write_record(self.place.state, state)
+        except StoreError as error:
+            if state.cause in _WISHES and state.cause is not self.state.cause:
+                raise
+            traceback.print_exception(error)
         changed = state.phase is not self.state.phase
         self.state = state
         if changed:
-            error = state.failure.code if state.failure else ""
-            self.emit(StateChanged(vm=self.name, phase=state.phase, cause=state.cause, error=error))
+            code = state.failure.code if state.failure else ""
+            self.emit(StateChanged(vm=self.name, phase=state.phase, cause=state.cause, error=code))
         self._announce()
 
     def _announce(self) -> None:
@@ -234,19 +259,35 @@ class Supervisor:
             raise
 
     async def _boot(self) -> None:
-        plan = self._read_plan()
-        self._began = time.monotonic()
+        """From nothing to a machine that runs, or back to where it was."""
         try:
+            plan = self._read_plan()
+            self._began = time.monotonic()
             self.outputs.forget()
-            self.vm = self._hypervisor.settle(plan.machine, self.place)
+            vm = self.vm = self._hypervisor.settle(plan.machine, self.place)
+            self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
+            self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
+            self._connect(vm)
+            await self._come_up(plan)
         except Exception as error:
-            self._advance(Cause.NOT_BOOTED, failure=_failure(error))
+            await self._give_up(error)
             raise
-        vm = self.vm
-        self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
-        self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
-        self._connect(vm)
-        await self._come_up(plan)
+
+    async def _boot_on(self) -> None:
+        """``_boot`` for a VM that was spawned by an earlier supervisor."""
+        try:
+            await self._come_up(self._read_plan())
+        except Exception as error:
+            await self._give_up(error)
+            raise
+
+    async def _give_up(self, error: Exception) -> None:
+        """A start failed: end what there is of it, and go back to where the machine was."""
+        cause = self.state.cause
+        await self._clean_up()
+        self._advance(Cause.NOT_BOOTED, failure=_failure(error))
+        if cause is not Cause.STARTED:  # whoever asked for it is told
+            self._consider_restart()
 
     def _connect(self, vm: Resident) -> None:
         self.outputs.connect(vm)
@@ -258,17 +299,10 @@ class Supervisor:
         self.on_channel(self._channel)
 
     async def _come_up(self, plan: BootPlan) -> None:
-        """From the spawn to a machine that runs, or back to where it was."""
+        """From the spawn to a machine that runs."""
         vm = self.vm
         assert vm is not None
-        try:
-            await self._wait_until_up(plan)
-        except Exception as error:
-            await self._end(vm)
-            self._advance(Cause.NOT_BOOTED, failure=_failure(error))
-            if self.state.cause is not Cause.STARTED:
-                self._consider_restart()
-            raise
+        await self._wait_until_up(plan)
         self._advance(Cause.BOOTED)
         self._reached("running")
         self._spawn(self._watch(vm))
@@ -292,6 +326,11 @@ class Supervisor:
                 self.emit(GuestBooted(vm=self.name, timeline=timeline))
                 await set_up(agent, plan.setup, self.name, self.emit)
                 await self._set_clock()
+        except GuestError as error:
+            hint = "rebuild the image with `atoll image build --force IMAGE`" if error.stage == "root" else ""
+            raise BootError(
+                f"{self.name}: {error.message}", stage=error.stage or "root", hint=hint
+            ) from error
         except (ChannelError, TimeoutError) as error:
             raise await self._explain(vm, error, answered=answered, booted=booted) from error
 
@@ -311,20 +350,19 @@ class Supervisor:
             status=status,
             position=position,
             console=self.outputs.boot_text(),
-            diagnostics=self.place.log("hypervisor").read_text(errors="replace"),
+            diagnostics=self._said(),
             answered=answered,
             booted=booted,
             waited=time.monotonic() - self._began,
         )
         return diagnose(evidence)
 
-    async def _end(self, vm: Resident) -> None:
-        """Kill a VM that did not come up."""
-        await vm.close()
-        self.emit(VmExited(vm=self.name, status=vm.process.poll() or 0))
-        await self._clean_up()
+    def _said(self) -> str:
+        """What the hypervisor wrote last."""
+        return tail(self.place.log("hypervisor"), _SAID).decode(errors="replace")
 
     async def _clean_up(self) -> None:
+        """Kill the VM if it still runs, and let go of all that belonged to it."""
         vm, self.vm = self.vm, None
         channel, self._channel = self._channel, None
         self.agent = None
@@ -333,23 +371,22 @@ class Supervisor:
             channel.close()
         if vm is not None:
             await vm.close()
+            self.emit(VmExited(vm=self.name, status=vm.process.poll() or 0))
         self.outputs.disconnect()
 
     async def _watch(self, vm: Resident) -> None:
         """Until the guest ends by itself: name the reason, and start it again if that is wished."""
-        await vm.attach()
+        await _attached(vm)
         status = await vm.wait()
         async with self._lock:
             if self.vm is not vm or self.state.phase is Phase.STOPPING:
                 return
             self.outputs.drain()
             cause, failure = self._reason(vm, status)
-            self.emit(VmExited(vm=self.name, status=status))
             await self._clean_up()
             if cause is Cause.REBOOTED:
                 self._advance(cause)
-                self._starting = asyncio.create_task(self._boot())
-                self._starting.add_done_callback(_seen)
+                self._starting = self._spawn(self._boot())
                 return
             if restart.settled(self.state, time.time()):
                 self.state = msgspec.structs.replace(self.state, restarts=0)
@@ -365,7 +402,7 @@ class Supervisor:
             return Cause.REBOOTED, None
         if vm.departure is Departure.SHUTDOWN:
             return Cause.POWERED_OFF, None
-        said = self.place.log("hypervisor").read_text(errors="replace").strip().splitlines()
+        said = self._said().strip().splitlines()
         last = f": {said[-1]}" if said else ""
         message = f"{self.name}: the hypervisor {describe_status(status)}{last}"
         return Cause.HYPERVISOR_DIED, Failure(
@@ -373,18 +410,20 @@ class Supervisor:
         )
 
     def _consider_restart(self) -> None:
-        wait = restart.delay(self._read_plan().policy, self.state)
-        if wait is not None and self._restarting is None:
-            self._restarting = asyncio.create_task(self._restart_after(wait))
-            self._restarting.add_done_callback(_seen)
+        with contextlib.suppress(StoreError):  # without a plan there is nothing to start again
+            wait = restart.delay(self._read_plan().policy, self.state)
+            if wait is not None and self._restarting is None:
+                self._restarting = self._spawn(self._restart_after(wait))
 
     async def _restart_after(self, wait: float) -> None:
         await asyncio.sleep(wait)
         async with self._lock:
             self._restarting = None
-            self._advance(Cause.RESTARTED)
-            self._starting = asyncio.create_task(self._boot())
-            self._starting.add_done_callback(_seen)
+            try:
+                self._advance(Cause.RESTARTED)
+                self._starting = self._spawn(self._boot())
+            finally:
+                self._announce()
 
     def _cancel_restart(self) -> None:
         task, self._restarting = self._restarting, None
@@ -405,8 +444,10 @@ class Supervisor:
 
     async def _set_clock(self) -> None:
         if self.agent is not None:
-            with contextlib.suppress(AtollError):
-                await step_clock(self.agent, time.time_ns())
+            with contextlib.suppress(AtollError, TimeoutError):
+                async with asyncio.timeout(_CLOCK_WAIT):
+                    await self.agent.ready()
+                    await step_clock(self.agent, time.time_ns())
 
     async def _keep_time(self) -> None:
         """Set the guest's clock when it is off, as after the host slept."""
@@ -426,11 +467,12 @@ class Supervisor:
     def _reached(self, stage: str) -> None:
         self.emit(StageReached(vm=self.name, stage=stage, elapsed=time.monotonic() - self._began))
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         task.add_done_callback(_seen)
+        return task
 
 
 async def _attached(vm: Resident) -> None:
@@ -438,7 +480,7 @@ async def _attached(vm: Resident) -> None:
         await vm.attach()
 
 
-def _seen(task: asyncio.Future[None]) -> None:
+def _seen(task: asyncio.Task[None]) -> None:
     """Its failure is in the state; a failure that is no error of Atoll is a bug and goes to the log."""
     if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, AtollError):
         traceback.print_exception(error)
@@ -447,7 +489,6 @@ def _seen(task: asyncio.Future[None]) -> None:
 def _failure(error: Exception) -> Failure:
     if isinstance(error, AtollError):
         return Failure(error.code, error.message, error.hint, error.detail)
-    traceback.print_exception(error)
     hint = "this is a bug; `atoll logs --source supervisor` has the details"
     return Failure("internal", f"{type(error).__name__}: {error}", hint)
 
