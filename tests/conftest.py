@@ -89,9 +89,15 @@ def _keep(item):
     place = FAILURES / item.name.replace("/", "_")
     for name, value in kept.items():
         if name == "tmp_path" and value.is_dir():
-            shutil.copytree(value, place / "tmp_path", dirs_exist_ok=True, symlinks=True)
+            shutil.copytree(value, place / "tmp_path", dirs_exist_ok=True, symlinks=True, ignore=_not_kept)
         console = getattr(value, "console", None)
         if console is not None:
             place.mkdir(parents=True, exist_ok=True)
             text = console if isinstance(console, str) else console.text()
             (place / f"{name}-console.log").write_text(text)
+
+
+def _not_kept(directory, names):
+    """Sockets cannot be copied, and disks are sparse."""
+    paths = [Path(directory, name) for name in names]
+    return [path.name for path in paths if path.is_socket() or path.suffix == ".img"]

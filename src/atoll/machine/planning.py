@@ -10,14 +10,14 @@ import msgspec
 from atoll import runtime, store
 from atoll.config import Config
 from atoll.events import Emit, ignore
-from atoll.hypervisor.model import UserNetwork
+from atoll.hypervisor.model import Accelerator, Machine, UserNetwork
 from atoll.image.catalog import ImageManifest
 from atoll.machine.spec import Init, MachineSpec, mac_of
 from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan, NetworkSetup, Setup
 from atoll.vm.plan import Residence, plan_resident
 
-__all__ = ["make_plan", "setup_script"]
+__all__ = ["FAKE", "make_plan", "setup_script"]
 
 #: The addresses of QEMU's user network: its guest, its gateway and its name server.
 _ADDRESS, _GATEWAY, _RESOLVER = "10.0.2.15/24", "10.0.2.2", "10.0.2.3"
@@ -28,9 +28,15 @@ _SLOTS = 4
 #: What makes systemd start faster and say less; a user's own units are not affected.
 _SYSTEMD = ("systemd.show_status=0",)
 
+#: An accelerator that no flag chooses but a record may name: the machine is the agent alone, as a process of
+#: this host (``atoll.hypervisor.fake``). Tests of what machines do by the thousand use it.
+FAKE = "fake"
+
 
 def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit: Emit = ignore) -> BootPlan:
     """What to run for ``spec``; a kernel is fetched where it is missing. Raises as ``runtime.found``."""
+    if spec.accel == FAKE:
+        return _hosted(name, place, spec)
     settings = msgspec.structs.replace(
         config,
         cpus=spec.cpus,
@@ -63,6 +69,15 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         ),
         policy=spec.restart,
         boot_timeout=spec.boot_timeout,
+    )
+
+
+def _hosted(name: str, place: VmPaths, spec: MachineSpec) -> BootPlan:
+    native = runtime.host_architecture()
+    machine = Machine(name, native, Accelerator.TCG, spec.cpus, spec.memory, place.root, place.root)
+    setup = Setup(probe=spec.probe)
+    return BootPlan(
+        machine=machine, host=None, setup=setup, policy=spec.restart, boot_timeout=spec.boot_timeout
     )
 
 
