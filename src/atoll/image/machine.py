@@ -24,6 +24,7 @@ INIT = "/usr/lib/systemd/systemd"
 PACKAGES = (
     "dbus",
     "libnss-myhostname",  # the guest's own name resolves, whatever it is called
+    "login",  # for the console; no longer essential in trixie
     "nano",
     "openssh-server",
     "sudo",
