@@ -10,8 +10,10 @@ import pytest
 
 from atoll.cli.completion import complete
 from atoll.cli.main import COMMANDS, main
+from atoll.image.catalog import RECIPES
 
-IMAGES = ["debian", "debian:bookworm", "debian:trixie"]
+IMAGES = sorted({*RECIPES, *(f"{name}:{tag}" for name, recipe in RECIPES.items() for tag in recipe.tags)})
+DEBIAN = [name for name in IMAGES if name.startswith("debian")]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def test_the_first_word_is_a_command(candidates):
 
 
 def test_the_second_word_of_some_commands_is_an_action(candidates):
-    assert candidates("image", "") == ["build", "inspect", "ls", "rm"]
+    assert candidates("image", "") == ["build", "import", "inspect", "ls", "rm"]
     assert candidates("config", "s") == ["show"]
     assert candidates("completion", "") == ["bash", "fish", "zsh"]
 
@@ -62,7 +64,7 @@ def test_the_choices_of_an_option_follow_it(candidates):
 
 
 def test_an_image_follows_the_options_with_their_values(candidates):
-    assert candidates("run", "--accel", "tcg", "-m", "1G", "deb") == IMAGES
+    assert candidates("run", "--accel", "tcg", "-m", "1G", "deb") == DEBIAN
 
 
 def test_nothing_is_offered_after_two_dashes(candidates):
@@ -72,7 +74,7 @@ def test_nothing_is_offered_after_two_dashes(candidates):
 
 def test_a_broken_configuration_still_completes(candidates, monkeypatch):
     monkeypatch.setenv("ATOLL_CPUS", "none")
-    assert candidates("run", "d") == IMAGES
+    assert candidates("run", "d") == DEBIAN
 
 
 def test_words_that_are_no_command_have_no_candidates(candidates):
