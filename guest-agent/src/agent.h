@@ -18,9 +18,12 @@ enum agent_mode {
     AGENT_HANDED_OVER, /* the init of the root; the agent is its child */
 };
 
+enum { POWER_GRACE_MS = 2000 };
+
 struct power {
     bool requested;
     bool reboot;
+    bool orderly; /* the root's init stops its units in their order */
     int64_t grace_ms;
 };
 

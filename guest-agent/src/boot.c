@@ -319,12 +319,6 @@ __attribute__((noreturn)) static void become_init(char **argv, char *path, int s
     }
 }
 
-/* systemd's final killing spree spares processes whose name begins with this. */
-static void survive_shutdown(char **argv)
-{
-    argv[0][0] = '@';
-}
-
 static enum step_result hand_over(struct agent *agent)
 {
     struct boot *boot = &agent->boot;
@@ -347,7 +341,6 @@ static enum step_result hand_over(struct agent *agent)
     boot->init_status = status[0];
     setsid();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    survive_shutdown(agent->argv);
     if (!agent_watch_signals(agent)) {
         boot->failure = failure_os(errno, NULL, "signalfd");
         return FAILED;

@@ -57,6 +57,8 @@ static void signal_event(struct source *source, uint32_t events)
             reap(agent);
         else if (agent->mode == AGENT_HOSTED)
             agent->power.requested = true;
+        else if (agent->mode == AGENT_HANDED_OVER && info.ssi_signo == SIGTERM && info.ssi_pid == 1)
+            power_init_ends(agent);
     }
 }
 
@@ -92,6 +94,7 @@ static void reset_signals(void)
 static bool agent_init(struct agent *agent, enum agent_mode mode)
 {
     agent->mode = mode;
+    agent->power.grace_ms = POWER_GRACE_MS;
     agent->signals.fd = -1;
     agent->listener.fd = -1;
     link_init(&agent->link);

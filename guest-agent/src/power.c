@@ -1,7 +1,8 @@
 #include "power.h"
 
-#include <errno.h>
+#include <dirent.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/reboot.h>
 #include <sys/wait.h>
@@ -9,17 +10,14 @@
 
 #include "clock.h"
 #include "console.h"
+#include "file.h"
+#include "init.h"
 #include "mounts.h"
 
 enum {
     POLL_MS = 5,
     KILL_WAIT_MS = 1000,
     EXIT_REBOOT = 3, /* of a hosted agent that plays a machine */
-
-    /* Numbers of glibc's SIGRTMIN+4 and +5, which systemd takes as poweroff and reboot; musl's SIGRTMIN is
-     * another. */
-    SYSTEMD_POWEROFF = 34 + 4,
-    SYSTEMD_REBOOT = 34 + 5,
 };
 
 void power_cut(void)
@@ -29,22 +27,46 @@ void power_cut(void)
         pause(); /* unless it is process 1 of a container: exiting would be a kernel panic elsewhere */
 }
 
-/* Reaps until no process is left, or the time is over. */
-static void await_all(int64_t limit_ms)
+/* Kernel threads and zombies have no command line. */
+static bool has_command_line(long pid)
+{
+    char path[64];
+    char line[2] = "";
+
+    snprintf(path, sizeof(path), "/proc/%ld/cmdline", pid);
+    return file_read_line(path, line, sizeof(line)) && *line;
+}
+
+/* Whether a process is left besides the first one and the agent. Reaps on the way. */
+static bool others_run(void)
+{
+    pid_t reaped;
+
+    while ((reaped = waitpid(-1, NULL, WNOHANG)) > 0)
+        continue;
+    if (getpid() == 1)
+        return reaped == 0;
+
+    DIR *entries = opendir("/proc");
+    const struct dirent *entry;
+    bool found = false;
+
+    while (entries && !found && (entry = readdir(entries))) {
+        long pid = strtol(entry->d_name, NULL, 10);
+
+        found = pid > 1 && pid != getpid() && has_command_line(pid);
+    }
+    if (entries)
+        closedir(entries);
+    return found;
+}
+
+static void await_others(int64_t limit_ms)
 {
     int64_t until = boot_ns() + limit_ms * NS_PER_MS;
 
-    for (;;) {
-        pid_t pid = waitpid(-1, NULL, WNOHANG);
-
-        if (pid < 0 && errno == ECHILD)
-            return;
-        if (pid > 0)
-            continue;
-        if (boot_ns() >= until)
-            return;
+    while (others_run() && boot_ns() < until)
         usleep(POLL_MS * 1000);
-    }
 }
 
 static void hang_up_terminals(const struct executions *executions)
@@ -57,20 +79,52 @@ static void hang_up_terminals(const struct executions *executions)
     }
 }
 
+/* All that is left has been sent SIGTERM. */
+__attribute__((noreturn)) static void end_machine(const struct agent *agent, bool reboots)
+{
+    console_say(reboots ? "reboot" : "power off");
+    hang_up_terminals(&agent->executions);
+    await_others(agent->power.grace_ms);
+    kill(-1, SIGKILL);
+    await_others(KILL_WAIT_MS);
+    mount_quiesce(agent->boot.data_mount);
+    reboot(reboots ? RB_AUTOBOOT : RB_POWER_OFF);
+    power_cut();
+}
+
 __attribute__((noreturn)) static void stop_machine(const struct agent *agent)
 {
-    const struct power *power = &agent->power;
-
-    console_say(power->reboot ? "reboot" : "power off");
     kill(-1, SIGTERM);
     kill(-1, SIGCONT);
-    hang_up_terminals(&agent->executions);
-    await_all(power->grace_ms);
-    kill(-1, SIGKILL);
-    await_all(KILL_WAIT_MS);
-    mount_quiesce(agent->boot.data_mount);
-    reboot(power->reboot ? RB_AUTOBOOT : RB_POWER_OFF);
-    power_cut();
+    end_machine(agent, agent->power.reboot);
+}
+
+/*
+ * systemd-shutdown sends SIGTERM to all that is left, waits for it, the agent included, and then unmounts what it
+ * sees. It does not see the file system under the root's overlay, which would stay with a journal to be replayed. So
+ * the agent does the rest while systemd waits. If the agent came to grief, systemd would kill it and go on.
+ */
+void power_init_ends(struct agent *agent)
+{
+    enum init_end end = init_end();
+
+    if (end == INIT_RUNS)
+        return;
+    if (end == INIT_ENDS) {
+        mount_quiesce(agent->boot.data_mount);
+        _exit(0);
+    }
+    end_machine(agent, end == INIT_REBOOTS);
+}
+
+/* Under an init of the root. To stop its units one after the other takes systemd seconds of an emulated processor:
+ * that it does only when asked for. */
+static void stop_root(const struct agent *agent)
+{
+    if (agent->power.orderly || !init_freeze())
+        init_ask(agent->power.reboot);
+    else
+        stop_machine(agent);
 }
 
 __attribute__((noreturn)) static void leave_host(struct agent *agent)
@@ -89,7 +143,7 @@ void power_carry_out(struct agent *agent)
     case AGENT_MINIMAL:
         stop_machine(agent);
     case AGENT_HANDED_OVER:
-        kill(1, agent->power.reboot ? SYSTEMD_REBOOT : SYSTEMD_POWEROFF);
+        stop_root(agent);
         break;
     }
 }

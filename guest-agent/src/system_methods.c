@@ -20,7 +20,6 @@ enum {
     PING_MAX = 4096,
     SEED_MIN = 32,
     SEED_MAX = 512,
-    GRACE_DEFAULT_MS = 2000,
     GRACE_MAX_MS = 600000,
     LOAD_ONE = 1 << SI_LOAD_SHIFT,
 };
@@ -184,16 +183,23 @@ static void system_poweroff(struct request *request)
     struct power *power = &request->agent->power;
     char mode[16];
     int64_t grace;
+    bool orderly;
 
     if (!param_text_or(request, "mode", mode, sizeof(mode), "poweroff") ||
-        !param_int_or(request, "grace", 0, GRACE_MAX_MS, &grace, GRACE_DEFAULT_MS))
+        !param_int_or(request, "grace", 0, GRACE_MAX_MS, &grace, POWER_GRACE_MS) ||
+        !param_bool_or(request, "orderly", &orderly, false))
         return;
     bool reboot = strcmp(mode, "reboot") == 0;
     if (!reboot && strcmp(mode, "poweroff") != 0) {
         request_fail(request, failure(FAIL_INVALID, "mode: neither poweroff nor reboot"));
         return;
     }
-    *power = (struct power){.requested = true, .reboot = reboot, .grace_ms = grace};
+    *power = (struct power){
+        .requested = true,
+        .reboot = reboot,
+        .orderly = orderly,
+        .grace_ms = grace,
+    };
     request_reply_empty(request);
 }
 

@@ -70,6 +70,11 @@ static void long_grace(struct mp_writer *writer)
     mp_put_int(writer, "grace", 600001);
 }
 
+static void wrong_orderly(struct mp_writer *writer)
+{
+    mp_put_int(writer, "orderly", 1);
+}
+
 static void bad_id(struct mp_writer *writer)
 {
     mp_put_str(writer, "id", "a/b");
@@ -90,6 +95,7 @@ static void requests_are_refused_with_the_right_code(void)
     refused("entropy.reseed", 0, NULL, FAIL_INVALID);
     refused("system.poweroff", 1, wrong_mode, FAIL_INVALID);
     refused("system.poweroff", 1, long_grace, FAIL_INVALID);
+    refused("system.poweroff", 1, wrong_orderly, FAIL_INVALID);
     refused("exec.wait", 0, NULL, FAIL_INVALID);
     refused("exec.wait", 1, bad_id, FAIL_INVALID);
     refused("exec.wait", 1, unknown_id, FAIL_NOT_FOUND);
