@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import descendants, machines_running
+from processes import RUN, descendants, machines_running
 
 from atoll.config import load
 from atoll.paths import Paths
@@ -29,6 +29,7 @@ def own_settings():
     for name in list(os.environ):
         if name.startswith("ATOLL_"):
             patch.delenv(name)
+    patch.setenv(RUN, str(os.getpid()))
     yield
     patch.undo()
 

@@ -25,15 +25,22 @@ def descendants() -> dict[int, str]:
     return found
 
 
+#: Set in the environment of all that a run of the tests starts; other runs on the host are not its business.
+RUN = "TEST_RUN"
+
+
 def machines_running() -> set[int]:
-    """Hypervisor processes of this user on this host, whoever is their parent."""
+    """Hypervisor processes that this run of the tests has started, whoever is their parent now."""
     found = set()
+    ours = f"{RUN}={os.environ.get(RUN, '')}".encode()
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                variables = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"qemu-system" in words[0] and any(word.startswith(b"guest=") for word in words):
+            is_machine = b"qemu-system" in words[0] and any(word.startswith(b"guest=") for word in words)
+            if is_machine and ours in variables:
                 found.add(int(entry))
     return found

@@ -41,6 +41,9 @@ _PATIENCE = 30.0
 #: Seconds after which a half-made machine has no maker any more.
 _ABANDONED = 3600.0
 
+#: Seconds in which the maker of a machine has taken its lock.
+_TAKEN = 5.0
+
 #: Seconds in which the supervisor of a machine that has come to rest leaves.
 _LEAVING = 10.0
 
@@ -91,9 +94,13 @@ def add(paths: Paths, name: str, spec: MachineSpec, fill: Fill) -> VmPaths:
         raise taken(name)
     _sweep(paths)
     try:
-        with store.staging(paths.machines, f"{name}-{os.urandom(4).hex()}") as staged:
+        with ExitStack() as stack:
+            staged = stack.enter_context(store.staging(paths.machines, f"{name}-{os.urandom(4).hex()}"))
             staged.chmod(0o700)
             place = VmPaths(staged)
+            lock = store.hold(place.supervisor_lock)  # says that its maker lives
+            assert lock is not None, "nobody else knows the directory"
+            stack.callback(os.close, lock)
             fill(place)
             store.write_record(place.spec, spec)
             store.write_record(place.state, State(since=spec.created))
@@ -230,11 +237,13 @@ def forget(paths: Paths, machine: Named) -> None:
 
 
 def _sweep(paths: Paths) -> None:
-    """Remove what killed commands left: machines half made an hour ago, and machines half removed."""
+    """Remove what killed commands left: machines half made, and machines half removed."""
     for entry in paths.machines.glob(".*-*"):
         with contextlib.suppress(FileNotFoundError):
-            removed = entry.name.startswith(".removed-")
-            if removed or time.time() - entry.stat().st_mtime > _ABANDONED:
+            age = time.time() - entry.stat().st_mtime
+            lock = VmPaths(entry).supervisor_lock
+            unmade = age > _TAKEN and lock.exists() and not store.is_held(lock)
+            if entry.name.startswith(".removed-") or unmade or age > _ABANDONED:
                 store.remove_tree(entry)
 
 
