@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from machines import hosted_spec
 
 from atoll.cli.completion import complete
 from atoll.cli.main import COMMANDS, main
 from atoll.image.catalog import RECIPES
+from atoll.machine import registry
+from atoll.paths import Paths
 
 IMAGES = sorted({*RECIPES, *(f"{name}:{tag}" for name, recipe in RECIPES.items() for tag in recipe.tags)})
 DEBIAN = [name for name in IMAGES if name.startswith("debian")]
@@ -32,7 +35,7 @@ def candidates(capsys):
 
 def test_the_first_word_is_a_command(candidates):
     assert candidates("") == sorted(row.name for row in COMMANDS)
-    assert candidates("co") == ["completion", "config"]
+    assert candidates("co") == ["completion", "config", "console"]
     assert candidates("--v") == ["--version"]
     assert candidates() == sorted(row.name for row in COMMANDS)
 
@@ -67,6 +70,62 @@ def test_an_image_follows_the_options_with_their_values(candidates):
     assert candidates("run", "--accel", "tcg", "-m", "1G", "deb") == DEBIAN
 
 
+@pytest.fixture
+def machines(tmp_path):
+    paths = Paths(data=tmp_path, cache=tmp_path)
+    for name in ("dev", "web-1"):
+        registry.add(paths, name, hosted_spec(), lambda place: place.data.touch())
+
+
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[
+            (name,)
+            for name in ("start", "stop", "rm", "exec", "shell", "logs", "edit", "clone", "export", "ssh")
+        ],
+        ("start", "dev"),
+        ("rm", "-f"),
+        ("wait", "--for", "stopped"),
+        ("autostart", "enable"),
+    ],
+    ids=" ".join,
+)
+def test_machines_are_offered_where_one_is_wanted(candidates, words):
+    assert candidates(*words, "") == ["dev", "web-1"]
+    assert candidates(*words, "w") == ["web-1"]
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_copy_begins_or_ends_in_a_machine(candidates):
+    assert candidates("cp", "") == ["dev:", "web-1:"]
+    assert candidates("cp", "README.md", "d") == ["dev:"]
+    assert candidates("cp", "README.md", "/") == []
+
+
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize(
+    "words",
+    [("export", "dev"), ("rename", "dev"), ("create",), ("exec", "dev"), ("run", "debian")],
+    ids=" ".join,
+)
+def test_nothing_is_offered_where_something_new_or_the_guests_own_is_wanted(candidates, words):
+    assert candidates(*words, "") == []
+
+
+@pytest.mark.usefixtures("machines")
+def test_the_fields_of_an_edit_are_offered(candidates):
+    assert candidates("edit", "dev", "m") == ["memory=", "mounts="]
+    assert candidates("wait", "--for", "s") == ["starting", "stopped", "stopping"]
+
+
+def test_a_machine_whose_record_is_damaged_is_offered_all_the_same(candidates, tmp_path):
+    (tmp_path / "machines" / "old").mkdir(parents=True)
+    (tmp_path / "machines" / "old" / "machine.json").write_text("{")
+    assert candidates("rm", "") == ["old"]
+
+
 def test_nothing_is_offered_after_two_dashes(candidates):
     assert candidates("run", "debian", "--", "") == []
     assert candidates("run", "debian", "--", "ls", "-") == []
@@ -89,7 +148,7 @@ def test_the_program_answers_the_shell(capsys):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("atoll im", ["image"]), ("atoll run --accel k", ["kvm"]), ("atoll image r", ["rm"])],
+    [("atoll ima", ["image"]), ("atoll run --accel k", ["kvm"]), ("atoll image r", ["rm"])],
 )
 def test_bash_completes_with_the_script(tmp_path, line, expected):
     program = tmp_path / "atoll"

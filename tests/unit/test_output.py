@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import termios
+import time
 
 import pytest
 
@@ -85,16 +86,27 @@ def told(capsys, these, **flags):
     return capsys.readouterr()
 
 
-def test_progress_that_is_no_terminal_has_a_line_at_start_and_end(capsys):
+def test_progress_that_is_no_terminal_has_a_line_for_what_lasted(capsys):
     out, err = told(capsys, WORK)
     assert out == ""
-    assert err == (
-        "Building debian ...\n"
-        "Building debian: 2.0 s\n"
-        "Fetching the kernel ...\n"
-        "Fetching the kernel: failed\n"
-        "warning: careful (do so)\n"
-    )
+    assert err == ("Building debian: 2.0 s\nFetching the kernel: failed\nwarning: careful (do so)\n")
+
+
+def test_progress_that_is_no_terminal_says_once_what_goes_on_and_on(capsys, monkeypatch):
+    emit = listener()
+    emit(WORK[0])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 5)
+    for _ in range(3):
+        emit(WORK[1])
+    assert capsys.readouterr().err == "Building debian ...\n"
+    emit(WORK[2])
+    assert capsys.readouterr().err == "Building debian: 2.0 s\n"
+
+
+def test_what_is_over_at_once_leaves_no_line(capsys):
+    brief = (WORK[0], WORK[1], events.TaskEnded(task="image", ok=True, elapsed=0.2))
+    assert told(capsys, brief) == ("", "")
 
 
 def test_stages_are_shown_to_those_who_ask(capsys):

@@ -26,7 +26,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_exec(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "atoll exec [OPTIONS] NAME [--] COMMAND [ARGUMENT ...]"
+    parser.usage = "atoll exec [OPTIONS] NAME [--] [COMMAND [ARGUMENT ...]]"
     _common(parser)
     parser.add_argument(
         "--timeout", metavar="SECONDS", help="end the command after this time, with status 124"
@@ -38,7 +38,9 @@ def _configure_exec(parser: argparse.ArgumentParser) -> None:
     terminal.add_argument("--no-tty", "-T", action="store_false", dest="tty", help="give it pipes")
     parser.add_argument("--json", action="store_true", help="print events and output as JSON lines")
     parser.add_argument("machine", metavar="NAME")
-    parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND")
+    parser.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="default: the image's shell"
+    )
 
 
 def _run_exec(arguments: argparse.Namespace) -> int:

@@ -26,11 +26,7 @@ def _run_edit(arguments: argparse.Namespace) -> int:
     config = load().config
     if not arguments.changes:
         spec = registry.find(config.paths, arguments.machine).spec
-        values = {"mounts": spec.shares, "ports": spec.forwards, "ready_probe": spec.probe}
-        rows = [
-            (name, str(values.get(name, getattr(spec, name, ""))), about)
-            for name, about in editing.EDITABLE.items()
-        ]
+        rows = [(name, editing.shown(spec, name), about) for name, about in editing.EDITABLE.items()]
         print_table(("FIELD", "VALUE", "MEANING"), rows)
         return 0
     changes = dict(editing.parse_edit(text) for text in arguments.changes)

@@ -70,7 +70,7 @@ def _candidates(words: Sequence[str]) -> Iterator[str]:
     elif current.startswith("-"):
         offered = [name for action in parser._actions for name in action.option_strings]  # noqa: SLF001
     else:
-        offered = [*(_commands(parser) or ()), *_values(parser)]
+        offered = [*(_commands(parser) or ()), *_values(_awaited(parser, before))]
     yield from (candidate for candidate in offered if candidate.startswith(current))
 
 
@@ -90,15 +90,37 @@ def _option_awaiting_value(parser: argparse.ArgumentParser, before: Sequence[str
     return None
 
 
-def _values(parser: argparse.ArgumentParser) -> Iterator[str]:
-    for action in parser._actions:  # noqa: SLF001
-        if action.option_strings or isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            continue
-        if action.dest in {"image", "images"}:
+def _awaited(parser: argparse.ArgumentParser, before: Sequence[str]) -> argparse.Action | None:
+    """The positional argument that comes next."""
+    options = {name: action for action in parser._actions for name in action.option_strings}  # noqa: SLF001
+    given = 0
+    words = iter(before)
+    for word in words:
+        if not word.startswith("-"):
+            given += 1
+        elif word in options and options[word].nargs != 0:
+            next(words, None)
+    positional = [action for action in parser._actions if not action.option_strings]  # noqa: SLF001
+    if given < len(positional):
+        return positional[given]
+    return positional[-1] if positional and positional[-1].nargs in {"+", "*"} else None
+
+
+def _values(action: argparse.Action | None) -> Iterator[str]:
+    if action is None or isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+        return
+    match action.dest:
+        case "image" | "images":
             yield from _images()
-        elif action.dest in {"machine", "machines"}:
+        case "machine" | "machines":
             yield from _machines()
-        else:
+        case "source" | "target":
+            yield from (f"{name}:" for name in _machines())
+        case "changes":
+            from atoll.machine.editing import EDITABLE
+
+            yield from (f"{name}=" for name in EDITABLE)
+        case _:
             yield from (str(choice) for choice in action.choices or ())
 
 

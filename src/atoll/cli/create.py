@@ -6,7 +6,7 @@ import argparse
 import os
 
 from atoll.cli.options import add_vm_options, parse_environment, resolve
-from atoll.cli.output import listener, print_json
+from atoll.cli.output import listener, print_json, settle
 from atoll.cli.parts import running
 from atoll.errors import UsageError
 
@@ -104,7 +104,11 @@ def run(arguments: argparse.Namespace) -> int:
     create(config, arguments.name, wishes, emit)
     machine = Machine(arguments.name, config=config, on_event=emit)
     if arguments.start:
-        running(_start(machine))
+        try:
+            running(_start(machine))
+        finally:
+            settle(emit)
+        settle(emit, f"{arguments.name}: running")
     if arguments.json:
         print_json(describe(machine.find()))
     elif not arguments.start:

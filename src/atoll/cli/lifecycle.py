@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
 
-from atoll.cli.output import listener, print_json
+from atoll.cli.output import listener, print_json, settle
 from atoll.cli.parts import Part, running
 from atoll.config import Config, load
 from atoll.errors import AtollError, UsageError
 from atoll.machine.machine import Machine
 from atoll.vm.messages import Stopped
-from atoll.vm.state import Phase
+from atoll.vm.state import Phase, StateError
 
 __all__ = ["pause", "remove", "restart", "resume", "start", "stop", "wait"]
 
@@ -52,8 +52,11 @@ def _for_each(arguments: argparse.Namespace, act: _Act) -> int:
     for name in dict.fromkeys(arguments.machines):
         try:
             running(_one(Machine(name, config=config, on_event=emit), act))
-            outcomes.append({"name": name, "ok": True, "phase": _phase(config, name)})
+            phase = _phase(config, name)
+            outcomes.append({"name": name, "ok": True, "phase": phase})
+            settle(emit, f"{name}: {phase}")
         except AtollError as error:
+            settle(emit)
             failed.append(error)
             outcomes.append({"name": name, "ok": False, "code": error.code, "message": error.message})
     if arguments.json:
@@ -137,7 +140,7 @@ def _configure_wait(parser: argparse.ArgumentParser) -> None:
         "--for",
         dest="phases",
         action="append",
-        choices=tuple(Phase),
+        choices=[str(phase) for phase in Phase],
         help="what to wait for (default: at rest)",
     )
     parser.add_argument("--timeout", metavar="SECONDS", help="give up after this time, with status 124")
@@ -154,6 +157,12 @@ def _run_wait(arguments: argparse.Namespace) -> int:
     try:
         print(running(act()))
     except TimeoutError:
+        from atoll.cli.main import report
+
+        message = f"{arguments.machine} did not get there within {arguments.timeout} s"
+        report(
+            StateError(message, code="timeout", hint=f"`atoll events {arguments.machine}` shows what it did")
+        )
         return 124
     return 0
 

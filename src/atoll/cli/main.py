@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn, Protocol, cast
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, UsageError
 
 __all__ = ["COMMANDS", "Command", "build_parser", "main"]
 
@@ -80,7 +81,7 @@ COMMANDS: tuple[_Row, ...] = (
 
 def build_parser(words: Sequence[str], *, whole: bool = False) -> argparse.ArgumentParser:
     """The parser for ``words``; only the command that they name is loaded, or all of them if ``whole``."""
-    parser = argparse.ArgumentParser(prog="atoll", description=_DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(prog="atoll", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     named = next((word for word in words if not word.startswith("-")), None)
@@ -104,7 +105,11 @@ def main(words: Sequence[str] | None = None) -> int:
         from atoll.cli.completion import complete
 
         return complete(words[1:])
-    arguments = parser.parse_args(words)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        hint = f"see `atoll {arguments.command} --help`" if arguments.command else "see `atoll --help`"
+        report(UsageError(f"unknown: {' '.join(unknown)}", code="arguments", hint=hint))
+        return UsageError.exit_code
     if arguments.command is None:
         parser.print_help()
         return 2
@@ -166,6 +171,28 @@ def _printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Whose errors read as all others do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the words, and leave."""
+        found = re.match(r"argument (?:COMMAND|ACTION): invalid choice: '(.*)' \(choose from", message)
+        if found is None:
+            report(UsageError(message, code="arguments", hint=f"see `{self.prog} --help`"))
+        else:
+            hint = _nearest(found[1], self._actions) or f"see `{self.prog} --help`"
+            report(UsageError(f"there is no `{self.prog} {found[1]}`", code="command", hint=hint))
+        self.exit(UsageError.exit_code)
+
+
+def _nearest(word: str, actions: Sequence[argparse.Action]) -> str:
+    import difflib
+
+    known = [name for action in actions if action.nargs == argparse.PARSER for name in action.choices or ()]
+    near = difflib.get_close_matches(word, known, n=2)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 class _PrintVersion(argparse.Action):

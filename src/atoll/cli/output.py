@@ -13,7 +13,10 @@ from atoll import events
 from atoll.cli.rows import size, table
 from atoll.events import Emit, Event
 
-__all__ = ["JsonLines", "json_line", "listener", "print_json", "print_table", "size"]
+__all__ = ["JsonLines", "json_line", "listener", "print_json", "print_table", "settle", "size"]
+
+#: Seconds below which work is not worth a line that stays.
+_BRIEF = 1.0
 
 
 _encoder = msgspec.json.Encoder()
@@ -26,6 +29,12 @@ def listener(*, json: bool = False, verbose: bool = False, quiet: bool = False) 
     if quiet:
         return events.ignore
     return _Progress(sys.stderr, verbose=verbose)
+
+
+def settle(emit: Emit, outcome: str = "") -> None:
+    """End what ``emit`` has on the terminal's last line; the outcome is said to people who watch."""
+    if isinstance(emit, _Progress):
+        emit.settle(outcome)
 
 
 def json_line(event: Event) -> bytes:
@@ -54,14 +63,26 @@ class JsonLines:
 
 
 class _Progress:
-    """Long work as it goes on: one line that is written over on a terminal, else a line at start and end."""
+    """Long work as it goes on: a line that is written over on a terminal, else a line at start and end.
+
+    What is over within a second leaves no line. A machine that starts or stops is shown on a terminal only.
+    """
 
     def __init__(self, stream: IO[str], *, verbose: bool) -> None:
         self._stream = stream
         self._verbose = verbose
         self._live = stream.isatty()
         self._titles: dict[str, tuple[str, float]] = {}
+        self._announced: set[str] = set()
+        self._starting: set[str] = set()
         self._shown = False
+
+    def settle(self, outcome: str) -> None:
+        """Clear the line that is written over, and say how the work ended to those who watched."""
+        if self._live and outcome:
+            self._say(outcome)
+        elif self._shown:
+            self._clear()
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -71,21 +92,49 @@ class _Progress:
             case events.TaskAdvanced():
                 self._advance(event)
             case events.TaskEnded():
-                title, _ = self._titles.pop(event.task, (event.task, 0.0))
-                outcome = f"{event.elapsed:.1f} s" if event.ok else "failed"
-                self._say(f"{title}: {outcome}")
+                self._end(event)
             case events.Warned():
                 self._say(f"warning: {event.message}" + (f" ({event.hint})" if event.hint else ""))
             case _ if self._verbose:
                 self._stage(event)
+            case _ if self._live:
+                self._machine(event)
             case _:
                 pass
 
     def _advance(self, event: events.TaskAdvanced) -> None:
-        if not self._live:
-            return
         title, began = self._titles.get(event.task, (event.task, time.monotonic()))
-        self._show(f"{title} ({time.monotonic() - began:.0f} s) {event.note}")
+        elapsed = time.monotonic() - began
+        if self._live:
+            self._show(f"{title} ({elapsed:.0f} s) {event.note}")
+        elif elapsed >= _BRIEF and event.task not in self._announced:
+            self._announced.add(event.task)
+            self._say(f"{title} ...")
+
+    def _end(self, event: events.TaskEnded) -> None:
+        title, _ = self._titles.pop(event.task, (event.task, 0.0))
+        if event.elapsed >= _BRIEF or event.task in self._announced:
+            self._say(f"{title}: {event.elapsed:.1f} s" if event.ok else f"{title}: failed")
+        elif self._shown:
+            self._clear()
+        self._announced.discard(event.task)
+
+    def _machine(self, event: Event) -> None:
+        """What a machine that starts or stops is at."""
+        match event:
+            case events.StateChanged(phase="starting"):
+                self._starting.add(event.vm)
+                self._show(f"{event.vm}: starting ...")
+            case events.StateChanged(phase="stopping"):
+                self._show(f"{event.vm}: stopping ...")
+            case events.StateChanged():
+                self._starting.discard(event.vm)
+            case events.StageReached() if event.vm in self._starting:
+                self._show(f"{event.vm}: starting ({event.elapsed:.0f} s): {event.stage} is up")
+            case events.WaitingFor():
+                self._show(f"{event.vm}: starting: waits for {event.what} ...")
+            case _:
+                pass
 
     def _stage(self, event: Event) -> None:
         match event:
@@ -101,6 +150,11 @@ class _Progress:
             case events.ExecutionEnded():
                 how = f"status {event.code}" if event.signal is None else f"signal {event.signal}"
                 self._say(f"{event.vm}: command ended with {how} after {event.elapsed:.3f} s")
+            case events.WaitingFor():
+                self._say(f"{event.vm}: waits for {event.what}")
+            case events.StopTried():
+                outcome = "ended it" if event.ended else "did not end it"
+                self._say(f"{event.vm}: {event.how} {outcome} after {event.elapsed:.3f} s")
             case events.CommandRan():
                 import shlex
 
@@ -111,10 +165,13 @@ class _Progress:
     def _show(self, text: str) -> None:
         if self._live:
             self._stream.write(f"\r\x1b[K{text[:100]}")
+            self._stream.flush()
             self._shown = True
-        elif text.endswith("..."):
-            self._stream.write(f"{text}\n")
+
+    def _clear(self) -> None:
+        self._stream.write("\r\x1b[K")
         self._stream.flush()
+        self._shown = False
 
     def _say(self, text: str) -> None:
         start = "\r\x1b[K" if self._shown else ""

@@ -7,7 +7,15 @@ __all__ = ["HEAD", "age", "note", "row", "size", "table"]
 HEAD = ("NAME", "STATE", "SINCE", "CPUS", "MEMORY", "IMAGE", "NOTE")
 
 #: Causes that say no more than the state does.
-_PLAIN = {"stopped", "created", "the guest is up"}
+_PLAIN = {
+    "stopped",
+    "created",
+    "the guest is up",
+    "start was asked for",
+    "stop was asked for",
+    "pause was asked for",
+    "resume was asked for",
+}
 
 
 def row(

@@ -10,6 +10,7 @@ from atoll.cli.parts import Part, running
 from atoll.config import load
 from atoll.machine import registry, ssh
 from atoll.machine.machine import Machine
+from atoll.vm.state import Phase, StateError
 
 __all__ = ["config", "connect", "proxy"]
 
@@ -23,6 +24,15 @@ def _configure_connect(parser: argparse.ArgumentParser) -> None:
 def _run_connect(arguments: argparse.Namespace) -> NoReturn:
     paths = load().config.paths
     machine = registry.find(paths, arguments.machine)
+    if machine.state.phase is not Phase.RUNNING:
+        message = f"{machine.name} is {machine.state.phase}: it cannot be reached"
+        paused = machine.state.phase is Phase.PAUSED
+        hint = (
+            f"`atoll resume {machine.name}` lets it go on"
+            if paused
+            else f"`atoll start {machine.name}` starts it"
+        )
+        raise StateError(message, code="not_running", hint=hint)
     program = process.require("ssh", hint="apt install openssh-client")
     ssh.ensure_keys(paths, machine.name)
     rest = arguments.rest[1:] if arguments.rest[:1] == ["--"] else arguments.rest

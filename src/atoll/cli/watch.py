@@ -8,13 +8,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from atoll.cli.output import print_json, print_table, size
 from atoll.cli.parts import Part, running
-from atoll.config import load
+from atoll.config import Config, load
 from atoll.errors import AtollError, UsageError
 from atoll.machine import registry
 from atoll.machine.machine import Machine
@@ -47,6 +47,9 @@ def _run_logs(arguments: argparse.Namespace) -> int:
     if arguments.lines is not None:
         data = b"".join(data.splitlines(keepends=True)[-max(arguments.lines, 0) :] if arguments.lines else [])
     _show(data)
+    if not data and not arguments.follow and arguments.source == "console":
+        others = f"`atoll logs --source serial {machine.name}` has the kernel's"
+        print(f"nothing was written to the console of {machine.name} yet; {others}", file=sys.stderr)
     if arguments.follow:
         for more in _followed(path, path.stat().st_size if path.exists() else 0):
             _show(more)
@@ -98,7 +101,9 @@ def _configure_events(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_events(arguments: argparse.Namespace) -> int:
-    log = EventLog(load().config.data_dir)
+    config = load().config
+    log = EventLog(config.data_dir)
+    _check_known(config, log, arguments.machines)
     show = _event_printer(frozenset(arguments.machines), json=arguments.json)
     at = log.path.stat().st_size if log.path.exists() else 0
     for line in log.lines():
@@ -112,6 +117,15 @@ def _run_events(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_known(config: Config, log: EventLog, names: Sequence[str]) -> None:
+    """Refuse a name that neither a machine has nor one ever had. Raises ``StoreError``."""
+    unknown = {name for name in names if not registry.exists(config.paths, name)}
+    if unknown:
+        unknown -= {getattr(decode(line), "vm", "") for line in log.lines()}
+    for name in unknown:
+        registry.find(config.paths, name)
+
+
 def _event_printer(names: frozenset[str], *, json: bool) -> Callable[[bytes], None]:
     def show(line: bytes) -> None:
         event = decode(line)
@@ -122,8 +136,9 @@ def _event_printer(names: frozenset[str], *, json: bool) -> Callable[[bytes], No
             return
         date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
         fields = {name: getattr(event, name) for name in event.__struct_fields__ if name not in {"at", "vm"}}
+        tag = str(type(event).__struct_config__.tag)
         words = " ".join(f"{name}={value}" for name, value in fields.items() if value not in {"", None})
-        print(f"{date}  {getattr(event, 'vm', ''):<12} {type(event).__name__:<14} {words}", flush=True)
+        print(f"{date}  {getattr(event, 'vm', ''):<12}  {tag:<14}  {words}", flush=True)
 
     return show
 
@@ -250,6 +265,7 @@ async def _console(name: str) -> None:
         await stream.reply(Empty)
         interactive = os.isatty(0)
         if interactive:
+            await stream.write(b"\r")  # whatever waits there says who it is
             print(f"connected to {name}; Ctrl-] lets go", file=sys.stderr)
 
         async def show() -> None:

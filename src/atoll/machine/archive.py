@@ -1,7 +1,7 @@
 """A machine in one file: a tar of its spec, its image's identity and its disk without holes, with digests.
 
-The file is made for reading as a stream: the manifest comes last but its digests are checked before anything of
-the machine is entered into the registry.
+The file is made for writing as a stream: the manifest comes last. Its digests are checked before anything of the
+machine is entered into the registry.
 """
 
 from __future__ import annotations

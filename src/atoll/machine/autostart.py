@@ -36,7 +36,7 @@ def systemd_unit(name: str, program: tuple[str, ...], variables: dict[str, str])
 
 
 def _quoted(word: str) -> str:
-    """One word of a unit's setting: C-style escapes, and no specifiers (systemd.syntax(7), systemd.unit(5))."""
+    """One word of a unit's setting: C-style escapes, no specifiers (systemd.syntax(7), systemd.unit(5))."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
     return '"' + escaped.replace("%", "%%").replace("$", "$$") + '"'
 
@@ -102,15 +102,12 @@ def disable(name: str, emit: Emit = ignore) -> bool:
 def _systemctl(words: list[str], emit: Emit) -> None:
     """Tell the user's systemd; where none runs, say what is left to do."""
     program = process.find("systemctl")
+    problem = "systemctl is not installed"
     try:
-        if program is None:
-            raise ProcessError("systemctl is not installed")
-        process.run([program, "--user", "daemon-reload"])
-        process.run([program, "--user", *words])
+        if program is not None:
+            process.run([program, "--user", "daemon-reload"])
+            process.run([program, "--user", *words])
+            return
     except ProcessError as error:
-        emit(
-            Warned(
-                message=f"the unit is written, but: {error.message}",
-                hint=f"systemctl --user {' '.join(words)}",
-            )
-        )
+        problem = error.message
+    emit(Warned(message=f"systemd was not told: {problem}", hint=f"systemctl --user {' '.join(words)}"))

@@ -33,7 +33,16 @@ from atoll.vm.restart import Policy
 
 E = TypeVar("E", bound=StrEnum)
 
-__all__ = ["Wishes", "create", "make_spec", "parse_disk", "shared", "take_root"]
+__all__ = [
+    "Wishes",
+    "check_workdir",
+    "choose",
+    "create",
+    "make_spec",
+    "parse_disk",
+    "shared",
+    "take_root",
+]
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +74,7 @@ def parse_disk(size: str | int) -> int:
 
 def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
     """The record of a new machine. Raises ``UsageError`` for a wish that is malformed."""
-    init = _choose(Init, wishes.init, "init")
+    init = choose(Init, wishes.init, "init")
     if wishes.ports and not wishes.network:
         raise UsageError("ports need a network", code="port", hint="leave out one of -p and --no-network")
     return MachineSpec(
@@ -78,13 +87,13 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         init=init,
         user=check_user(wishes.user),
         env=wishes.env,
-        workdir=wishes.workdir,
+        workdir=check_workdir(wishes.workdir),
         shares=tuple(shared(parse_share(text)) for text in wishes.mounts),
         forwards=tuple(parse_forward(text) for text in wishes.ports),
         network=wishes.network,
         kernel=str(config.kernel or ""),
         accel=config.accel,
-        restart=_choose(Policy, wishes.restart, "restart"),
+        restart=choose(Policy, wishes.restart, "restart"),
         probe=parse_probe(wishes.ready_probe) if wishes.ready_probe is not None else None,
         boot_timeout=config.boot_timeout,
     )
@@ -96,7 +105,7 @@ def create(config: Config, name: str, wishes: Wishes, emit: Emit = ignore) -> Vm
     spec = make_spec(config, wishes)
     if registry.exists(config.paths, name):  # before an image is built for nothing
         raise registry.taken(name)
-    image = catalog.ensure(config.paths, spec.image, architecture=runtime.host_architecture(), emit=emit)
+    image = runtime.ensure_image(config, spec.image, emit)
     if spec.init is Init.SYSTEMD and not image.manifest.init:
         hint = "use an image with systemd, or --init minimal"
         raise ImageError(f"the image {spec.image} has no init of its own", code="init", hint=hint)
@@ -126,9 +135,19 @@ def shared(share: Share) -> Share:
     return msgspec.structs.replace(share, host=path)
 
 
-def _choose(kind: type[E], value: str, what: str) -> E:
+def check_workdir(path: str) -> str:
+    """A directory of the guest, or empty for the user's home. Raises ``UsageError``: ``usage.workdir``."""
+    if path and not path.startswith("/"):
+        raise UsageError(f"{path!r} is no absolute path", code="workdir", hint="write it from the guest's /")
+    return path
+
+
+def choose(kind: type[E], value: str, what: str) -> E:
+    """The member that ``value`` names. Raises ``UsageError``: ``usage.choice``."""
     try:
         return kind(value)
     except ValueError:
         choices = ", ".join(kind)
-        raise UsageError(f"--{what} {value}: unknown", code=what, hint=f"choose one of: {choices}") from None
+        raise UsageError(
+            f"{what}: {value!r} is unknown", code="choice", hint=f"choose one of: {choices}"
+        ) from None

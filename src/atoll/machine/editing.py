@@ -1,10 +1,11 @@
-"""Changing what was asked for: an edit, a larger disk, another name, a copy. The machine's VM is not touched."""
+"""Changing what was asked for: an edit, a larger disk, another name, a copy; the VM is not touched."""
 
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,16 +13,17 @@ import msgspec
 from atoll import store
 from atoll.config import Config, override
 from atoll.errors import UsageError
+from atoll.hypervisor.model import Forward
 from atoll.image import disk
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
-from atoll.machine.creation import parse_disk, shared, take_root
+from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
 from atoll.machine.registry import Named
-from atoll.machine.spec import MachineSpec, check_user, parse_forward, parse_probe, parse_share
+from atoll.machine.spec import MachineSpec, Share, check_user, parse_forward, parse_probe, parse_share
 from atoll.paths import Paths, VmPaths
 from atoll.vm.restart import Policy
 
-__all__ = ["EDITABLE", "clone", "edited", "grow_disk", "parse_edit"]
+__all__ = ["EDITABLE", "clone", "edited", "grow_disk", "parse_edit", "shown"]
 
 #: What ``edit`` can change, each with what it means.
 EDITABLE = {
@@ -40,7 +42,7 @@ EDITABLE = {
     "boot_timeout": "seconds in which it must be up",
 }
 
-_SETTINGS = ("cpus", "memory", "accel", "boot_timeout")
+_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout")
 
 
 def parse_edit(text: str) -> tuple[str, str]:
@@ -62,40 +64,29 @@ def edited(config: Config, spec: MachineSpec, changes: Mapping[str, str]) -> Mac
     """
     settings = override(config, {name: changes[name] for name in _SETTINGS if name in changes})
     new: dict[str, Any] = {name: getattr(settings, name) for name in _SETTINGS if name in changes}
-    for name, value in changes.items():
-        if name in _SETTINGS:
-            continue
-        new.update(_parse(name, value))
+    if "kernel" in changes:
+        new["kernel"] = str(settings.kernel or "")
+    for name in _PARSERS.keys() & changes.keys():
+        field, parse = _PARSERS[name]
+        new[field] = parse(changes[name])
     return msgspec.structs.replace(spec, **new)
 
 
-def _parse(name: str, value: str) -> dict[str, Any]:
-    items = [item for item in value.replace(",", " ").split() if item]
-    match name:
-        case "user":
-            return {"user": check_user(value)}
-        case "env":
-            return {"env": dict(_variable(item) for item in items)}
-        case "mounts":
-            return {"shares": tuple(shared(parse_share(item)) for item in items)}
-        case "ports":
-            return {"forwards": tuple(parse_forward(item) for item in items)}
-        case "network":
-            return {"network": _yes_or_no(value)}
-        case "restart":
-            if value not in set(Policy):
-                raise UsageError(
-                    f"restart={value}", code="restart", hint=f"choose one of: {', '.join(Policy)}"
-                )
-            return {"restart": Policy(value)}
-        case "ready_probe":
-            return {"probe": parse_probe(value) if value else None}
-        case _:
-            return {name: value}
+def _items(value: str) -> list[str]:
+    """What commas and blanks set apart, unless it is quoted as for a shell."""
+    words = shlex.shlex(value, posix=True)
+    words.whitespace, words.whitespace_split, words.commenters = ", \t\n", True, ""
+    try:
+        return list(words)
+    except ValueError as error:
+        raise UsageError(f"{value}: {error}", code="edit", hint="quote as in a shell") from error
 
 
 def _variable(item: str) -> tuple[str, str]:
-    name, _, value = item.partition("=")
+    name, given, value = item.partition("=")
+    if not name or not given:
+        hint = "write env=NAME=VALUE,..., with quotes around a value that has blanks or commas"
+        raise UsageError(f"env: {item!r} is no variable", code="env", hint=hint)
     return name, value
 
 
@@ -103,6 +94,50 @@ def _yes_or_no(value: str) -> bool:
     if value not in {"yes", "no"}:
         raise UsageError(f"network={value}", code="edit", hint="write yes or no")
     return value == "yes"
+
+
+#: For each of ``EDITABLE`` that is no setting of sandboxes too: the field of the spec, and what makes its value.
+_PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "user": ("user", check_user),
+    "workdir": ("workdir", check_workdir),
+    "env": ("env", lambda value: dict(_variable(item) for item in _items(value))),
+    "mounts": ("shares", lambda value: tuple(shared(parse_share(item)) for item in _items(value))),
+    "ports": ("forwards", lambda value: tuple(parse_forward(item) for item in _items(value))),
+    "network": ("network", _yes_or_no),
+    "restart": ("restart", lambda value: choose(Policy, value, "restart")),
+    "ready_probe": ("probe", lambda value: parse_probe(value) if value else None),
+}
+
+
+def shown(spec: MachineSpec, name: str) -> str:
+    """A field of ``EDITABLE`` as ``edit`` takes it."""
+    show = _SHOWN.get(name)
+    return str(getattr(spec, name)) if show is None else show(spec)
+
+
+def _show_probe(spec: MachineSpec) -> str:
+    return "" if spec.probe is None else str(spec.probe.port or spec.probe.command[-1])
+
+
+def _show_share(share: Share) -> str:
+    return shlex.quote(f"{share.host}:{share.guest}{':ro' if share.read_only else ''}")
+
+
+def _show_port(forward: Forward) -> str:
+    address = "" if forward.address == "127.0.0.1" else f"{forward.address}:"
+    protocol = "/udp" if forward.protocol == "udp" else ""
+    return f"{address}{forward.host_port}:{forward.guest_port}{protocol}"
+
+
+_SHOWN: dict[str, Callable[[MachineSpec], str]] = {
+    "memory": lambda spec: f"{spec.memory >> 20}M",
+    "env": lambda spec: ",".join(shlex.quote(f"{name}={value}") for name, value in spec.env.items()),
+    "mounts": lambda spec: ",".join(_show_share(share) for share in spec.shares),
+    "ports": lambda spec: ",".join(_show_port(forward) for forward in spec.forwards),
+    "network": lambda spec: "yes" if spec.network else "no",
+    "ready_probe": _show_probe,
+    "boot_timeout": lambda spec: f"{spec.boot_timeout:g}",
+}
 
 
 def grow_disk(machine: Named, size: str | int) -> MachineSpec:

@@ -28,7 +28,7 @@ def reach(place: VmPaths) -> socket.socket | None:
 def summon(place: VmPaths) -> socket.socket:
     """A connection to a new supervisor, which adopts the machine's VM if one runs.
 
-    It lives on in the background, without a terminal. If another one is there already the connection ends at once.
+    It lives on in the background, without a terminal. If another one is there already, the connection ends.
 
     Raises:
         StoreError: its log cannot be written.
@@ -41,6 +41,8 @@ def summon(place: VmPaths) -> socket.socket:
     except OSError as error:
         ours.close()
         theirs.close()
+        if not place.directory.exists():  # it was removed meanwhile
+            raise StoreError(f"there is no machine {place.directory.name}", code="missing") from error
         raise StoreError(f"cannot write {place.logs}: {error.strerror}", code="unwritable") from error
     try:
         child = process.spawn(
@@ -50,9 +52,7 @@ def summon(place: VmPaths) -> socket.socket:
             cwd=place.directory,
             die_with_parent=False,
         )
-        if child.wait(_FORK_WAIT) != 0:
-            child.close()
-            raise ProcessError("the supervisor did not start", hint=f"see {place.log('supervisor')}")
+        started = child.wait(_FORK_WAIT) == 0
         child.close()
     except BaseException:
         ours.close()
@@ -60,6 +60,9 @@ def summon(place: VmPaths) -> socket.socket:
     finally:
         theirs.close()
         os.close(log)
+    if not started:
+        ours.close()
+        raise ProcessError("the supervisor did not start", hint=f"see {place.log('supervisor')}")
     return ours
 
 

@@ -161,7 +161,7 @@ class Machine(Commands):
         store.write_record(machine.place.boot, plan)
 
     async def stop(self, *, force: bool = False, timeout: float = 30.0) -> Stopped:  # noqa: ASYNC109
-        """End the guest in order within ``timeout`` seconds, else by force; with ``force`` by force at once."""
+        """End the guest in order within ``timeout`` seconds, else or with ``force`` by force."""
         machine = registry.find(self._paths, self.name)
         if not machine.state.active and not machine.supervised:
             return Stopped(())
@@ -206,7 +206,7 @@ class Machine(Commands):
     # What it is.
 
     def find(self) -> Named:
-        """What was asked for, and what is. Raises ``StoreError``: ``store.missing``: there is no such machine."""
+        """What was asked for, and what is. Raises ``StoreError``: there is no such machine."""
         return registry.find(self._paths, self.name)
 
     @property
@@ -305,12 +305,15 @@ class Machine(Commands):
         self._preferred = (dict(env or {}), workdir, user)
 
     async def connect(self) -> None:
-        """Connect to the running machine; commands do so by themselves.
+        """Connect to the running machine.
 
         Raises:
-            StateError: it is not running.
+            StateError: it is not running, or is paused: nothing in it would answer.
         """
         await self._active("used")
+        if self.state.phase is Phase.PAUSED:
+            message = f"{self.name} is paused: nothing in it goes on"
+            raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
 
     async def close(self) -> None:
         """Let go of the connection; the machine goes on. Closing twice is fine."""
@@ -407,5 +410,5 @@ def _size(size: str | int | None) -> str | None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - only looking again tells
         await asyncio.sleep(0.01)

@@ -1,8 +1,8 @@
 """SSH into machines without an open port: a ProxyCommand runs sshd in the guest, on the guest channel.
 
-Keys lie at ``ssh/<name>.atoll`` below the data directory: one of the user and one of the machine each, so that
-neither side has to trust what it sees first. One block of ssh's configuration serves all machines, since ssh
-puts the name in place of ``%n``.
+Keys lie at ``ssh/<name>.atoll`` below the data directory: one of the user and one of the machine each, so
+that neither side has to trust what it sees first. One block of ssh's configuration serves all machines, since
+ssh puts the name in place of ``%n``.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ mkdir -p -m 755 /run/sshd
 unset ATOLL_HOST_KEY ATOLL_USER_KEY
 server=$(command -v sshd || echo /usr/sbin/sshd)
 [ -x "$server" ] || { echo "the image has no sshd; install openssh-server in the machine" >&2; exit 127; }
-exec "$server" -i -f /dev/null -o HostKey=/run/atoll-ssh/host -o AuthorizedKeysFile=/run/atoll-ssh/authorized \\
-    -o UsePAM=yes -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o PermitRootLogin=prohibit-password \\
-    -o StrictModes=no -o PrintMotd=no -o AcceptEnv='LANG LC_*' -o Subsystem='sftp internal-sftp'
+exec "$server" -i -f /dev/null \\
+    -o HostKey=/run/atoll-ssh/host -o AuthorizedKeysFile=/run/atoll-ssh/authorized -o StrictModes=no \\
+    -o UsePAM=yes -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no \\
+    -o PermitRootLogin=prohibit-password -o PrintMotd=no -o AcceptEnv='LANG LC_*' \\
+    -o Subsystem='sftp internal-sftp'
 """
 
 
