@@ -9,13 +9,14 @@ QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
 AGENT_SOURCES := $(wildcard guest-agent/src/*.[ch]) hatch_build.py
 HOST_PROGRAMS := qemu-system-$(ARCH)=$(QEMU_PACKAGE) mkfs.erofs=erofs-utils mmdebstrap=mmdebstrap setpriv=util-linux
 
-.PHONY: help demo build host test unit check format bench clean
+.PHONY: help demo build host test unit chaos check format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    a VM's output, on a machine where nothing is installed yet"
 	@echo "make test    all tests, with real VMs"
 	@echo "make unit    the tests that need no VM"
+	@echo "make chaos   random commands and kills for CHAOS_SECONDS (600), with another seed each time"
 	@echo "make check   format, lint, types, import rules, the agent's own tests and fuzzing"
 	@echo "make bench   the figures"
 	@echo "make build   the virtual environment with Atoll in it"
@@ -55,6 +56,11 @@ test: build host
 
 unit: build
 	$(BIN)/pytest tests/unit
+
+chaos: export CHAOS_SECONDS ?= 600
+chaos: export CHAOS_SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+chaos: build host
+	$(BIN)/pytest tests/vm/test_chaos.py
 
 check: build
 	@scripts/ensure-packages clang=clang

@@ -125,6 +125,11 @@ def _is_at(pid: str, directory: str) -> bool:
     return False
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, as those of paused machines of the fake hypervisor are."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def kill_all_at(directory: Path) -> None:
     """End whatever a failed test left."""
     for pid in processes_at(directory):

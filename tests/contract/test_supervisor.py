@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from machines import (
@@ -15,6 +14,7 @@ from machines import (
     at_rest,
     enter,
     gone,
+    is_stopped,
     kill_all_at,
     processes_at,
     recorded,
@@ -81,10 +81,6 @@ async def ended(machine):
     await control.stop(force=True)
     control.close()
     await at_rest(machine.place)
-
-
-def is_stopped(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 async def deaf(control):
