@@ -25,6 +25,7 @@ struct power {
     bool reboot;
     bool orderly; /* the root's init stops its units in their order */
     int64_t grace_ms;
+    int64_t ask_again; /* when the root's init is asked once more, or 0 */
 };
 
 struct agent {

@@ -162,6 +162,7 @@ static void check_power(struct agent *agent)
 {
     static int64_t deadline;
 
+    power_ask_again(agent);
     if (!agent->power.requested)
         return;
     if (deadline == 0)
@@ -175,7 +176,7 @@ static void check_power(struct agent *agent)
 /* How long to wait for events, in ms, when nothing is left to do. */
 static int idle_timeout(const struct agent *agent)
 {
-    if (agent->power.requested)
+    if (agent->power.requested || agent->power.ask_again)
         return FLUSH_MS;
     if (agent->boot.options.lifeline && !agent->link.seen)
         return LIFELINE_GRACE_MS;

@@ -17,6 +17,7 @@
 enum {
     POLL_MS = 5,
     KILL_WAIT_MS = 1000,
+    ASK_AGAIN_MS = 500, /* the kernel drops signals to an init that is not yet ready for them */
     EXIT_REBOOT = 3, /* of a hosted agent that plays a machine */
 };
 
@@ -119,12 +120,22 @@ void power_init_ends(struct agent *agent)
 
 /* Under an init of the root. To stop its units one after the other takes systemd seconds of an emulated processor:
  * that it does only when asked for. */
-static void stop_root(const struct agent *agent)
+static void stop_root(struct agent *agent)
 {
-    if (agent->power.orderly || !init_freeze())
-        init_ask(agent->power.reboot);
-    else
+    if (!agent->power.orderly && init_freeze())
         stop_machine(agent);
+    init_ask(agent->power.reboot);
+    agent->power.ask_again = boot_ns() + (int64_t)ASK_AGAIN_MS * NS_PER_MS;
+}
+
+void power_ask_again(struct agent *agent)
+{
+    struct power *power = &agent->power;
+
+    if (power->ask_again == 0 || boot_ns() < power->ask_again)
+        return;
+    init_ask(power->reboot);
+    power->ask_again = boot_ns() + (int64_t)ASK_AGAIN_MS * NS_PER_MS;
 }
 
 __attribute__((noreturn)) static void leave_host(struct agent *agent)

@@ -15,4 +15,7 @@ void power_init_ends(struct agent *agent);
 /* Does what system.poweroff has asked for. Returns only if the root's init has been asked to do it. */
 void power_carry_out(struct agent *agent);
 
+/* Asks the root's init once more if it has been asked and nothing came of it. */
+void power_ask_again(struct agent *agent);
+
 #endif

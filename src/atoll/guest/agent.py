@@ -48,9 +48,17 @@ class Agent:
         """Credit 32 to 512 random bytes to the guest's entropy pool and reseed its generator."""
         await self._channel.call_again(messages.EntropyReseed(seed=seed), messages.Empty)
 
-    async def poweroff(self, *, reboot: bool = False, grace: float = 2.0) -> None:
-        """End the guest in order; ``grace`` is the time in seconds between SIGTERM and SIGKILL."""
-        request = messages.Poweroff(mode="reboot" if reboot else "poweroff", grace=round(grace * 1000))
+    async def poweroff(self, *, reboot: bool = False, grace: float = 2.0, orderly: bool = True) -> None:
+        """End the guest.
+
+        Args:
+            reboot: it begins again.
+            grace: seconds between SIGTERM and SIGKILL.
+            orderly: if it has an init of its own, that stops its services in their order; else all processes
+                get SIGTERM at once.
+        """
+        mode = "reboot" if reboot else "poweroff"
+        request = messages.Poweroff(mode=mode, grace=round(grace * 1000), orderly=orderly)
         await self._channel.call(request, messages.Empty)
 
     async def stats(self) -> messages.Stats:

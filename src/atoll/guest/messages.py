@@ -95,10 +95,11 @@ class EntropyReseed(Request, frozen=True, tag="entropy.reseed"):
 
 
 class Poweroff(Request, frozen=True, tag="system.poweroff"):
-    """End the guest in order; ``grace`` in ms between SIGTERM and SIGKILL."""
+    """End the guest; ``grace`` in ms between SIGTERM and SIGKILL. ``orderly``: by its own init, if it has one."""
 
     mode: str = "poweroff"
     grace: int = 2000
+    orderly: bool = False
 
 
 class SystemStats(Request, frozen=True, tag="system.stats"):

@@ -37,6 +37,14 @@ _TCG = (
     "norandmaps",  # TCG finds translated code by its virtual address: the same place in each process
 )
 
+#: Debian's own choice without bpf, for which systemd loads programs at each boot: 0.6 s under TCG.
+_LSM = "lsm=landlock,lockdown,yama,integrity,apparmor"
+
+#: For a machine whose memory can grow: what is plugged in is used at once, and for the most part in a way that it
+#: can be given back. No bounce buffers: with memory above 4 GiB in sight the kernel would set 64 MiB aside for
+#: devices with narrow addresses, of which there are none.
+_GROWING = ("memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "swiotlb=noforce")
+
 #: Of these a machine that stays does without.
 _ONLY_THROW_AWAY = {"init_on_alloc=0", "lsm="}
 
@@ -127,6 +135,8 @@ def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence
     machine = plan(name, files, shape, lifeline=False)
     parameters = [f"console={_CONSOLES[shape.architecture]}", "console=hvc0", *_ALWAYS, "net.ifnames=0"]
     parameters += _resident_profile(shape)
+    if residence.max_memory > shape.memory:
+        parameters += _GROWING
     agent = [item for item in machine.cmdline if item.startswith("atoll.")]
     if residence.init:
         agent.append(f"atoll.init={residence.init}")
@@ -145,8 +155,8 @@ def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence
 
 
 def _resident_profile(shape: Shape) -> tuple[str, ...]:
-    """As ``_profile``, but for what guards one user of a guest from another."""
-    return tuple(item for item in _profile(shape) if item not in _ONLY_THROW_AWAY)
+    """As ``_profile``, but with what guards one user of a guest from another."""
+    return (*(item for item in _profile(shape) if item not in _ONLY_THROW_AWAY), _LSM)
 
 
 def _profile(shape: Shape) -> tuple[str, ...]:
