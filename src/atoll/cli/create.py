@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from atoll.cli.options import add_vm_options, parse_environment, resolve
 from atoll.cli.output import listener, print_json, settle
@@ -72,12 +73,17 @@ def run(arguments: argparse.Namespace) -> int:
     from atoll.cli.listing import describe
     from atoll.machine.creation import Wishes, create, parse_disk
     from atoll.machine.machine import Machine
+    from atoll.machine.spec import check_name
 
     image = arguments.image
     if arguments.rootfs is not None:
         from atoll.image import catalog
+        from atoll.machine import registry
 
-        image = catalog.import_rootfs(config.paths, arguments.rootfs, arguments.name, emit=emit).manifest.name
+        if registry.exists(config.paths, check_name(arguments.name)):  # before a root is read for nothing
+            raise registry.taken(arguments.name)
+        root = Path(arguments.rootfs)
+        image = catalog.import_rootfs(config.paths, root, arguments.name, emit=emit).manifest.name
     mounts, workdir = list(arguments.mount), arguments.workdir
     if arguments.here:
         here = os.getcwd()

@@ -1,6 +1,6 @@
 """A machine in one file: a tar of its spec, its image's identity and its disk without holes, with digests.
 
-The file is made for writing as a stream: the manifest comes last. Its digests are checked before anything of the
+The file is written as a stream: the manifest comes last. Its digests are checked before anything of the
 machine is entered into the registry.
 """
 
@@ -73,13 +73,15 @@ def export_machine(machine: Named, target: Path, emit: Emit = ignore) -> ExportM
             task(emit, "export", f"Exporting {machine.name}", total=total, unit="bytes"),
             partial.open("xb") as file,
         ):
+            partial.chmod(0o600)  # as the disk, which is in it
             manifest = _write(file, machine, image, extents, emit)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(target)
         store.sync_directory(target.absolute().parent)
     except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror}", code="io") from error
+        hint = "choose another place"
+        raise StoreError(f"cannot write {target}: {error.strerror}", code="io", hint=hint) from error
     finally:
         partial.unlink(missing_ok=True)
     return manifest
@@ -211,7 +213,9 @@ def import_machine(paths: Paths, source: Path, name: str | None = None, emit: Em
     except (tarfile.TarError, msgspec.DecodeError, UnicodeDecodeError, EOFError) as error:
         raise _damaged(source, str(error)) from error
     except OSError as error:
-        raise UsageError(f"cannot read {source}: {error.strerror}", code="archive") from error
+        raise UsageError(
+            f"cannot read {source}: {error.strerror}", code="archive", hint="check the path"
+        ) from error
 
 
 def _damaged(source: Path, why: str) -> UsageError:

@@ -96,7 +96,7 @@ def _yes_or_no(value: str) -> bool:
     return value == "yes"
 
 
-#: For each of ``EDITABLE`` that is no setting of sandboxes too: the field of the spec, and what makes its value.
+#: For each of ``EDITABLE`` that is no setting of sandboxes too: the spec's field, and what makes its value.
 _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "user": ("user", check_user),
     "workdir": ("workdir", check_workdir),

@@ -28,6 +28,21 @@ _SLOTS = 4
 #: What makes systemd start faster and say less; a user's own units are not affected.
 _SYSTEMD = ("systemd.show_status=0",)
 
+#: Makes a user. Each step looks for its own result: a start may have been cut off after any of them.
+_USER = """\
+id USER >/dev/null 2>&1 || useradd -M -s "$(command -v bash || echo /bin/sh)" USER
+home=$(eval echo ~USER)
+if [ ! -d "$home" ]; then
+    rm -rf "$home.new"
+    mkdir -p "$home.new"
+    [ ! -d /etc/skel ] || cp -R /etc/skel/. "$home.new"
+    chown -R USER: "$home.new"
+    chmod 700 "$home.new"
+    mv "$home.new" "$home"
+fi
+mkdir -p /etc/sudoers.d
+[ -s /etc/sudoers.d/USER ] || echo 'USER ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/USER"""
+
 #: An accelerator that no flag chooses but a record may name: the machine is the agent alone, as a process of
 #: this host (``atoll.hypervisor.fake``). Tests of what machines do by the thousand use it.
 FAKE = "fake"
@@ -90,10 +105,5 @@ def setup_script(name: str, spec: MachineSpec) -> str:
     if spec.init is Init.MINIMAL:
         lines.append(f"echo {spec.id} > /etc/machine-id")
     if spec.user:
-        user = shlex.quote(spec.user)
-        lines.append(
-            f"id {user} >/dev/null 2>&1 || "
-            f'{{ useradd -m -s "$(command -v bash || echo /bin/sh)" {user}; mkdir -p /etc/sudoers.d; '
-            f"echo '{spec.user} ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/{spec.user}; }}"
-        )
+        lines.append(_USER.replace("USER", spec.user))  # a name that needs no quotes
     return "\n".join(lines)

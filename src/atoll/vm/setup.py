@@ -95,4 +95,5 @@ async def _probe(agent: Agent, probe: Probe) -> bool:
 
 
 def _describe(probe: Probe) -> str:
-    return " ".join(probe.command) if probe.command else f"port {probe.port}"
+    said = " ".join(probe.command).removeprefix("/bin/sh -c ")
+    return f"probe: {said}" if said else f"probe: port {probe.port}"

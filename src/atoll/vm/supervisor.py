@@ -18,7 +18,16 @@ import msgspec
 
 from atoll import store
 from atoll.errors import AtollError, BootError, ChannelError, GuestError, StoreError
-from atoll.events import Emit, Event, GuestBooted, StageReached, StateChanged, VmExited, VmSpawned
+from atoll.events import (
+    Emit,
+    Event,
+    GuestBooted,
+    StageReached,
+    StateChanged,
+    VmExited,
+    VmSpawned,
+    WaitingFor,
+)
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Port
@@ -184,6 +193,7 @@ class Supervisor:
             self._spawn(self._watch(vm))
             self._spawn(self._keep_time())
             self._spawn(self._set_clock())
+            self._spawn(self._recover_shares(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
 
@@ -312,6 +322,13 @@ class Supervisor:
         vm, agent = self.vm, self.agent
         assert vm is not None
         answered = booted = False
+        waits_for = ""
+
+        def tell(event: Event) -> None:
+            nonlocal waits_for
+            waits_for = event.what if isinstance(event, WaitingFor) else waits_for
+            self.emit(event)
+
         try:
             async with asyncio.timeout(plan.boot_timeout):
                 if agent is None:
@@ -324,7 +341,7 @@ class Supervisor:
                 booted = True
                 self._reached("root")
                 self.emit(GuestBooted(vm=self.name, timeline=timeline))
-                await set_up(agent, plan.setup, self.name, self.emit)
+                await set_up(agent, plan.setup, self.name, tell)
                 await self._set_clock()
         except GuestError as error:
             hint = "rebuild the image with `atoll image build --force IMAGE`" if error.stage == "root" else ""
@@ -332,6 +349,8 @@ class Supervisor:
                 f"{self.name}: {error.message}", stage=error.stage or "root", hint=hint
             ) from error
         except (ChannelError, TimeoutError) as error:
+            if waits_for and isinstance(error, TimeoutError):
+                raise _unready(self.name, plan, waits_for) from error
             raise await self._explain(vm, error, answered=answered, booted=booted) from error
 
     async def _explain(
@@ -484,6 +503,13 @@ def _seen(task: asyncio.Task[None]) -> None:
     """Its failure is in the state; a failure that is no error of Atoll is a bug and goes to the log."""
     if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, AtollError):
         traceback.print_exception(error)
+
+
+def _unready(name: str, plan: BootPlan, waits_for: str) -> BootError:
+    message = f"{name}: the guest is up, but after {plan.boot_timeout:g} s it still waits for its {waits_for}"
+    stage = "probe" if waits_for.startswith("probe") else "setup"
+    hint = f"change what is probed: `atoll edit {name} ready_probe=...`, or allow more: `boot_timeout=...`"
+    return BootError(message, stage=stage, hint=hint if stage == "probe" else "see `atoll logs`")
 
 
 def _failure(error: Exception) -> Failure:
