@@ -193,7 +193,6 @@ class Supervisor:
             self._spawn(self._watch(vm))
             self._spawn(self._keep_time())
             self._spawn(self._set_clock())
-            self._spawn(self._recover_shares(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
 
