@@ -147,7 +147,7 @@ def parse_share(text: str) -> Share:
 
 def parse_forward(text: str) -> Forward:
     """``[ADDRESS:]HOST:GUEST[/udp]``. Raises ``UsageError``: ``usage.port``."""
-    found = re.fullmatch(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?", text)
+    found = re.fullmatch(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?", text, re.ASCII)
     ports = [int(found[2]), int(found[3])] if found else []
     octets = [int(part) for part in found[1].split(".")] if found and found[1] else []
     if not found or any(not 0 < port < 65_536 for port in ports) or any(octet > 255 for octet in octets):
@@ -158,7 +158,7 @@ def parse_forward(text: str) -> Forward:
 
 def parse_probe(text: str) -> Probe:
     """``PORT``, or a command for the guest's shell. Raises ``UsageError``: ``usage.probe``."""
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         if not 0 < int(text) < 65_536:
             raise UsageError(f"--ready-probe {text}: no port", code="probe", hint="ports are 1 to 65535")
         return Probe(port=int(text))
