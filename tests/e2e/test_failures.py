@@ -10,22 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import assert_error
 
 from atoll import runtime
 from atoll.image import catalog, cpio, kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("no_leftovers")]
-
-
-def assert_error(done, code, fragment=""):
-    text = done.stderr.decode()
-    assert "Traceback" not in text
-    assert done.returncode not in {0, None}, done
-    found = re.search(r"^error\[([\w.]+)\]: (.+)$", text, re.MULTILINE)
-    assert found, text
-    assert found[1] == code, text
-    assert fragment in text, text
-    assert re.search(r"^hint: .+$", text, re.MULTILINE), text
 
 
 @pytest.fixture
