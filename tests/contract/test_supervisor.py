@@ -37,8 +37,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_leftovers")]
 
 
 @pytest.fixture
-async def make(tmp_path):
-    """Machines, whose processes are gone after the test whatever it did."""
+async def make(tmp_path, monkeypatch):
+    """Machines, whose processes are gone after the test whatever it did, and whose logs have no complaint."""
+    monkeypatch.setenv("PYTHONDEVMODE", "1")  # forgotten tasks and sockets, slow callbacks
     controls = []
 
     class Made:
@@ -68,6 +69,9 @@ async def make(tmp_path):
     for control in controls:
         control.close()
     kill_all_at(tmp_path)
+    said = "".join(path.read_text() for path in tmp_path.glob("machines/*/logs/supervisor.log"))
+    complaints = [line for line in said.splitlines() if not line.startswith("Executing <")]
+    assert complaints == [], said
 
 
 @pytest.fixture

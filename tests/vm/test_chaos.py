@@ -113,6 +113,8 @@ class Run:
     async def check(self):
         """Everything is as it says, can be ended, and leaves nothing."""
         assert not self.failures, f"seed {SEED}\n" + "\n".join(self.failures)
+        for log in self.config.paths.machines.glob("*/logs/supervisor.log"):
+            assert "Traceback" not in log.read_text(errors="replace"), log.read_text(errors="replace")[-4000:]
         await self._let_supervisors_leave()
         for entry in registry.listed(self.config.paths):
             assert entry.error is None, (entry.name, entry.error)

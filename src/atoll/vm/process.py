@@ -52,6 +52,8 @@ def supervise(
     with ExitStack() as stack:
         lock = store.hold(place.supervisor_lock)
         if lock is None:
+            if client is not None:
+                client.close()
             return BUSY
         stack.callback(os.close, lock)
         return asyncio.run(_run(place, hypervisor, read_plan, emit, client, start=start))
