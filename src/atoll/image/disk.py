@@ -17,8 +17,12 @@ INSTALL_HINT = "apt install e2fsprogs"
 SMALLEST = 64 << 20
 
 #: What makes the file system fit a sparse file: nothing is reserved, tables that are zero are not written.
-_OPTIONS = ("-m", "0", "-J", "size=16", "-E", "assume_storage_prezeroed=1,nodiscard")
-_OLDER_OPTIONS = ("-m", "0", "-J", "size=16", "-E", "lazy_itable_init=1,nodiscard")
+_OPTIONS = "assume_storage_prezeroed=1,nodiscard"
+_OLDER_OPTIONS = "lazy_itable_init=1,nodiscard"
+
+#: To what size a disk can grow, bytes. mkfs.ext4 would reserve room for 1024 times its size: the kernel grows
+#: a file system in one transaction that spans all of the reserve, which a journal of 16 MiB cannot hold.
+_LARGEST = 4 << 40
 
 _COPY_STEP = 16 << 20
 
@@ -39,11 +43,13 @@ def make(path: Path, size: int, *, emit: Emit = ignore) -> None:
     with path.open("wb") as file:
         file.truncate(size)
     path.chmod(0o600)
+    command = [program, "-F", "-q", "-m", "0", "-J", "size=16", "-E"]
+    reserve = f",resize={_LARGEST >> 40}T" if size < _LARGEST else ""
     try:
         try:
-            process.run([program, "-F", "-q", *_OPTIONS, str(path)], emit=emit)
+            process.run([*command, _OPTIONS + reserve, str(path)], emit=emit)
         except ProcessError:  # e2fsprogs before 1.47 does not know the option
-            process.run([program, "-F", "-q", *_OLDER_OPTIONS, str(path)], emit=emit)
+            process.run([*command, _OLDER_OPTIONS + reserve, str(path)], emit=emit)
     except ProcessError as error:
         message = f"cannot make a disk: {error.message}"
         raise ImageError(message, code="disk", hint="is there space left?", detail=error.detail) from error
