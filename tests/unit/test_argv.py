@@ -73,15 +73,15 @@ def test_x86_64_under_tcg_with_disks():
         *("-chardev", "socket,id=channel,fd=10"),
         *("-device", "virtserialport,bus=serial0.0,chardev=channel,name=atoll.agent.0"),
         *("-device", "virtio-rng-pci"),
-        *("-blockdev", "driver=file,node-name=disk0-file,filename=/images/root.erofs,read-only=on"),
-        *("-blockdev", "driver=raw,node-name=disk0,file=disk0-file,read-only=on"),
-        *("-device", "virtio-blk-pci,drive=disk0,serial=root"),
-        *("-blockdev", "driver=file,node-name=disk1-file,filename=/data/a,,b.qcow2,read-only=off"),
+        *("-blockdev", "driver=file,node-name=disk-root-file,filename=/images/root.erofs,read-only=on"),
+        *("-blockdev", "driver=raw,node-name=disk-root,file=disk-root-file,read-only=on"),
+        *("-device", "virtio-blk-pci,drive=disk-root,serial=root"),
+        *("-blockdev", "driver=file,node-name=disk-data-1-file,filename=/data/a,,b.qcow2,read-only=off"),
         *(
             "-blockdev",
-            "driver=qcow2,node-name=disk1,file=disk1-file,read-only=off,discard=unmap,detect-zeroes=unmap",
+            "driver=qcow2,node-name=disk-data-1,file=disk-data-1-file,read-only=off,discard=unmap,detect-zeroes=unmap",
         ),
-        *("-device", "virtio-blk-pci,drive=disk1,serial=data,,1"),
+        *("-device", "virtio-blk-pci,drive=disk-data-1,serial=data,,1"),
     )
 
 
@@ -140,9 +140,9 @@ def test_aarch64_under_tcg_with_four_vcpus_and_a_disk():
         *("-chardev", "socket,id=channel,fd=10"),
         *("-device", "virtserialport,bus=serial0.0,chardev=channel,name=atoll.agent.0"),
         *("-device", "virtio-rng-pci"),
-        *("-blockdev", "driver=file,node-name=disk0-file,filename=/images/root.erofs,read-only=on"),
-        *("-blockdev", "driver=raw,node-name=disk0,file=disk0-file,read-only=on"),
-        *("-device", "virtio-blk-pci,drive=disk0,serial=root"),
+        *("-blockdev", "driver=file,node-name=disk-root-file,filename=/images/root.erofs,read-only=on"),
+        *("-blockdev", "driver=raw,node-name=disk-root,file=disk-root-file,read-only=on"),
+        *("-device", "virtio-blk-pci,drive=disk-root,serial=root"),
     )
 
 
@@ -157,7 +157,7 @@ def test_disks_are_attached_in_their_order():
     disks = tuple(Disk(Path(f"/d/{number}"), serial=f"s{number}") for number in range(12))
     vector = lines(render(replace(BARE, disks=disks), "qemu", FDS, sandbox=False))
     attached = [line for line in vector if "virtio-blk-pci" in line]
-    assert attached == [f"-device virtio-blk-pci,drive=disk{n},serial=s{n}" for n in range(12)]
+    assert attached == [f"-device virtio-blk-pci,drive=disk-s{n},serial=s{n}" for n in range(12)]
 
 
 @pytest.mark.parametrize("serial", ["", "x" * 21, "ü" * 11])

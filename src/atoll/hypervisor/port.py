@@ -26,6 +26,7 @@ __all__ = [
     "ChannelEnd",
     "Departure",
     "Hypervisor",
+    "MemorySize",
     "Pluggable",
     "Position",
     "Resident",
@@ -127,11 +128,19 @@ class ResidentHypervisor(Hypervisor, Protocol):
 
 
 class Balloon(NamedTuple):
-    """A guest's memory, bytes: what the balloon leaves it; what it calls free and available, -1 if unknown."""
+    """A guest's memory, bytes: what the balloon leaves it, what it calls free and available; -1: unknown."""
 
     actual: int
     free: int
     available: int
+
+
+class MemorySize(NamedTuple):
+    """A VM's memory, bytes: what it was started with, what it has now, and what it can have while it runs."""
+
+    started: int
+    now: int
+    most: int
 
 
 class Pluggable(Protocol):
@@ -144,7 +153,7 @@ class Pluggable(Protocol):
         """Put a share into a slot; ``sock`` is connected to its daemon, and the caller's still."""
 
     async def unplug_share(self, slot: int) -> None:
-        """Have the guest let go of the share in a slot, if there is one, and close the daemon's connection."""
+        """Have the guest let go of the share in a slot, if there is one; close its daemon's connection."""
 
     async def has_share(self, slot: int) -> bool:
         """Whether there is a share in a slot."""
@@ -152,17 +161,20 @@ class Pluggable(Protocol):
     async def balloon(self) -> Balloon:
         """What the balloon leaves the guest, and what the guest says of its memory."""
 
+    async def left_by_balloon(self) -> int:
+        """What the balloon leaves the guest, bytes."""
+
     async def inflate(self, target: int) -> None:
         """Have the balloon leave the guest ``target`` bytes; it takes its time."""
 
     async def grow_disk(self, serial: str, size: int) -> None:
         """Tell the guest that a disk has ``size`` bytes now."""
 
-    async def plugged_memory(self) -> tuple[int, int] | None:
-        """Bytes of memory that were plugged in, and how many can be; None if none can."""
+    async def memory(self) -> MemorySize:
+        """How much memory there is."""
 
     async def plug_memory(self, size: int) -> None:
-        """Ask the guest to take ``size`` bytes of pluggable memory; it takes its time."""
+        """Ask the guest to have ``size`` bytes of memory, whatever its balloon takes; it takes its time."""
 
     async def plug_vcpus(self, count: int) -> int:
         """Plug vCPUs in until there are ``count`` or no more can be; how many there are."""

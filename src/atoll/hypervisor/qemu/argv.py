@@ -5,15 +5,20 @@ Options are those of QEMU 7.2 and later; see "Invocation" in QEMU's system emula
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 
 from atoll.hypervisor.model import CHANNEL_PORT, Accelerator, Architecture, Disk, Machine, UserNetwork
 
-__all__ = ["SANDBOX", "Descriptors", "render"]
+__all__ = ["SANDBOX", "Descriptors", "disk_node", "render"]
 
 _MIB = 1 << 20
+
+
+#: Bytes that the guest's kernel calls a memory block on x86-64: what virtio-mem can give is a multiple.
+_PLUG_STEP = 128 * _MIB
 
 
 class Descriptors(msgspec.Struct, frozen=True):
@@ -91,8 +96,12 @@ def render(
         *_ports(machine, fds),
         *("-device", "virtio-rng-pci"),
         *_network(machine.network),
-        *(("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on") if machine.balloon else ()),
-        *(argument for number, disk in enumerate(machine.disks) for argument in _disk(number, disk)),
+        *(
+            ("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on")
+            if machine.balloon
+            else ()
+        ),
+        *(argument for disk in machine.disks for argument in _disk(disk)),
         *(argument for number in range(machine.slots) for argument in _slot(number)),
     )
 
@@ -105,15 +114,15 @@ def _vcpus(machine: Machine) -> str:
 def _memory(machine: Machine) -> tuple[str, ...]:
     """RAM, shared where other processes must map it, and a virtio-mem device for what may be added."""
     size = f"{machine.memory // _MIB}M"
-    grows = machine.max_memory > machine.memory
-    arguments = ["-m", f"size={size},slots=1,maxmem={machine.max_memory // _MIB}M" if grows else size]
+    more = max(machine.max_memory - machine.memory, 0) // _PLUG_STEP * _PLUG_STEP
+    most = f"{(machine.memory + more) // _MIB}M"
+    arguments = ["-m", f"size={size},slots=1,maxmem={most}" if more else size]
     share = ",share=on" if machine.shared_memory else ""
     kind = "memory-backend-memfd" if machine.shared_memory else "memory-backend-ram"
     if machine.shared_memory:
         arguments += ["-object", f"{kind},id=ram,size={size}{share}"]
-    if grows:
-        more = f"{(machine.max_memory - machine.memory) // _MIB}M"
-        arguments += ["-object", f"{kind},id=more,size={more},reserve=off{share}"]
+    if more:
+        arguments += ["-object", f"{kind},id=more,size={more // _MIB}M,reserve=off{share}"]
         arguments += ["-device", "virtio-mem-pci,id=memory,memdev=more,requested-size=0"]
     return tuple(arguments)
 
@@ -163,8 +172,13 @@ def _socket(name: str, fd: int, fds: Descriptors) -> tuple[str, str]:
     return ("-chardev", f"socket,id={name},fd={fd}" + (",server=on,wait=off" if fds.listening else ""))
 
 
-def _disk(number: int, disk: Disk) -> tuple[str, ...]:
-    node = f"disk{number}"
+def disk_node(serial: str) -> str:
+    """What QEMU calls the disk of that serial (QAPI ``node-name``: letters, digits and dashes)."""
+    return "disk-" + re.sub(r"[^A-Za-z0-9-]", "-", serial)
+
+
+def _disk(disk: Disk) -> tuple[str, ...]:
+    node = disk_node(disk.serial)
     access = "on" if disk.read_only else "off"
     file = f"driver=file,node-name={node}-file,filename={_escape(str(disk.path))},read-only={access}"
     layout = f"driver={disk.format},node-name={node},file={node}-file,read-only={access}"

@@ -62,7 +62,7 @@ class Monitor:
             raise BootError(f"QEMU's monitor: {command}: {reason}", stage="spawn") from error
 
     async def lend(self, name: str, sock: socket.socket) -> None:
-        """Give QEMU a copy of ``sock`` under a name, by which a command can take it. Raises as ``execute``."""
+        """Give QEMU a copy of ``sock`` under a name by which a command takes it. Raises as ``execute``."""
         try:
             (await self._connected()).send_fd_scm(sock.fileno())
         except OSError as error:

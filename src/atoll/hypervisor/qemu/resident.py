@@ -17,6 +17,7 @@ from atoll.hypervisor.model import Machine, Port
 from atoll.hypervisor.port import Departure, Position, connect, end, find_holder, listen, sweep, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
+from atoll.hypervisor.qemu.plugging import Plugging
 from atoll.hypervisor.qemu.qmp import Monitor
 from atoll.paths import VmPaths
 from atoll.process import Adopted, Process
@@ -86,6 +87,11 @@ class QemuResident:
             return Departure.SHUTDOWN
         return Departure.QUIT if cause else Departure.LOST
 
+    @property
+    def plugging(self) -> Plugging:
+        """What can be plugged in and out."""
+        return Plugging(self._attached())
+
     def connect(self, port: Port) -> socket.socket | None:
         """A new connection; QEMU serves one at a time."""
         try:
@@ -96,10 +102,6 @@ class QemuResident:
     async def attach(self) -> None:
         """Connect the monitor."""
         await self._attached().execute("query-status")
-
-    async def execute(self, command: str, **arguments: object) -> object:
-        """Run a QMP command. Raises ``BootError`` as ``Monitor.execute``."""
-        return await self._attached().execute(command, arguments or None)
 
     async def paused(self) -> bool:
         """Whether QEMU's run state is ``paused``."""
