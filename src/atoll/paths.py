@@ -89,6 +89,11 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.directory / "vm.pid"
 
     @property
+    def shares(self) -> Path:
+        """Which directories of the host are plugged into the VM."""
+        return self.directory / "shares.json"
+
+    @property
     def control(self) -> Path:
         """The supervisor's socket."""
         return self.directory / "control.sock"
@@ -103,7 +108,7 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.directory / f"vm-{name}.sock"
 
     def log(self, name: str) -> Path:
-        """A log: ``console``, ``serial``, ``agent``, ``hypervisor`` or ``supervisor``."""
+        """A log: ``console``, ``serial``, ``agent``, ``hypervisor``, ``shares`` or ``supervisor``."""
         return self.logs / f"{name}.log"
 
 

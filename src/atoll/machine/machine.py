@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from atoll import store
 from atoll.config import Config, load, override
 from atoll.errors import AtollError, ChannelError, StoreError
@@ -18,15 +20,15 @@ from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.guest.copying import Copied, receive_tree, send_tree
 from atoll.image.catalog import ImageManifest
-from atoll.machine import registry
+from atoll.machine import editing, live, registry
 from atoll.machine.creation import Wishes, create, parse_disk
 from atoll.machine.launching import reach, summon
 from atoll.machine.planning import make_plan
 from atoll.machine.registry import Named
-from atoll.machine.spec import MachineSpec
+from atoll.machine.spec import MachineSpec, Share, check_guest_path
 from atoll.paths import Paths, VmPaths
 from atoll.vm.client import Control
-from atoll.vm.messages import Stats, Status, Stopped
+from atoll.vm.messages import MemoryState, Stats, Status, Stopped
 from atoll.vm.state import Phase, State, StateError
 
 __all__ = ["Machine"]
@@ -226,6 +228,86 @@ class Machine(Commands):
     async def stats(self) -> Stats:
         """What it uses. Raises ``StateError`` if it is not running."""
         return await (await self._active("measured")).stats()
+
+    async def memory(self, target: str | int | None = None) -> MemoryState:
+        """Its memory; with ``target``, such as ``"256M"`` or bytes, its balloon is set first.
+
+        Raises:
+            StateError: it is not running, or cannot be left so much or so little.
+        """
+        count = None if target is None else live.parse_target(target)
+        return await (await self._active("asked for its memory")).memory(count)
+
+    # What it shares, and how large it is: also while it runs.
+
+    async def share(self, host: str | Path, guest: str, *, read_only: bool = False) -> Share:
+        """Share a directory of the host, now if it runs and at each start from now on.
+
+        Args:
+            host: the directory.
+            guest: its place in the machine, made where it is missing.
+            read_only: the machine cannot write it.
+
+        Raises:
+            UsageError: there is no such directory, or its place is taken.
+            PreflightError: virtiofsd is missing.
+            StateError: it cannot be shared, or the machine is paused.
+        """
+        share = live.make_share(host, guest, read_only=read_only)
+        async with self._changing() as machine:
+            spec = live.with_share(machine.spec, share)
+            if machine.state.active:
+                await (await self._connect(machine.place)).add_share(share)
+                live.replan(machine.place, spec)
+            registry.save(machine, spec)
+        return share
+
+    async def unshare(self, guest: str) -> None:
+        """Take the share at ``guest`` away. Raises as ``share``; ``state.share_busy``: it is in use."""
+        async with self._changing() as machine:
+            spec = live.without_share(machine.spec, guest)
+            if machine.state.active:
+                control = await self._connect(machine.place)
+                place = check_guest_path(guest)
+                if any(share.guest == place for share in await control.shares()):
+                    await control.remove_share(place)
+                live.replan(machine.place, spec)
+            registry.save(machine, spec)
+
+    async def resize(
+        self,
+        *,
+        cpus: int | str | None = None,
+        memory: int | str | None = None,
+        disk: int | str | None = None,
+    ) -> dict[str, str]:
+        """Change how large it is; for each of what was asked for ``"now"`` or ``"at the next start"``.
+
+        Args:
+            cpus: vCPUs.
+            memory: such as ``"1G"``, or bytes.
+            disk: likewise; it can only grow.
+
+        Raises:
+            UsageError, ConfigError: a value is wrong.
+            StateError: the running machine refuses it; it is recorded all the same.
+        """
+        wanted = [
+            what for what, size in (("cpus", cpus), ("memory", memory), ("disk", disk)) if size is not None
+        ]
+        async with self._changing() as machine:
+            spec = live.sized(self._config, machine.spec, cpus=cpus, memory=_size(memory))
+            if disk is not None:
+                grown = await asyncio.to_thread(editing.grow_disk, machine, disk)
+                spec = msgspec.structs.replace(spec, disk=grown.disk)
+            registry.save(machine, spec)
+            if machine.state.phase is not Phase.RUNNING:
+                return dict.fromkeys(wanted, live.LATER)
+            live.replan(machine.place, spec)
+            now = await (await self._connect(machine.place)).resize(
+                **{what: getattr(spec, what) for what in wanted}
+            )
+            return {what: live.NOW if now[what] else live.LATER for what in wanted}
 
     async def wait(self, *phases: Phase, timeout: float | None = None) -> State:  # noqa: ASYNC109
         """Wait until it is in one of ``phases``; at rest by default.

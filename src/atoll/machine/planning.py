@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import os
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from atoll.image.catalog import ImageManifest
 from atoll.machine.spec import Init, MachineSpec, mac_of
 from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan, NetworkSetup, Setup
-from atoll.vm.plan import Residence, plan_resident
+from atoll.vm.plan import Residence, limits_of, plan_resident
 
 __all__ = ["FAKE", "make_plan", "setup_script"]
 
@@ -24,6 +24,9 @@ _ADDRESS, _GATEWAY, _RESOLVER = "10.0.2.15/24", "10.0.2.2", "10.0.2.3"
 
 #: PCIe slots for shares that come and go while the machine runs.
 _SLOTS = 4
+
+#: Devices that may be plugged in later: their modules are loaded then.
+_PLUGGED = ("virtiofs", "virtio_mem")
 
 #: What makes systemd start faster and say less; a user's own units are not affected.
 _SYSTEMD = ("systemd.show_status=0",)
@@ -64,10 +67,13 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     files = msgspec.structs.replace(base.files, root=place.root)
     init = store.read_record(place.image, ImageManifest).init if spec.init is Init.SYSTEMD else ""
     mac = mac_of(spec.id)
+    limits = limits_of(base.shape, host_memory=_host_memory(), host_cpus=os.cpu_count() or 1)
     residence = Residence(
         data=place.data,
         init=init,
         network=UserNetwork(mac, spec.forwards) if spec.network else None,
+        max_vcpus=limits.vcpus,
+        max_memory=limits.memory,
         slots=_SLOTS,
         parameters=(*_SYSTEMD, f"systemd.machine_id={spec.id}") if init else (),
     )
@@ -80,11 +86,18 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
             modules=tuple(path for device in devices for path in base.devices.get(device, ())),
             network=network,
             script=setup_script(name, spec),
+            shares=spec.shares,
             probe=spec.probe,
+            user=spec.user,
+            drivers={name: base.devices[name] for name in _PLUGGED if name in base.devices},
         ),
         policy=spec.restart,
         boot_timeout=spec.boot_timeout,
     )
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _hosted(name: str, place: VmPaths, spec: MachineSpec) -> BootPlan:

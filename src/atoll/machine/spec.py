@@ -11,13 +11,14 @@ import msgspec
 
 from atoll.errors import UsageError
 from atoll.hypervisor.model import Forward
-from atoll.vm.bootplan import Probe
+from atoll.vm.bootplan import Probe, Share
 from atoll.vm.restart import Policy
 
 __all__ = [
     "Init",
     "MachineSpec",
     "Share",
+    "check_guest_path",
     "check_name",
     "check_user",
     "mac_of",
@@ -37,20 +38,6 @@ class Init(StrEnum):
 
     SYSTEMD = "systemd"
     MINIMAL = "minimal"
-
-
-class Share(msgspec.Struct, frozen=True):
-    """A directory of the host in the guest.
-
-    Attributes:
-        host: absolute path on the host.
-        guest: absolute path in the guest.
-        read_only: the guest cannot write, whatever it tries.
-    """
-
-    host: str
-    guest: str
-    read_only: bool = False
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,13 +123,16 @@ def parse_share(text: str) -> Share:
     read_only = len(parts) == 3 and parts[2] == "ro"
     if len(parts) not in {2, 3} or (len(parts) == 3 and parts[2] not in {"ro", "rw"}) or not parts[0]:
         raise UsageError(f"--mount {text}: malformed", code="mount", hint="write HOST:GUEST or HOST:GUEST:ro")
-    guest = parts[1]
-    if not guest.startswith("/") or guest == "/" or ".." in guest.split("/"):
-        hint = "the second part is an absolute path in the guest, not its root"
-        raise UsageError(f"--mount {text}: {guest!r} is no place for a share", code="mount", hint=hint)
-    return Share(
-        parts[0], "/" + "/".join(part for part in guest.split("/") if part not in {"", "."}), read_only
-    )
+    return Share(parts[0], check_guest_path(parts[1]), read_only)
+
+
+def check_guest_path(path: str) -> str:
+    """The place of a share in the guest, in its plain form. Raises ``UsageError``: ``usage.mount``."""
+    parts = [part for part in path.split("/") if part not in {"", "."}]
+    if not path.startswith("/") or not parts or ".." in parts or "\0" in path:
+        hint = "name an absolute path in the guest, not its root"
+        raise UsageError(f"{path!r} is no place for a share", code="mount", hint=hint)
+    return "/" + "/".join(parts)
 
 
 def parse_forward(text: str) -> Forward:

@@ -10,7 +10,7 @@ from atoll.hypervisor.model import Machine
 from atoll.hypervisor.qemu.host import QemuHost
 from atoll.vm.restart import Policy
 
-__all__ = ["BootPlan", "NetworkSetup", "Probe", "Setup"]
+__all__ = ["BootPlan", "NetworkSetup", "Probe", "Setup", "Share"]
 
 
 class NetworkSetup(msgspec.Struct, frozen=True):
@@ -29,6 +29,20 @@ class Probe(msgspec.Struct, frozen=True):
     command: tuple[str, ...] = ()
 
 
+class Share(msgspec.Struct, frozen=True):
+    """A directory of the host in the guest.
+
+    Attributes:
+        host: absolute path on the host.
+        guest: absolute path in the guest.
+        read_only: the guest cannot write, whatever it tries.
+    """
+
+    host: str
+    guest: str
+    read_only: bool = False
+
+
 class Setup(msgspec.Struct, frozen=True):
     """What is done in the guest once its root is mounted, in this order.
 
@@ -36,13 +50,19 @@ class Setup(msgspec.Struct, frozen=True):
         modules: paths of kernel modules below the kernel's own directory.
         network: addresses, or None without a network.
         script: for the guest's ``/bin/sh``, as root; empty for none.
+        shares: directories of the host.
         probe: what is waited for at last, or None.
+        user: the machine's user, to whom shares belong; empty for root.
+        drivers: modules of devices that may come later, by the device.
     """
 
     modules: tuple[str, ...] = ()
     network: NetworkSetup | None = None
     script: str = ""
+    shares: tuple[Share, ...] = ()
     probe: Probe | None = None
+    user: str = ""
+    drivers: dict[str, tuple[str, ...]] = {}
 
 
 class BootPlan(msgspec.Struct, frozen=True, kw_only=True):

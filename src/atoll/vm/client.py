@@ -12,6 +12,7 @@ from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Empty, Request
 from atoll.vm import messages
+from atoll.vm.bootplan import Share
 from atoll.vm.eventlog import decode
 from atoll.vm.state import Phase
 
@@ -67,6 +68,23 @@ class Control:
     async def memory(self, target: int | None = None) -> messages.MemoryState:
         """The guest's memory; with ``target``, bytes, the balloon is set first."""
         return await self._call(messages.MemoryTarget(target=target), messages.MemoryState)
+
+    async def add_share(self, share: Share) -> None:
+        """Have a directory of the host mounted in the guest."""
+        await self._call(messages.ShareAdd(share), Empty)
+
+    async def remove_share(self, guest: str) -> None:
+        """Take the share at ``guest`` away."""
+        await self._call(messages.ShareRemove(guest), Empty)
+
+    async def shares(self) -> tuple[Share, ...]:
+        """Which directories are shared."""
+        return (await self._call(messages.ShareList(), messages.Shared)).shares
+
+    async def resize(self, *, cpus: int = 0, memory: int = 0, disk: int = 0) -> dict[str, bool]:
+        """Have the guest use more; for each of what was asked for whether it does now."""
+        request = messages.Resize(cpus=cpus, memory=memory, disk=disk)
+        return (await self._call(request, messages.Resized)).now
 
     async def call(self, request: Request, reply: type[T]) -> T:
         """Any other request."""

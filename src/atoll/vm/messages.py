@@ -6,6 +6,7 @@ import msgspec
 
 from atoll.guest.messages import Request
 from atoll.guest.messages import Stats as GuestStats
+from atoll.vm.bootplan import Share
 from atoll.vm.state import Phase, State
 
 __all__ = [
@@ -14,7 +15,13 @@ __all__ = [
     "MemoryState",
     "MemoryTarget",
     "Pause",
+    "Resize",
+    "Resized",
     "Resume",
+    "ShareAdd",
+    "ShareList",
+    "ShareRemove",
+    "Shared",
     "Start",
     "Stats",
     "StatsRead",
@@ -74,6 +81,45 @@ class MemoryTarget(Request, frozen=True, tag="vm.memory"):
     """Ask about the guest's memory; with ``target``, bytes, have the balloon leave it that much."""
 
     target: int | None = None
+
+
+class ShareAdd(Request, frozen=True, tag="vm.share.add"):
+    """Ask for a directory of the host in the guest; answered when it is mounted."""
+
+    share: Share
+
+
+class ShareRemove(Request, frozen=True, tag="vm.share.remove"):
+    """Ask for the share at ``guest`` to be unmounted and taken away."""
+
+    guest: str
+
+
+class ShareList(Request, frozen=True, tag="vm.share.list"):
+    """Ask which directories are shared."""
+
+
+class Shared(msgspec.Struct, frozen=True):
+    """The directories that are shared."""
+
+    shares: tuple[Share, ...]
+
+
+class Resize(Request, frozen=True, tag="vm.resize"):
+    """Have the guest use other vCPUs, memory or disk, bytes; 0 is as before.
+
+    The disk's file has grown already.
+    """
+
+    cpus: int = 0
+    memory: int = 0
+    disk: int = 0
+
+
+class Resized(msgspec.Struct, frozen=True):
+    """For each of what was asked for whether the guest has it now; else it will when it is started again."""
+
+    now: dict[str, bool]
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,9 +11,11 @@ from atoll.hypervisor.model import Accelerator, Architecture, Disk, Machine, Use
 
 __all__ = [
     "Bootable",
+    "Limits",
     "Residence",
     "Shape",
     "check_memory",
+    "limits_of",
     "plan",
     "plan_resident",
     "smallest_memory",
@@ -22,6 +24,9 @@ __all__ = [
 _MIB = 1 << 20
 
 _CONSOLES = {Architecture.X86_64: "ttyS0", Architecture.AARCH64: "ttyAMA0"}
+
+#: Up to so many bytes a machine can grow while it runs if the host has them, however small it is.
+_GROWTH = 16 << 30
 
 #: Parameters that any guest gets: quiet, because each console line traps; a panic ends the VM at once.
 _ALWAYS = ("quiet", "panic=-1", "random.trust_cpu=on")
@@ -40,9 +45,9 @@ _TCG = (
 #: Debian's own choice without bpf, for which systemd loads programs at each boot: 0.6 s under TCG.
 _LSM = "lsm=landlock,lockdown,yama,integrity,apparmor"
 
-#: For a machine whose memory can grow: what is plugged in is used at once, and for the most part in a way that it
-#: can be given back. No bounce buffers: with memory above 4 GiB in sight the kernel would set 64 MiB aside for
-#: devices with narrow addresses, of which there are none.
+#: For a machine whose memory can grow: what is plugged in is used at once, and for the most part in a way
+#: that it can be given back. No bounce buffers: with memory above 4 GiB in sight the kernel would set 64 MiB
+#: aside for devices with narrow addresses, of which there are none.
 _GROWING = ("memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "swiotlb=noforce")
 
 #: Of these a machine that stays does without.
@@ -108,6 +113,13 @@ def plan(name: str, files: Bootable, shape: Shape, *, hostname: str = "", lifeli
     )
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """How far a machine can grow while it runs: vCPUs, and memory in bytes; 0 if it cannot."""
+
+    vcpus: int
+    memory: int
+
+
 class Residence(msgspec.Struct, frozen=True):
     """What a machine that stays has beside a throw-away VM.
 
@@ -151,6 +163,23 @@ def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence
         max_vcpus=residence.max_vcpus,
         max_memory=residence.max_memory,
         slots=residence.slots,
+    )
+
+
+def limits_of(shape: Shape, *, host_memory: int, host_cpus: int) -> Limits:
+    """How far a machine of ``shape`` can grow while it runs, on a host of that size.
+
+    Memory that may come costs nothing at a start. A vCPU that may come does under TCG: QEMU then has to keep
+    each of the guest's atomic operations atomic for a second thread, which makes a command 10 % slower; a
+    machine that has several vCPUs bears that anyway. On arm64 none of this was tried.
+    """
+    if shape.architecture is not Architecture.X86_64:
+        return Limits(0, 0)
+    alone = shape.accelerator is Accelerator.TCG and shape.vcpus == 1
+    most = min(host_memory, max(_GROWTH, 4 * shape.memory))
+    return Limits(
+        vcpus=host_cpus if host_cpus > shape.vcpus and not alone else 0,
+        memory=most if most > shape.memory else 0,
     )
 
 

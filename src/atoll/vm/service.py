@@ -17,6 +17,7 @@ from atoll.guest.messages import Empty
 from atoll.hypervisor.model import Port
 from atoll.vm import messages
 from atoll.vm.control import ControlServer, LocalStream, Method
+from atoll.vm.sizing import memory_of, memory_state, resize, set_balloon
 from atoll.vm.state import Phase, StateError
 from atoll.vm.supervisor import Supervisor
 
@@ -58,6 +59,11 @@ class Service:
             "vm.events": self._events,
             "vm.console": self._console,
             "vm.stats": self._stats,
+            "vm.memory": self._memory,
+            "vm.resize": self._resize,
+            "vm.share.add": self._share_add,
+            "vm.share.remove": self._share_remove,
+            "vm.share.list": self._share_list,
         }
 
     def status(self) -> messages.Status:
@@ -133,6 +139,33 @@ class Service:
             tap.listeners.discard(feed)
             showing.cancel()
 
+    async def _memory(self, payload: bytes, stream: LocalStream) -> None:
+        request = _parse(payload, messages.MemoryTarget)
+        vm = self._supervisor.require(Phase.RUNNING, "asked for its memory")
+        stream.reply(await (memory_state(vm) if request.target is None else set_balloon(vm, request.target)))
+
+    async def _resize(self, payload: bytes, stream: LocalStream) -> None:
+        request = _parse(payload, messages.Resize)
+        vm, agent = self._supervisor.require(Phase.RUNNING, "resized"), self._supervisor.agent
+        assert agent is not None, "it is running"
+        stream.reply(messages.Resized(await resize(vm, agent, self._supervisor.plan.setup, request)))
+
+    async def _share_add(self, payload: bytes, stream: LocalStream) -> None:
+        request = _parse(payload, messages.ShareAdd)
+        self._supervisor.require(Phase.RUNNING, "given a share")
+        await self._supervisor.shares.add(request.share)
+        stream.reply(Empty())
+
+    async def _share_remove(self, payload: bytes, stream: LocalStream) -> None:
+        request = _parse(payload, messages.ShareRemove)
+        self._supervisor.require(Phase.RUNNING, "relieved of a share")
+        await self._supervisor.shares.remove(request.guest)
+        stream.reply(Empty())
+
+    async def _share_list(self, _: bytes, stream: LocalStream) -> None:
+        self._supervisor.require(Phase.RUNNING, "asked for its shares")
+        stream.reply(messages.Shared(await self._supervisor.shares.listed()))
+
     async def _stats(self, _: bytes, stream: LocalStream) -> None:
         supervisor = self._supervisor
         pid = supervisor.vm.process.pid if supervisor.vm is not None else 0
@@ -161,18 +194,6 @@ async def _to_its_end(change: Coroutine[None, None, T]) -> T:
 
 def _parse(payload: bytes, kind: type[T]) -> T:
     return msgspec.msgpack.decode(payload, type=kind)
-
-
-def memory_of(pid: int) -> tuple[int, int]:
-    """Resident memory of a process, and what of it no other shares (proc(5), ``smaps_rollup``); bytes."""
-    resident = private = 0
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-            name, _, rest = line.partition(":")
-            size = int(rest.split()[0]) << 10
-            resident += size if name == "Rss" else 0
-            private += size if name.startswith("Private_") else 0
-    return resident, private
 
 
 def _cpu_time(pid: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 
 from atoll.errors import BootError, GuestError
 from atoll.events import Emit, WaitingFor
@@ -12,7 +13,7 @@ from atoll.guest.execution import Execution
 from atoll.guest.messages import ExecStart
 from atoll.vm.bootplan import Probe, Setup
 
-__all__ = ["set_up", "step_clock"]
+__all__ = ["run_quietly", "set_up", "step_clock"]
 
 #: Seconds between two attempts of a probe.
 _PROBE_PAUSE = 0.2
@@ -21,8 +22,17 @@ _PROBE_PAUSE = 0.2
 _DRIFT = 0.05
 
 
-async def set_up(agent: Agent, setup: Setup, vm: str, emit: Emit) -> None:
+async def set_up(
+    agent: Agent, setup: Setup, vm: str, emit: Emit, *, mount: Callable[[], Awaitable[None]] | None = None
+) -> None:
     """Carry ``setup`` out. The caller bounds the time.
+
+    Args:
+        agent: in the guest.
+        setup: what is to be done.
+        vm: its name.
+        emit: told what is waited for.
+        mount: mounts the shares.
 
     Raises:
         BootError: stage ``setup`` or ``probe``.
@@ -44,6 +54,9 @@ async def set_up(agent: Agent, setup: Setup, vm: str, emit: Emit) -> None:
     except GuestError as error:
         hint = "see `atoll logs`; the image may lack what Atoll needs"
         raise BootError(f"{vm}: {error.message}", stage="setup", hint=hint) from error
+    if setup.shares and mount is not None:
+        emit(WaitingFor(vm=vm, what="shares"))
+        await mount()
     if setup.probe is not None:
         emit(WaitingFor(vm=vm, what=_describe(setup.probe)))
         while not await _probe(agent, setup.probe):  # noqa: ASYNC110 - only asking again tells
@@ -60,7 +73,7 @@ def drifted(guest: int, host: int) -> bool:
     return abs(guest - host) > _DRIFT * 1e9
 
 
-async def _run(agent: Agent, argv: tuple[str, ...]) -> tuple[int, str]:
+async def run_quietly(agent: Agent, argv: tuple[str, ...]) -> tuple[int, str]:
     """Run a command as root; its status, and the end of what it said."""
     execution: Execution = agent.start(ExecStart(id=f"setup-{os.urandom(4).hex()}", argv=argv))
     try:
@@ -76,7 +89,7 @@ async def _run(agent: Agent, argv: tuple[str, ...]) -> tuple[int, str]:
 
 
 async def _script(agent: Agent, script: str, vm: str) -> None:
-    status, said = await _run(agent, ("/bin/sh", "-ec", script))
+    status, said = await run_quietly(agent, ("/bin/sh", "-ec", script))
     if status:
         message = f"{vm}: setting the guest up ended with status {status}"
         raise BootError(message, stage="setup", hint="see the lines above", detail=said[-2000:].strip())
@@ -86,10 +99,10 @@ async def _probe(agent: Agent, probe: Probe) -> bool:
     """Try once. A port is looked for among the guest's listening sockets: that takes no program."""
     try:
         if probe.command:
-            return (await _run(agent, probe.command))[0] == 0
+            return (await run_quietly(agent, probe.command))[0] == 0
         pattern = f":{probe.port:04X} [0-9A-F:]* 0A "
         tables = "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null"
-        return (await _run(agent, ("/bin/sh", "-c", f"{tables} | grep -q '{pattern}'")))[0] == 0
+        return (await run_quietly(agent, ("/bin/sh", "-c", f"{tables} | grep -q '{pattern}'")))[0] == 0
     except GuestError:
         return False
 

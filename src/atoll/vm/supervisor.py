@@ -41,6 +41,7 @@ from atoll.vm.logs import tail
 from atoll.vm.messages import Stopped, StopStep
 from atoll.vm.outputs import Outputs
 from atoll.vm.setup import drifted, set_up, step_clock
+from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
 from atoll.vm.stopping import stop_guest
 
@@ -90,6 +91,7 @@ class Supervisor:
         self.vm: Resident | None = None
         self.agent: Agent | None = None
         self.outputs = Outputs(place)
+        self.shares = Shares(place, self.emit)
         self.changed = asyncio.Event()
         self.on_channel: Callable[[Channel | None], None] = lambda _: None
         self._hypervisor = hypervisor
@@ -150,14 +152,14 @@ class Supervisor:
     async def pause(self) -> None:
         """Stop the vCPUs. Raises ``StateError`` if the machine is not running."""
         async with self._lock:
-            vm = self._up("paused", Phase.RUNNING)
+            vm = self.require(Phase.RUNNING, "paused")
             await vm.pause()
             self._advance(Cause.PAUSED)
 
     async def resume(self) -> None:
         """Let the vCPUs go on and set the guest's clock. Raises ``StateError`` if it is not paused."""
         async with self._lock:
-            vm = self._up("resumed", Phase.PAUSED)
+            vm = self.require(Phase.PAUSED, "resumed")
             await vm.resume()
             self._advance(Cause.RESUMED)
         await self._set_clock()
@@ -193,8 +195,14 @@ class Supervisor:
             self._spawn(self._watch(vm))
             self._spawn(self._keep_time())
             self._spawn(self._set_clock())
+            self._spawn(self._recover_shares(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
+
+    async def _recover_shares(self, vm: Resident) -> None:
+        if self.agent is not None:
+            self.shares.connect(vm, self.agent, self._read_plan())
+            await self.shares.recover()
 
     @property
     def expects_change(self) -> bool:
@@ -216,6 +224,7 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._channel is not None:
             self._channel.close()
+        self.shares.leave()
         if self.vm is not None:
             await self.vm.leave()
         self.outputs.close()
@@ -224,13 +233,19 @@ class Supervisor:
         """Tell of ``event``."""
         self._emit_to(event)
 
-    # From here on: how it is done.
+    @property
+    def plan(self) -> BootPlan:
+        """What is run. Raises ``StoreError`` if it cannot be read."""
+        return self._read_plan()
 
-    def _up(self, done: str, wanted: Phase) -> Resident:
+    def require(self, wanted: Phase, done: str) -> Resident:
+        """The VM of a machine in that phase. Raises ``StateError`` if it is in another."""
         if self.state.phase is not wanted or self.vm is None:
             message = f"{self.name} is {self.state.phase}: it cannot be {done}"
             raise StateError(message, code=f"not_{wanted}", hint="see `atoll ls`")
         return self.vm
+
+    # From here on: how it is done.
 
     def _advance(self, cause: Cause, *, failure: Failure | None = None) -> None:
         self._keep(advance(self.state, cause, time.time(), failure=failure))
@@ -340,7 +355,8 @@ class Supervisor:
                 booted = True
                 self._reached("root")
                 self.emit(GuestBooted(vm=self.name, timeline=timeline))
-                await set_up(agent, plan.setup, self.name, tell)
+                self.shares.connect(vm, agent, plan)
+                await set_up(agent, plan.setup, self.name, tell, mount=self.shares.mount_all)
                 await self._set_clock()
         except GuestError as error:
             hint = "rebuild the image with `atoll image build --force IMAGE`" if error.stage == "root" else ""
@@ -390,6 +406,7 @@ class Supervisor:
         if vm is not None:
             await vm.close()
             self.emit(VmExited(vm=self.name, status=vm.process.poll() or 0))
+        await self.shares.forget()
         self.outputs.disconnect()
 
     async def _watch(self, vm: Resident) -> None:
