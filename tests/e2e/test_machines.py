@@ -23,7 +23,9 @@ import pytest
 from command import COMMAND, assert_error
 from machines import hosted_spec, kill_all_at, processes_at
 
+import atoll
 from atoll.cli.main import main
+from atoll.config import load
 from atoll.machine import registry
 from atoll.paths import Paths
 from atoll.vm.bootplan import Probe
@@ -52,7 +54,9 @@ def data(tmp_path_factory, paths, built):
     place = tmp_path_factory.mktemp("machines") / "data"
     images_into(paths, place)
     yield place
-    left = processes_at(place)
+    deadline = time.monotonic() + 5
+    while (left := processes_at(place)) and time.monotonic() < deadline:  # the last supervisors are leaving
+        time.sleep(0.05)
     kill_all_at(place)
     assert not left, f"left behind: {left}"
 
@@ -775,3 +779,20 @@ def test_a_machine_is_entered_into_the_session_and_taken_out(succeed, cli, reste
     succeed("autostart", "disable", rested)
     assert succeed("autostart", "ls") == ""
     assert not os.path.exists(unit)
+
+
+# From Python.
+
+
+def test_a_program_uses_a_machine_without_connecting_first(data, paths, hosted):
+    config = load({"data_dir": data, "cache_dir": paths.cache}, environment={}, files=()).config
+    with atoll.Machine(hosted("sdk", env={"A": "7"}), config=config) as machine:
+        with pytest.raises(atoll.StateError):
+            machine.run(["true"])
+        machine.start()
+    with atoll.Machine("sdk", config=config) as machine:
+        assert machine.ping() < PATIENCE
+        assert machine.run(["sh", "-c", "echo $A"], check=True).stdout == "7\n"
+        machine.remove(force=True)
+        with pytest.raises(atoll.StoreError):
+            machine.find()

@@ -49,6 +49,9 @@ class Commands:
         self._executions = 0
         self._prefix = f"x{os.urandom(4).hex()}-"  # others may run commands in the same guest
 
+    async def _reach(self) -> None:
+        """Make sure that the agent can be reached, where a request can do that."""
+
     def _reached(self) -> Agent:
         """The agent, if it can be reached."""
         raise NotImplementedError
@@ -134,6 +137,7 @@ class Commands:
         if isinstance(argv, str | bytes) or not argv:
             hint = 'pass a list; for shell syntax ["sh", "-c", "..."]'
             raise UsageError("a command is a list of program and arguments", code="argv", hint=hint)
+        await self._reach()
         self._executions += 1
         variables = {**self._env, **(env or {})}
         place = cwd or self._workdir
@@ -215,10 +219,12 @@ class Commands:
 
     async def ping(self) -> float:
         """The round trip to the agent, seconds."""
+        await self._reach()
         return await self._reached().ping()
 
     async def info(self) -> Info:
         """What the guest says of itself."""
+        await self._reach()
         return await self._reached().info()
 
 

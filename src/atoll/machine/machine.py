@@ -421,6 +421,10 @@ class Machine(Commands):
         assert self._control is not None, "connect first"
         return self._control
 
+    async def _reach(self) -> None:
+        if self._control is None or self._control.broken:
+            await self.connect()
+
     def _reached(self) -> Agent:
         return self.control.agent
 
