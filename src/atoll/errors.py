@@ -9,6 +9,7 @@
      +-- ImageError            a kernel bundle or root image cannot be found, built or trusted
      +-- StoreError            a record on disk is missing, taken, corrupt or newer than this program
      +-- ProcessError          a program that Atoll ran failed
+     +-- StateError            a machine is in a state in which this cannot be done (atoll.vm.state)
      +-- BootError             the guest did not come up; ``stage`` says how far it got
      +-- ChannelError          the guest channel broke
      |    +-- ProtocolError    the peer broke the agent protocol
@@ -16,7 +17,7 @@
      +-- GuestError            the agent refused or failed a request
      |    +-- CommandError     a command could not be started in the guest
      +-- CommandTimeoutError   a command ran past its time
-     +-- CommandFailedError    a command that had to succeed did not (atoll.sandbox.result)
+     +-- CommandFailedError    a command that had to succeed did not (atoll.guest.result)
 
 Each error carries a stable ``code`` (``boot.root``), which programs may rely on, and a ``hint``: the next
 step.

@@ -17,6 +17,7 @@ from atoll.errors import (
     GuestError,
     ProcessError,
     innermost,
+    revive,
 )
 
 FAMILIES = {
@@ -35,6 +36,7 @@ FAMILIES = {
     "CommandError": ("command", None),
     "CommandTimeoutError": ("command.timeout", 124),
     "CommandFailedError": ("command.failed", None),
+    "StateError": ("state", 1),
 }
 
 
@@ -76,7 +78,25 @@ def test_the_tree_in_the_docstring_is_the_tree_of_classes():
 
 def test_all_classes_of_the_module_are_exported():
     defined = {name for name, value in vars(errors).items() if isinstance(value, type)}
-    assert defined | {"innermost"} == set(errors.__all__)
+    assert defined | {"innermost", "revive"} == set(errors.__all__)
+
+
+@pytest.mark.parametrize("kind", sorted(all_kinds(), key=lambda kind: kind.__name__))
+def test_an_error_that_another_process_told_of_is_of_its_class_again(kind):
+    error = revive(f"{kind.family}.why", "message", hint="hint", detail="detail")
+    assert type(error) is kind
+    assert (error.code, error.message, error.hint, error.detail) == (
+        f"{kind.family}.why",
+        "message",
+        "hint",
+        "detail",
+    )
+    assert str(error.exit_code)
+    assert type(revive(kind.family, "message")) is kind
+
+
+def test_an_error_of_a_family_that_nobody_knows_is_an_error_all_the_same():
+    assert type(revive("tomorrow.why", "message")) is AtollError
 
 
 def test_a_code_is_the_family_and_what_is_added_to_it():

@@ -24,6 +24,9 @@ EXAMPLES = [
     events.ExecutionStarted(vm="box", execution="x1", argv=("true",), guest_pid=12),
     events.OutputReceived(vm="box", execution="x1", fd=2, text="line\n"),
     events.ExecutionEnded(vm="box", execution="x1", code=None, signal=15, elapsed=0.1),
+    events.StateChanged(vm="dev", phase="failed", cause="the hypervisor died", error="state.hypervisor"),
+    events.StopTried(vm="dev", how="agent", elapsed=0.5, ended=True),
+    events.WaitingFor(vm="dev", what="network"),
     events.Warned(message="careful", hint="do so"),
 ]
 KINDS = tuple(type(example) for example in EXAMPLES)
