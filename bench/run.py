@@ -12,8 +12,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import boot
 import channel
+import machine
 
-BENCHES = {"boot": boot.main, "exec": channel.exec_latency, "stdout": channel.stdout_throughput}
+BENCHES = {
+    "boot": boot.main,
+    "exec": channel.exec_latency,
+    "stdout": channel.stdout_throughput,
+    "lifecycle": machine.lifecycle,
+    "commands": machine.commands,
+    "supervisor": machine.supervisor,
+    "shares": machine.shares,
+    "ls": machine.listing,
+}
 
 
 def main() -> None:

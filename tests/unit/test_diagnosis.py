@@ -148,6 +148,14 @@ def test_whatever_a_guest_writes_there_is_an_answer_with_a_known_stage(found):
     assert error.code == f"boot.{error.stage}"
 
 
+def test_a_port_that_is_taken_is_named():
+    said = "qemu-system-x86_64: -netdev user,id=net0: Could not set up host forwarding rule 'tcp:127.0.0.1:8080-:80'"
+    error = diagnose(evidence(status=1, diagnostics=said))
+    assert error.stage == "spawn"
+    assert "127.0.0.1:8080/tcp is taken" in error.message
+    assert "atoll edit box ports=" in error.hint
+
+
 def test_each_command_that_a_hint_names_exists():
     hints = {diagnose(evidence(**known)).hint for known, *_ in TABLE}
     named = {command for hint in hints for command in re.findall(r"`(atoll [^`]+)`", hint)}

@@ -21,6 +21,8 @@ _PANIC = re.compile(r"Kernel panic - not syncing: (.+)")
 _NO_MEMORY = re.compile(r"Out of memory|deadlocked on memory|Cannot allocate memory|No space left on device")
 _NO_HOST_MEMORY = re.compile(r"cannot (set up|allocate) .*memory|Cannot allocate memory", re.IGNORECASE)
 
+_PORT_TAKEN = re.compile(r"Could not set up host forwarding rule '(tcp|udp):([\d.]*):(\d+)-")
+
 _MORE_MEMORY = "give the guest more with --memory"
 _COMMAND_ENDED = "the command, or what it started, ended the VM; see the console's last lines"
 _REBUILD_KERNEL = (
@@ -96,6 +98,11 @@ def _hypervisor_failed(evidence: Evidence) -> BootError | None:
     if evidence.status in {None, 0}:
         return None
     assert evidence.status is not None
+    taken = _PORT_TAKEN.search(evidence.diagnostics)
+    if taken is not None:
+        message = f"the host's port {taken[2]}:{taken[3]}/{taken[1]} is taken"
+        hint = f"see who has it with `ss -lnp`, or choose another: `atoll edit {evidence.vm} ports=HOST:GUEST`"
+        return _error(evidence, message, "spawn", hint)
     said = evidence.diagnostics.strip().splitlines()
     reason = f"QEMU {describe_status(evidence.status)}" + (f": {said[-1].strip()}" if said else "")
     started = bool(evidence.console.strip()) or evidence.answered
