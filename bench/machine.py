@@ -161,7 +161,7 @@ async def _supervisor_start(runs: int) -> None:
         await machine.stop()
         await machine.close()
         for _ in range(runs):
-            while machine.find().supervised:
+            while machine.find().supervised:  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.01)
             began = time.perf_counter()
             control = Control(summon(machine.find().place))

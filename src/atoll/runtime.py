@@ -23,6 +23,7 @@ __all__ = [
     "Foundation",
     "Prepared",
     "candidate",
+    "ensure_image",
     "found",
     "host_architecture",
     "launch",
@@ -32,14 +33,13 @@ __all__ = [
 
 
 class Foundation(msgspec.Struct, frozen=True):
-    """What any VM of an image is made of.
+    """What any VM is made of.
 
     Attributes:
         hypervisor: what runs it.
         host: the hypervisor's executable.
-        files: what it boots from.
+        files: what it boots from, without a root.
         shape: its size and accelerator.
-        image: its root.
         devices: kernel modules by the device that needs them.
     """
 
@@ -47,7 +47,6 @@ class Foundation(msgspec.Struct, frozen=True):
     host: QemuHost
     files: Bootable
     shape: Shape
-    image: catalog.Image
     devices: dict[str, tuple[str, ...]]
 
 
@@ -68,23 +67,21 @@ def host_architecture() -> Architecture:
         raise PreflightError(message, hint="use x86_64 or aarch64") from None
 
 
-def found(config: Config, image: str, *, emit: Emit = ignore) -> Foundation:
-    """Everything that must be there before a VM is spawned, built where it is missing.
+def found(config: Config, *, emit: Emit = ignore) -> Foundation:
+    """Everything but a root that must be there before a VM is spawned, built where it is missing.
 
     Quick once all is cached: some files are stat-ed and four small records read. Builds take tens of seconds.
 
     Args:
         config: size, accelerator, kernel and directories.
-        image: of its root.
         emit: told of progress.
 
     Raises:
         PreflightError: the host lacks something.
-        ImageError: the image is unknown, corrupt, or cannot be built.
+        ImageError: the kernel cannot be had.
         StoreError: a directory is full or cannot be written.
     """
     native = host_architecture()
-    root = catalog.ensure(config.paths, image, architecture=native, emit=emit)
     tested = candidate(config, native, emit)
     least = smallest_memory(_size(tested.files.kernel), _size(tested.files.initramfs))
     check_memory(config.memory, least=least, most=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -92,17 +89,29 @@ def found(config: Config, image: str, *, emit: Emit = ignore) -> Foundation:
     return Foundation(
         hypervisor=QemuHypervisor(tested.host),
         host=tested.host,
-        files=msgspec.structs.replace(tested.files, root=root.root),
+        files=tested.files,
         shape=Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz),
-        image=root,
         devices=tested.devices,
     )
 
 
+def ensure_image(config: Config, name: str, emit: Emit = ignore) -> catalog.Image:
+    """The image ``name``, built if it is not here. Raises as ``catalog.ensure``."""
+    return catalog.ensure(
+        config.paths, name, architecture=host_architecture(), mirror=config.ubuntu_mirror, emit=emit
+    )
+
+
 def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Prepared:
-    """A throw-away VM of ``image``. Raises as ``found``."""
-    base = found(config, image, emit=emit)
-    return Prepared(base.hypervisor, plan(name, base.files, base.shape))
+    """A throw-away VM of ``image``.
+
+    Raises:
+        ImageError: the image is unknown, corrupt, or cannot be built; else as ``found``.
+    """
+    image_root = ensure_image(config, image, emit).root
+    base = found(config, emit=emit)
+    files = msgspec.structs.replace(base.files, root=image_root)
+    return Prepared(base.hypervisor, plan(name, files, base.shape))
 
 
 def new_name() -> str:

@@ -149,7 +149,7 @@ def test_whatever_a_guest_writes_there_is_an_answer_with_a_known_stage(found):
 
 
 def test_a_port_that_is_taken_is_named():
-    said = "qemu-system-x86_64: -netdev user,id=net0: Could not set up host forwarding rule 'tcp:127.0.0.1:8080-:80'"
+    said = "qemu: -netdev user,id=net0: Could not set up host forwarding rule 'tcp:127.0.0.1:8080-:80'"
     error = diagnose(evidence(status=1, diagnostics=said))
     assert error.stage == "spawn"
     assert "127.0.0.1:8080/tcp is taken" in error.message
