@@ -22,7 +22,7 @@ struct failure {
     const char *code;
     const char *stage; /* NULL if it does not matter */
     int error;         /* errno, or 0 */
-    char message[FAILURE_MESSAGE_MAX];
+    char message[FAILURE_MESSAGE_MAX]; /* UTF-8, whatever was put into it */
 };
 
 __attribute__((format(printf, 2, 3))) struct failure failure(const char *code, const char *format, ...);
