@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -17,14 +18,26 @@ enum {
     OPEN_NEW = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
     PLAIN_MODE = 0777, /* bits that can be given when a file is made */
     NEW_DIRECTORY_MODE = 0700,
+    SHOWN_MAX = 160, /* of a path, in messages */
 };
 
+/* Of a long path the end is shown: it tells more. */
 static bool fail_os(struct tree_writer *writer, int error, const struct mp_bytes *path)
 {
+    char whole[sizeof(writer->top) + TREE_RECORD_MAX];
+    int size = snprintf(whole, sizeof(whole), "%s%s%.*s", writer->top, path->size ? "/" : "", (int)path->size,
+                        (const char *)path->data);
+    int cut = size > SHOWN_MAX ? size - SHOWN_MAX : 0;
+
     writer->failed = true;
-    writer->failure = failure_os(error, NULL, "%s%s%.*s", writer->top, path->size ? "/" : "",
-                                 (int)path->size, (const char *)path->data);
+    writer->failure = failure_os(error, NULL, "%s%s", cut ? "..." : "", size ? whole + cut : "/");
     return false;
+}
+
+/* About what the last record goes to. */
+static bool fail_spot(struct tree_writer *writer, int error)
+{
+    return fail_os(writer, error, &(struct mp_bytes){(const uint8_t *)writer->path, writer->spot.path_size});
 }
 
 static bool fail_record(struct tree_writer *writer, const char *wrong)
@@ -120,6 +133,7 @@ static bool push(struct tree_writer *writer, int fd, size_t path_size)
     writer->places[writer->depth++] = (struct tree_place){
         .fd = fd,
         .path_size = path_size,
+        .care = TREE_KEEP_TIME,
         .special = is_special(fd, &status),
         .mtime = status.st_mtim,
     };
@@ -131,8 +145,12 @@ static bool pop(struct tree_writer *writer)
     const struct tree_place *place = &writer->places[writer->depth - 1];
     const struct timespec both[2] = {{.tv_nsec = UTIME_OMIT}, place->mtime};
     struct mp_bytes path = place_path(writer);
-    bool settled = place->settle ? settle_open(writer, place->fd, &place->record, writer->privileged, true)
-                                 : futimens(place->fd, both) == 0;
+    bool settled = true;
+
+    if (place->care == TREE_SETTLE)
+        settled = settle_open(writer, place->fd, &place->record, writer->privileged, true);
+    else if (place->care == TREE_KEEP_TIME)
+        settled = futimens(place->fd, both) == 0;
     int error = errno;
 
     close(place->fd);
@@ -182,101 +200,75 @@ static bool enter(struct tree_writer *writer, const struct mp_bytes *path)
     return true;
 }
 
-/* Where a record goes: a directory, and a name in it. */
-struct spot {
-    int directory;
-    bool special;
-    char name[TREE_NAME_MAX + 1];
-};
-
-static bool find_spot(struct tree_writer *writer, const struct mp_bytes *path, struct spot *spot)
+static bool find_spot(struct tree_writer *writer, const struct mp_bytes *path)
 {
     size_t from = path->size;
 
     if (path->size == 0) {
-        *spot = (struct spot){.directory = writer->parent, .special = true};
-        strcpy(spot->name, writer->name);
+        writer->spot = (struct tree_spot){.directory = writer->parent, .special = true, .name = writer->name};
         return true;
     }
     while (from > 0 && path->data[from - 1] != '/')
         from--;
     if (!enter(writer, &(struct mp_bytes){path->data, from - (from > 0)}))
         return false;
+    memcpy(writer->path, path->data, path->size);
+    writer->path[path->size] = '\0';
     const struct tree_place *place = &writer->places[writer->depth - 1];
-    spot->directory = place->fd;
-    spot->special = place->special;
-    memcpy(spot->name, path->data + from, path->size - from);
-    spot->name[path->size - from] = '\0';
+    writer->spot = (struct tree_spot){place->fd, place->special, writer->path + from, path->size};
     return true;
 }
 
-/* Makes something, in the place of whatever else has the name, unless that is a directory. */
-static int replace(const struct spot *spot, int (*make)(const struct spot *spot, const void *argument),
-                   const void *argument)
+static int make_directory(const struct tree_spot *spot, bool *made)
 {
-    int made = make(spot, argument);
-
-    if (made >= 0 || errno != EEXIST)
-        return made;
-    if (unlinkat(spot->directory, spot->name, 0) < 0 && errno != ENOENT)
-        return -1;
-    return make(spot, argument);
+    *made = mkdirat(spot->directory, spot->name, NEW_DIRECTORY_MODE) == 0;
+    return *made || errno == EEXIST ? openat(spot->directory, spot->name, OPEN_DIRECTORY) : -1;
 }
 
-static int make_directory(const struct spot *spot, const void *argument)
+/* One that is there is used as it is; anything else is replaced. */
+static bool write_directory(struct tree_writer *writer, const struct tree_record *record)
 {
-    (void)argument;
-    if (mkdirat(spot->directory, spot->name, NEW_DIRECTORY_MODE) < 0 && errno != EEXIST)
-        return -1;
-    int fd = openat(spot->directory, spot->name, OPEN_DIRECTORY);
-    if (fd < 0 && (errno == ENOTDIR || errno == ELOOP))
-        errno = EEXIST;
-    return fd;
-}
+    const struct tree_spot *spot = &writer->spot;
+    bool made;
+    int fd = make_directory(spot, &made);
 
-static bool write_directory(struct tree_writer *writer, const struct spot *spot, const struct tree_record *record)
-{
-    int fd = replace(spot, make_directory, NULL);
-
+    if (fd < 0 && (errno == ENOTDIR || errno == ELOOP) &&
+        (unlinkat(spot->directory, spot->name, 0) == 0 || errno == ENOENT))
+        fd = make_directory(spot, &made);
     if (fd < 0 || !push(writer, fd, record->path.size)) {
         int error = errno;
 
         if (fd >= 0)
             close(fd);
-        return fail_os(writer, error, &record->path);
+        return fail_spot(writer, error);
     }
-    memcpy(writer->path, record->path.data, record->path.size);
-    writer->places[writer->depth - 1].settle = true;
+    writer->places[writer->depth - 1].care = made ? TREE_SETTLE : TREE_LEAVE;
     writer->places[writer->depth - 1].record = *record;
+    return true;
+}
+
+/* What has been made under the temporary name is complete. */
+static bool put_in_place(struct tree_writer *writer)
+{
+    const struct tree_spot *spot = &writer->spot;
+
+    if (renameat(spot->directory, writer->temporary, spot->directory, spot->name) < 0)
+        return false;
+    writer->partial = false;
     return true;
 }
 
 /* Files. */
 
-static int make_file(const struct spot *spot, const void *argument)
+static bool write_file(struct tree_writer *writer, const struct tree_record *record)
 {
-    const struct tree_record *record = argument;
-
-    return openat(spot->directory, spot->name, OPEN_NEW, record->mode & PLAIN_MODE);
-}
-
-static bool write_file(struct tree_writer *writer, const struct spot *spot, const struct tree_record *record)
-{
-    writer->file = replace(spot, make_file, record);
+    writer->file = openat(writer->spot.directory, writer->temporary, OPEN_NEW, record->mode & PLAIN_MODE);
     if (writer->file < 0)
-        return fail_os(writer, errno, &record->path);
-    writer->file_special = spot->special;
+        return fail_spot(writer, errno);
+    writer->partial = true;
     writer->file_record = *record;
     writer->file_end = 0;
     return true;
-}
-
-/* The file's own path is not kept: an error in it names its directory. */
-static bool fail_file(struct tree_writer *writer, int error)
-{
-    struct mp_bytes path = writer->depth > 0 ? place_path(writer) : (struct mp_bytes){(const uint8_t *)"", 0};
-
-    return fail_os(writer, error, &path);
 }
 
 static bool write_content(struct tree_writer *writer, const struct tree_part *part)
@@ -288,7 +280,7 @@ static bool write_content(struct tree_writer *writer, const struct tree_part *pa
             pwrite(writer->file, content->data + done, content->size - done, (off_t)(part->offset + done));
 
         if (put < 0 && errno != EINTR)
-            return fail_file(writer, errno);
+            return fail_spot(writer, errno);
         done += put > 0 ? (size_t)put : 0;
     }
     writer->file_end = part->offset + content->size;
@@ -300,56 +292,47 @@ static bool end_file(struct tree_writer *writer)
 {
     const struct tree_record *record = &writer->file_record;
     int fd = writer->file;
-    bool special = writer->file_special;
+    bool special = writer->spot.special;
     bool whole = (writer->file_end == record->size || ftruncate(fd, (off_t)record->size) == 0) &&
                  settle_open(writer, fd, record, give_away(writer, record, special), needs_mode(record, special));
     int error = errno;
 
     writer->file = -1;
-    if (close(fd) < 0 && whole) {
-        error = errno;
-        whole = false;
-    }
-    return whole || fail_file(writer, error);
+    if (close(fd) < 0 && whole)
+        return fail_spot(writer, errno);
+    if (!whole)
+        return fail_spot(writer, error);
+    return put_in_place(writer) || fail_spot(writer, errno);
 }
 
 /* Others. */
 
-static int make_symlink(const struct spot *spot, const void *argument)
+/* A symbolic link or a fifo. */
+static bool write_special(struct tree_writer *writer, const struct tree_record *record, int made)
 {
-    return symlinkat(argument, spot->directory, spot->name);
+    const struct tree_spot *spot = &writer->spot;
+
+    writer->partial = made == 0;
+    return (made == 0 &&
+            settle_at(writer, spot->directory, writer->temporary, record,
+                      give_away(writer, record, spot->special)) &&
+            put_in_place(writer)) ||
+           fail_spot(writer, errno);
 }
 
-static bool write_symlink(struct tree_writer *writer, const struct spot *spot, const struct tree_record *record)
+static bool write_symlink(struct tree_writer *writer, const struct tree_record *record)
 {
     char target[TREE_TARGET_MAX + 1];
 
     memcpy(target, record->target.data, record->target.size);
     target[record->target.size] = '\0';
-    return (replace(spot, make_symlink, target) == 0 &&
-            settle_at(writer, spot->directory, spot->name, record, give_away(writer, record, spot->special))) ||
-           fail_os(writer, errno, &record->path);
+    return write_special(writer, record, symlinkat(target, writer->spot.directory, writer->temporary));
 }
 
-static int make_fifo(const struct spot *spot, const void *argument)
+static bool write_fifo(struct tree_writer *writer, const struct tree_record *record)
 {
-    const struct tree_record *record = argument;
-
-    return mkfifoat(spot->directory, spot->name, record->mode & PLAIN_MODE);
-}
-
-static bool write_fifo(struct tree_writer *writer, const struct spot *spot, const struct tree_record *record)
-{
-    return (replace(spot, make_fifo, record) == 0 &&
-            settle_at(writer, spot->directory, spot->name, record, give_away(writer, record, spot->special))) ||
-           fail_os(writer, errno, &record->path);
-}
-
-static int make_link(const struct spot *spot, const void *argument)
-{
-    const struct spot *target = argument;
-
-    return linkat(target->directory, target->name, spot->directory, spot->name, 0);
+    return write_special(writer, record,
+                         mkfifoat(writer->spot.directory, writer->temporary, record->mode & PLAIN_MODE));
 }
 
 /* The directory in which a path's last name is, from the top on; -1 with errno set. */
@@ -377,46 +360,54 @@ static int open_directory_of(const struct tree_writer *writer, const struct mp_b
     return fd;
 }
 
-static bool write_link(struct tree_writer *writer, const struct spot *spot, const struct tree_record *record)
+/* Two names of one file: the new one stays where it is instead of going away. */
+static bool put_link_in_place(struct tree_writer *writer)
 {
-    struct spot target = {0};
+    return put_in_place(writer) &&
+           (unlinkat(writer->spot.directory, writer->temporary, 0) == 0 || errno == ENOENT);
+}
+
+static bool write_link(struct tree_writer *writer, const struct tree_record *record)
+{
+    char name[TREE_NAME_MAX + 1];
     struct stat status;
 
     if (record->path.size == record->target.size &&
         memcmp(record->path.data, record->target.data, record->path.size) == 0)
         return fail_record(writer, "a link to itself");
-    target.directory = open_directory_of(writer, &record->target, target.name);
-    if (target.directory < 0 || fstatat(target.directory, target.name, &status, AT_SYMLINK_NOFOLLOW) < 0) {
+    int directory = open_directory_of(writer, &record->target, name);
+    if (directory < 0 || fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) < 0) {
         int error = errno;
 
-        if (target.directory >= 0)
-            close(target.directory);
+        if (directory >= 0)
+            close(directory);
         return fail_os(writer, error, &record->target);
     }
     bool regular = S_ISREG(status.st_mode);
-    bool linked = regular && replace(spot, make_link, &target) == 0;
+    writer->partial = regular && linkat(directory, name, writer->spot.directory, writer->temporary, 0) == 0;
     int error = errno;
-    close(target.directory);
+    close(directory);
     if (!regular)
         return fail_record(writer, "a link to no file");
-    return linked || fail_os(writer, error, &record->path);
+    if (!writer->partial)
+        return fail_spot(writer, error);
+    return put_link_in_place(writer) || fail_spot(writer, errno);
 }
 
 static bool write_record(struct tree_writer *writer, const struct tree_record *record)
 {
-    static bool (*const write[TREE_TYPES])(struct tree_writer *, const struct spot *, const struct tree_record *) = {
+    static bool (*const write[TREE_TYPES])(struct tree_writer *, const struct tree_record *) = {
         [TREE_FILE] = write_file, [TREE_DIRECTORY] = write_directory, [TREE_SYMLINK] = write_symlink,
         [TREE_LINK] = write_link, [TREE_FIFO] = write_fifo,
     };
-    struct spot spot;
 
-    if (!find_spot(writer, &record->path, &spot))
+    if (!find_spot(writer, &record->path))
         return false;
     /* The top may be "." of a directory that is there: nothing else can take its place. */
-    if (record->type != TREE_DIRECTORY && strcmp(spot.name, ".") == 0)
-        return fail_os(writer, EISDIR, &record->path);
+    if (record->type != TREE_DIRECTORY && strcmp(writer->spot.name, ".") == 0)
+        return fail_spot(writer, EISDIR);
     writer->entries++;
-    return write[record->type](writer, &spot, record);
+    return write[record->type](writer, record);
 }
 
 /* The whole. */
@@ -463,6 +454,16 @@ bool tree_writer_finish(struct tree_writer *writer)
     return true;
 }
 
+/* In messages a "/" is put between the two: none may stand at the end. */
+static void name_top(struct tree_writer *writer, const char *path, const char *name)
+{
+    size_t size = strlen(path);
+
+    while (size > 0 && path[size - 1] == '/')
+        size--;
+    snprintf(writer->top, sizeof(writer->top), "%.*s%s%s", (int)size, path, *name ? "/" : "", name);
+}
+
 /* Opens the directory in which the top is, and finds the top's name. */
 static bool open_top(struct tree_writer *writer, const char *path, const char *name)
 {
@@ -472,7 +473,7 @@ static bool open_top(struct tree_writer *writer, const char *path, const char *n
     writer->parent = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (writer->parent >= 0) {
         strcpy(writer->name, *name ? name : ".");
-        snprintf(writer->top, sizeof(writer->top), "%s%s%s", path, *name ? "/" : "", name);
+        name_top(writer, path, name);
         return true;
     }
     if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP)
@@ -486,13 +487,24 @@ static bool open_top(struct tree_writer *writer, const char *path, const char *n
         errno = ENAMETOOLONG;
         return false;
     }
-    strcpy(writer->top, path);
+    name_top(writer, path, "");
     memcpy(writer->name, path + from, size - from);
     writer->name[size - from] = '\0';
     memcpy(parent, path, from);
     parent[from] = '\0';
     writer->parent = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return writer->parent >= 0;
+}
+
+/* Whoever may write there, too, cannot know the name before it is there. It must not wait for entropy. */
+static bool choose_temporary(struct tree_writer *writer)
+{
+    uint64_t random;
+
+    if (getrandom(&random, sizeof(random), GRND_INSECURE) != (ssize_t)sizeof(random))
+        return false;
+    snprintf(writer->temporary, sizeof(writer->temporary), ".atoll-%016llx", (unsigned long long)random);
+    return true;
 }
 
 bool tree_writer_open(struct tree_writer *writer, const char *path, const char *name,
@@ -504,7 +516,7 @@ bool tree_writer_open(struct tree_writer *writer, const char *path, const char *
     writer->uid = owner->uid;
     writer->gid = owner->gid;
     tree_parser_init(&writer->parser);
-    if (open_top(writer, path, name))
+    if (choose_temporary(writer) && open_top(writer, path, name))
         return true;
     *failed = failure_os(errno, NULL, "%s", path);
     return false;
@@ -514,6 +526,8 @@ void tree_writer_close(struct tree_writer *writer)
 {
     if (writer->file >= 0)
         close(writer->file);
+    if (writer->partial)
+        unlinkat(writer->spot.directory, writer->temporary, 0);
     while (writer->depth > 0)
         close(writer->places[--writer->depth].fd);
     free(writer->places);

@@ -2,6 +2,7 @@
  * Writing a tree that comes in pieces. Agent protocol, section 8.
  *
  * Below the top no symbolic link is followed: whoever owns the directories cannot lead the agent elsewhere.
+ * All but directories are made under a temporary name beside their own, which they get when they are complete.
  */
 #ifndef ATOLL_TREE_WRITE_H
 #define ATOLL_TREE_WRITE_H
@@ -14,14 +15,31 @@
 #include "failure.h"
 #include "tree_record.h"
 
+enum { TREE_TEMPORARY_SIZE = 32 };
+
+/* What is to be done with a directory when nothing more goes into it. */
+enum tree_care {
+    TREE_SETTLE,    /* made here: the metadata of its record are set */
+    TREE_KEEP_TIME, /* entered again: its time is what it was then */
+    TREE_LEAVE,     /* it was there */
+};
+
 /* A directory that is being written into. */
 struct tree_place {
     int fd;
-    size_t path_size;      /* of its path below the top */
-    bool settle;           /* it has a record, whose metadata are set at the end; else only its time is kept */
-    bool special;          /* what is made in it does not simply get the mode and owner asked for */
+    size_t path_size; /* of its path below the top */
+    enum tree_care care;
+    bool special; /* what is made in it does not simply get the mode and owner asked for */
     struct tree_record record;
-    struct timespec mtime; /* of one without a record */
+    struct timespec mtime; /* when it was entered */
+};
+
+/* Where a record goes: a directory, and a name in it. */
+struct tree_spot {
+    int directory;
+    bool special;     /* as that of the directory */
+    const char *name; /* in writer->path, except for the top */
+    size_t path_size; /* of writer->path with the name */
 };
 
 struct tree_writer {
@@ -37,10 +55,13 @@ struct tree_writer {
     struct tree_place *places; /* from the top to where records are written */
     size_t depth;
     size_t capacity;
-    char path[TREE_RECORD_MAX]; /* of the deepest one */
+    char path[TREE_RECORD_MAX]; /* of the deepest one, with the name of the spot behind it */
+
+    struct tree_spot spot; /* of the last record; it holds until the next one */
+    char temporary[TREE_TEMPORARY_SIZE];
+    bool partial; /* the temporary name is taken in the spot's directory */
 
     int file;
-    bool file_special;
     struct tree_record file_record;
     uint64_t file_end; /* behind the last byte written */
 
@@ -57,7 +78,7 @@ struct tree_owner {
     gid_t gid;
 };
 
-/* `name` may be empty. On failure nothing is left behind. */
+/* `name` may be empty. On failure nothing is left behind. Closing removes what is incomplete, except directories. */
 bool tree_writer_open(struct tree_writer *writer, const char *path, const char *name,
                       const struct tree_owner *owner, struct failure *failed);
 void tree_writer_close(struct tree_writer *writer);

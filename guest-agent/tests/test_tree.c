@@ -1,9 +1,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -272,7 +274,206 @@ static void a_tree_merges_into_what_is_there(void)
     CHECK(holds("top/kept", "kept") && holds("outside", "outside") && holds("top/file", "new"));
     CHECK(lstat("top/file", &status) == 0 && S_ISREG(status.st_mode));
     CHECK(lstat("top/dir", &status) == 0 && S_ISDIR(status.st_mode));
-    CHECK(lstat("top/sub", &status) == 0 && (status.st_mode & 07777) == 0755);
+    leave_directory();
+}
+
+static void directories_that_are_there_stay_as_they_are(void)
+{
+    const struct timespec both[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    struct stat status;
+
+    enter_directory();
+    CHECK(mkdir("top", 0700) == 0 && mkdir("top/sub", 0700) == 0 && mkdir("top/quiet", 0711) == 0);
+    CHECK(utimensat(AT_FDCWD, "top/quiet", both, 0) == 0);
+    begin_tree();
+    add("sub", TREE_DIRECTORY);
+    add("quiet", TREE_DIRECTORY);
+    add("new", TREE_DIRECTORY);
+    add("sub/new", TREE_DIRECTORY);
+    CHECK(written(write_tree_as(at("top"), "", geteuid() == 0 ? "1234:1235" : "", WIRE_PAYLOAD_MAX)));
+    CHECK(stat("top", &status) == 0 && (status.st_mode & 07777) == 0700 && status.st_uid == geteuid());
+    CHECK(status.st_mtim.tv_sec > 1000);
+    CHECK(stat("top/sub", &status) == 0 && (status.st_mode & 07777) == 0700 && status.st_uid == geteuid());
+    CHECK(stat("top/quiet", &status) == 0 && (status.st_mode & 07777) == 0711 && status.st_mtim.tv_sec == 1000);
+    CHECK(stat("top/new", &status) == 0 && (status.st_mode & 07777) == 0755 && status.st_mtim.tv_sec == -2);
+    CHECK(stat("top/sub/new", &status) == 0 && (status.st_mode & 07777) == 0755 && status.st_mtim.tv_sec == -2);
+    leave_directory();
+}
+
+/* How many names there are in it. */
+static int names_in(const char *path)
+{
+    DIR *entries = opendir(path);
+    int count = -2; /* "." and ".." */
+
+    CHECK(entries);
+    while (readdir(entries))
+        count++;
+    closedir(entries);
+    return count;
+}
+
+static bool names(const struct reply *reply, const char *path, int error)
+{
+    char message[256];
+
+    snprintf(message, sizeof(message), "%s: %s", at(path), strerror(error));
+    return failed(reply, FAIL_OS) && reply_int(reply, "errno") == error && reply_has(reply, "message", message);
+}
+
+static void a_directory_is_replaced_by_nothing_else(void)
+{
+    enter_directory();
+    CHECK(mkdir("top", 0755) == 0 && mkdir("top/x", 0755) == 0);
+    begin_tree();
+    add_file("x", 0);
+    add_segment(0, "");
+    CHECK(names(write_tree("top"), "top/x", EISDIR));
+    begin_tree();
+    add_to("x", TREE_SYMLINK, "y");
+    CHECK(names(write_tree("top"), "top/x", EISDIR));
+    begin_tree();
+    add("x", TREE_FIFO);
+    CHECK(names(write_tree("top"), "top/x", EISDIR));
+    CHECK(names_in("top") == 1);
+    begin_tree();
+    add_file("f", 0);
+    add_segment(0, "");
+    add_to("x", TREE_LINK, "f");
+    CHECK(names(write_tree("top"), "top/x", EISDIR));
+    CHECK(names_in("top") == 2 && names_in("top/x") == 0);
+    leave_directory();
+}
+
+/* Begins to replace top/old, and looks at what is there meanwhile. */
+static struct agent *begin_to_replace(void)
+{
+    struct agent *agent = session_open(BOOT_DONE);
+    struct mp_writer writer = session_request("tree.write", 2);
+
+    make("top/old", "old");
+    begin_tree();
+    add_file("old", 10);
+    add_segment(0, "half");
+    mp_put_str(&writer, "path", directory);
+    mp_put_str(&writer, "name", "top");
+    session_call(agent, 1, &writer, false);
+    CHECK(session_next(agent)->type == WIRE_REPLY);
+    session_send(agent, WIRE_DATA, false, 1, tree, tree_size);
+    CHECK(session_silent(agent) && names_in("top") == 2 && holds("top/old", "old"));
+    return agent;
+}
+
+static void a_file_is_replaced_at_once_or_not_at_all(void)
+{
+    struct agent *agent;
+
+    enter_directory();
+    CHECK(mkdir("top", 0755) == 0);
+    agent = begin_to_replace();
+    session_send(agent, WIRE_RESET, false, 1, "\x80", 1);
+    CHECK(agent->mux.streams == 0 && names_in("top") == 1 && holds("top/old", "old"));
+    session_close(agent);
+
+    agent = begin_to_replace();
+    session_close(agent);
+    CHECK(names_in("top") == 1 && holds("top/old", "old"));
+
+    agent = begin_to_replace();
+    session_send(agent, WIRE_DATA, true, 1, tree, 0); /* cut short */
+    CHECK(failed(session_next(agent), FAIL_INVALID) && names_in("top") == 1 && holds("top/old", "old"));
+    session_close(agent);
+
+    agent = begin_to_replace();
+    tree_size = 0;
+    add_segment(4, "length");
+    add_segment(10, "");
+    session_send(agent, WIRE_DATA, false, 1, tree, tree_size);
+    CHECK(session_silent(agent) && names_in("top") == 1 && holds("top/old", "halflength"));
+    session_close(agent);
+    leave_directory();
+}
+
+static void errors_name_the_file(void)
+{
+    const struct rlimit small = {1000, RLIM_INFINITY};
+    struct rlimit former;
+
+    enter_directory();
+    CHECK(getrlimit(RLIMIT_FSIZE, &former) == 0 && setrlimit(RLIMIT_FSIZE, &small) == 0);
+    signal(SIGXFSZ, SIG_IGN);
+    begin_tree();
+    add("sub", TREE_DIRECTORY);
+    add_file("sub/file", 2000);
+    add_segment(1500, "beyond");
+    add_segment(2000, "");
+    CHECK(names(write_tree("top"), "top/sub/file", EFBIG));
+    begin_tree();
+    add_file("hole", 2000);
+    add_segment(2000, "");
+    CHECK(names(write_tree("top"), "top/hole", EFBIG));
+    CHECK(names(write_tree_as(at("top//"), "", "", WIRE_PAYLOAD_MAX), "top/hole", EFBIG));
+    tree_size = 0;
+    add_file("", 2000);
+    add_segment(2000, "");
+    CHECK(names(write_tree("file"), "file", EFBIG));
+    CHECK(names_in("top") == 1 && names_in("top/sub") == 0);
+    CHECK(setrlimit(RLIMIT_FSIZE, &former) == 0);
+    begin_tree();
+    add_to("link", TREE_LINK, "none");
+    CHECK(names(write_tree("top"), "top/none", ENOENT));
+    begin_tree();
+    add("none/x", TREE_FIFO);
+    CHECK(names(write_tree("top"), "top/none", ENOENT));
+    begin_tree();
+    add("none\xff\xed\xa0\x80\xc3\xa4\xe2\x82/x", TREE_FIFO);
+    CHECK(names(write_tree("top"), "top/none????\xc3\xa4??", ENOENT));
+    leave_directory();
+}
+
+static void errors_show_the_end_of_a_long_path(void)
+{
+    enum { DEPTH = 10, WIDTH = 200 };
+    char path[DEPTH * (WIDTH + 1) + 8];
+    char message[256];
+    size_t size = 0;
+
+    enter_directory();
+    begin_tree();
+    for (int i = 0; i < DEPTH; i++) {
+        memset(path + size, 'a' + i, WIDTH);
+        path[size + WIDTH] = '\0';
+        add(path, TREE_DIRECTORY);
+        size += WIDTH;
+        path[size++] = '/';
+    }
+    strcpy(path + size, "none/x");
+    add(path, TREE_FIFO);
+    path[size + 4] = '\0';
+    snprintf(message, sizeof(message), "...%s: %s", path + size + 4 - 160, strerror(ENOENT));
+    const struct reply *reply = write_tree("top");
+    CHECK(failed(reply, FAIL_OS) && reply_has(reply, "message", message));
+    leave_directory();
+}
+
+static void links_replace_what_is_there(void)
+{
+    struct stat status;
+    struct stat other;
+
+    enter_directory();
+    add_all_kinds();
+    CHECK(written(write_tree("all")) && stat("all/fifo", &status) == 0);
+    CHECK(written(write_tree("all")) && stat("all/fifo", &other) == 0 && status.st_ino != other.st_ino);
+    CHECK(names_in("all") == 3 && names_in("all/sub") == 3);
+    CHECK(stat("all/file", &status) == 0 && stat("all/sub/link", &other) == 0 && status.st_ino == other.st_ino);
+    begin_tree();
+    add_file("f", 0);
+    add_segment(0, "");
+    add_to("l", TREE_LINK, "f");
+    add_to("l", TREE_LINK, "f"); /* which rename(2) takes for nothing to be done */
+    CHECK(written(write_tree("top")) && names_in("top") == 2);
+    CHECK(stat("top/f", &status) == 0 && stat("top/l", &other) == 0 && status.st_ino == other.st_ino);
     leave_directory();
 }
 
@@ -444,6 +645,12 @@ const struct test tree_tests[] = {
     {"a tree may come in single bytes", a_tree_may_come_in_single_bytes},
     {"what is read can be written", what_is_read_can_be_written},
     {"a tree merges into what is there", a_tree_merges_into_what_is_there},
+    {"directories that are there stay as they are", directories_that_are_there_stay_as_they_are},
+    {"a directory is replaced by nothing else", a_directory_is_replaced_by_nothing_else},
+    {"a file is replaced at once or not at all", a_file_is_replaced_at_once_or_not_at_all},
+    {"errors name the file", errors_name_the_file},
+    {"errors show the end of a long path", errors_show_the_end_of_a_long_path},
+    {"links replace what is there", links_replace_what_is_there},
     {"no symbolic link leads out of the tree", no_symbolic_link_leads_out_of_the_tree},
     {"directories keep their time in any order", directories_keep_their_time_in_any_order},
     {"malformed trees are refused", malformed_trees_are_refused},
