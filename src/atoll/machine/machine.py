@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -146,13 +146,19 @@ class Machine(Commands):
             StoreError: there is no such machine.
             BootError: it did not come up; it is as it was before.
         """
-        async with self._changing() as machine:
-            self._adopt_defaults(machine.spec)
-            if not machine.state.active:
-                await asyncio.to_thread(self._plan, machine)
-            control = await self._connect(machine.place)
-        await self._follow(control)
-        return await control.start()
+        while True:
+            async with self._changing() as machine:
+                self._adopt_defaults(machine.spec)
+                if not machine.state.active:
+                    await asyncio.to_thread(self._plan, machine)
+                control = await self._connect(machine.place)
+            await self._follow(control)
+            try:
+                return await control.start()
+            except ChannelError:
+                if machine.state.active or not control.broken:
+                    raise
+                await self.close()  # the supervisor of a run before was just leaving
 
     def _plan(self, machine: Named) -> None:
         if not machine.place.data.exists():
@@ -195,15 +201,24 @@ class Machine(Commands):
             with contextlib.suppress(ChannelError):
                 await self.stop(force=True)
             await self.close()
-            await _until(lambda: not registry.find(self._paths, self.name).supervised)
         async with self._changing() as machine:
             await asyncio.to_thread(registry.forget, self._paths, machine)
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Named]:
         """The machine, which nobody else changes meanwhile; the wait for it does not hold the event loop."""
-        with ExitStack() as stack:
-            yield await asyncio.to_thread(stack.enter_context, registry.change(self._paths, self.name))
+        change = registry.change(self._paths, self.name)
+        entering = asyncio.ensure_future(asyncio.to_thread(change.__enter__))
+        try:
+            machine = await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            # The thread waits on all the same: what it gets is given back at once.
+            entering.add_done_callback(lambda done: done.exception() or change.__exit__(None, None, None))
+            raise
+        try:
+            yield machine
+        finally:
+            change.__exit__(None, None, None)
 
     # What it is.
 
@@ -494,7 +509,3 @@ class Machine(Commands):
 def _size(size: str | int | None) -> str | None:
     return f"{size / (1 << 20):f}M" if isinstance(size, int) else size
 
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - only looking again tells
-        await asyncio.sleep(0.01)
