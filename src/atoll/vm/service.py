@@ -16,9 +16,10 @@ from atoll.events import Event
 from atoll.guest.messages import Empty
 from atoll.hypervisor.model import Port
 from atoll.vm import messages
-from atoll.vm.control import ControlServer, LocalStream, Method
+from atoll.vm.control import ControlServer, Method
 from atoll.vm.sizing import memory_of, memory_state, resize, set_balloon
 from atoll.vm.state import Phase, StateError
+from atoll.vm.streams import LocalStream
 from atoll.vm.supervisor import Supervisor
 
 __all__ = ["Service"]
