@@ -781,6 +781,16 @@ def test_a_machine_is_entered_into_the_session_and_taken_out(succeed, cli, reste
     assert not os.path.exists(unit)
 
 
+def test_what_belongs_to_a_name_goes_with_it(succeed, hosted, data):
+    name = hosted("named")
+    succeed("autostart", "enable", name)
+    succeed("rename", name, "renamed")
+    assert succeed("autostart", "ls") == "renamed\n"
+    succeed("rm", "renamed")
+    assert succeed("autostart", "ls") == ""
+    assert not list((data / "ssh").glob("*named*"))
+
+
 # From Python.
 
 

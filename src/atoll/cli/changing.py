@@ -45,9 +45,16 @@ def _configure_rename(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_rename(arguments: argparse.Namespace) -> int:
-    paths = load().config.paths
-    with registry.change(paths, arguments.machine) as machine:
-        registry.rename(paths, machine, arguments.name)
+    from atoll.machine import autostart as units
+    from atoll.machine import ssh
+
+    config = load().config
+    with registry.change(config.paths, arguments.machine) as machine:
+        registry.rename(config.paths, machine, arguments.name)
+    ssh.forget_keys(config.paths, machine.name)
+    if units.is_own(config, machine.name):
+        units.disable(machine.name)
+        units.enable(config, arguments.name, listener())
     return 0
 
 

@@ -9,6 +9,8 @@ from atoll.cli.output import listener, print_json, settle
 from atoll.cli.parts import Part, running
 from atoll.config import Config, load
 from atoll.errors import AtollError, UsageError
+from atoll.machine import autostart as units
+from atoll.machine import ssh
 from atoll.machine.machine import Machine
 from atoll.vm.messages import Stopped
 from atoll.vm.state import Phase, StateError
@@ -131,7 +133,15 @@ def _configure_remove(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_remove(arguments: argparse.Namespace) -> int:
-    return _for_each(arguments, lambda machine: machine.remove(force=arguments.force))
+    config = load().config
+
+    async def act(machine: Machine) -> None:
+        await machine.remove(force=arguments.force)
+        ssh.forget_keys(config.paths, machine.name)
+        if units.is_own(config, machine.name):
+            units.disable(machine.name)
+
+    return _for_each(arguments, act)
 
 
 def _configure_wait(parser: argparse.ArgumentParser) -> None:

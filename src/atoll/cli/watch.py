@@ -137,10 +137,16 @@ def _event_printer(names: frozenset[str], *, json: bool) -> Callable[[bytes], No
         date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
         fields = {name: getattr(event, name) for name in event.__struct_fields__ if name not in {"at", "vm"}}
         tag = str(type(event).__struct_config__.tag)
-        words = " ".join(f"{name}={value}" for name, value in fields.items() if value not in {"", None})
+        words = " ".join(
+            f"{name}={_shown(value)}" for name, value in fields.items() if value not in {"", None}
+        )
         print(f"{date}  {getattr(event, 'vm', ''):<12}  {tag:<14}  {words}", flush=True)
 
     return show
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _configure_stats(parser: argparse.ArgumentParser) -> None:

@@ -12,12 +12,13 @@ from atoll.config import Config
 from atoll.errors import ProcessError
 from atoll.events import Emit, Warned, ignore
 
-__all__ = ["disable", "enable", "enabled", "launchd_plist", "systemd_unit", "unit_path"]
+__all__ = ["disable", "enable", "enabled", "is_own", "launchd_plist", "systemd_unit", "unit_path"]
 
 
 def systemd_unit(name: str, program: tuple[str, ...], variables: dict[str, str]) -> str:
     """The unit for the machine ``name`` (systemd.service(5))."""
-    command = " ".join(_quoted(word) for word in (*program, "supervise", name))
+    # Only in commands are variables expanded (systemd.exec(5), Environment=).
+    command = " ".join(_quoted(word).replace("$", "$$") for word in (*program, "supervise", name))
     lines = [
         "[Unit]",
         f"Description=Atoll machine {name}",
@@ -38,7 +39,7 @@ def systemd_unit(name: str, program: tuple[str, ...], variables: dict[str, str])
 def _quoted(word: str) -> str:
     """One word of a unit's setting: C-style escapes, no specifiers (systemd.syntax(7), systemd.unit(5))."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-    return '"' + escaped.replace("%", "%%").replace("$", "$$") + '"'
+    return '"' + escaped.replace("%", "%%") + '"'
 
 
 def launchd_plist(name: str, program: tuple[str, ...], variables: dict[str, str]) -> bytes:
@@ -97,6 +98,17 @@ def disable(name: str, emit: Emit = ignore) -> bool:
         _systemctl(["disable", path.name], emit)
     path.unlink(missing_ok=True)
     return True
+
+
+def is_own(config: Config, name: str) -> bool:
+    """Whether the unit of this name is for a machine here: other data directories may have the name, too."""
+    path = unit_path(name)
+    if not path.exists():
+        return False
+    if sys.platform == "darwin":
+        variables: dict[str, str] = plistlib.loads(path.read_bytes())["EnvironmentVariables"]
+        return variables.get("ATOLL_DATA_DIR") == str(config.data_dir)
+    return _quoted(f"ATOLL_DATA_DIR={config.data_dir}") in path.read_text()
 
 
 def _systemctl(words: list[str], emit: Emit) -> None:
