@@ -116,6 +116,42 @@ async def test_files_and_links_in_the_way_are_replaced_and_not_written_through(a
     assert (guest / "outside").read_text() == "kept"
 
 
+async def test_directories_that_are_there_keep_their_mode_and_owner(agent, guest, disk):
+    (disk / "box" / "sub").mkdir(parents=True)
+    (disk / "box" / "new").mkdir()
+    for name in ("", "sub", "new"):
+        (disk / "box" / name).chmod(0o711)
+    (guest / "sub").mkdir()
+    for place in (guest, guest / "sub"):
+        place.chmod(0o1750)
+    await send_tree(agent, f"{disk}/box/.", str(guest), user="65534:4" if os.geteuid() == 0 else None)
+    modes = [stat.S_IMODE((guest / name).stat().st_mode) for name in ("", "sub", "new")]
+    assert modes == [0o1750, 0o1750, 0o711]
+    assert {guest.stat().st_uid, (guest / "sub").stat().st_uid} == {os.geteuid()}
+
+
+async def test_a_link_at_the_top_is_followed_in_the_guest_and_those_below_are_not(agent, guest, disk):
+    (guest / "real").mkdir()
+    (guest / "real" / "inner").symlink_to("nowhere")
+    (guest / "link").symlink_to("real")
+    await receive_tree(agent, f"{guest}/link", disk)
+    assert (disk / "link" / "inner").readlink().name == "nowhere"
+
+
+async def test_an_error_names_the_file_and_leaves_nothing_of_it(agent, guest, disk):
+    for name in (b"f", b"g\xff"):
+        box = disk / name.decode(errors="ignore")
+        box.mkdir()
+        (box / os.fsdecode(name)).write_text("x")
+        place = guest / box.name / os.fsdecode(name)
+        place.mkdir(parents=True)
+        with pytest.raises(GuestError) as caught:
+            await send_tree(agent, box, str(guest))
+        shown = name.replace(b"\xff", b"?").decode()
+        assert caught.value.message == f"{guest}/{box.name}/{shown}: Is a directory"
+        assert list((guest / box.name).iterdir()) == [place]
+
+
 async def test_many_small_files_and_a_large_one_arrive(agent, guest, disk):
     top = disk / "many"
     (top / "small").mkdir(parents=True)
@@ -150,7 +186,8 @@ async def test_a_copy_that_is_cancelled_leaves_the_agent_useful(agent, guest, di
                 await copy
         await agent.ping()
     assert not (disk / "y").exists()
-    assert not list(disk.glob(".atoll-*"))
+    assert not list(disk.rglob(".atoll-*"))
+    assert not list(guest.iterdir())
 
 
 async def test_a_place_that_is_no_directory_is_told_with_its_path(agent, disk):
