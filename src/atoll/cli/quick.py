@@ -31,8 +31,8 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 def data_directory() -> str | None:
     """Where machines are, if that is plain; None if the settings must be resolved."""
-    given = os.environ.get("ATOLL_DATA_DIR", "")
-    if given:
+    given = os.environ.get("ATOLL_DATA_DIR")
+    if given is not None:
         return given if given.startswith("/") else None
     home = os.environ.get("HOME", "")
     config = os.environ.get("XDG_CONFIG_HOME", "") or f"{home}/.config"
