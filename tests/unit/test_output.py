@@ -13,7 +13,7 @@ import time
 import pytest
 
 from atoll import events
-from atoll.cli.output import JsonLines, listener, print_json, print_table, size
+from atoll.cli.output import JsonLines, listener, print_json, print_table, settle, size
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,41 @@ def test_json_goes_to_stdout_and_nothing_to_stderr(capsys):
     out, err = told(capsys, (*WORK, *STAGES), json=True)
     assert len([json.loads(line) for line in out.splitlines()]) == len(WORK) + len(STAGES)
     assert err == ""
+
+
+LIFE = (
+    events.StateChanged(vm="dev", phase="starting", cause="start was asked for"),
+    events.StageReached(vm="dev", stage="agent", elapsed=1.2),
+    events.WaitingFor(vm="dev", what="network"),
+    events.StateChanged(vm="dev", phase="running", cause="the guest is up"),
+)
+
+
+def test_a_machine_that_starts_is_shown_on_a_terminal_alone(capsys, monkeypatch):
+    assert told(capsys, LIFE) == ("", "")
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", stream)
+    emit = listener()
+    for event in (*STAGES, *LIFE):
+        emit(event)
+    settle(emit, "dev: running")
+    settle(emit)
+    shown = stream.getvalue().replace("\r\x1b[K", "|")
+    assert shown.split("|") == [
+        "",
+        "dev: starting ...",
+        "dev: starting (1 s): agent is up",
+        "dev: starting: waits for network ...",
+        "dev: running\n",
+    ]
+
+
+def test_a_machine_that_starts_is_told_to_those_who_ask(capsys):
+    stop = events.StopTried(vm="dev", how="agent", elapsed=0.5, ended=True)
+    assert told(capsys, (*LIFE, stop), verbose=True).err == (
+        "dev: agent      1.200 s\ndev: waits for network\ndev: agent ended it after 0.500 s\n"
+    )
 
 
 def test_progress_on_a_terminal_writes_one_line_over_and_leaves_the_outcome(monkeypatch):

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from atoll.cli.options import parse_environment
-from atoll.cli.output import JsonLines, listener
+from atoll.cli.output import JsonLines, listener, settle
 from atoll.cli.parts import Part, running
 from atoll.cli.run import seconds
 from atoll.cli.session import Session
@@ -74,7 +74,10 @@ async def _session(
 
     async def begin() -> None:
         if arguments.start and not machine.state.active:
-            await machine.start()
+            try:
+                await machine.start()
+            finally:
+                settle(emit)
         await machine.connect()
 
     session = Session(

@@ -57,6 +57,9 @@ def _for_each(arguments: argparse.Namespace, act: _Act) -> int:
             phase = _phase(config, name)
             outcomes.append({"name": name, "ok": True, "phase": phase})
             settle(emit, f"{name}: {phase}")
+        except KeyboardInterrupt:
+            settle(emit, f"{name}: {_phase(config, name)}; its supervisor goes on with it")
+            raise
         except AtollError as error:
             settle(emit)
             failed.append(error)

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn, Protocol, cast
+from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 from atoll.errors import AtollError, UsageError
 
@@ -178,6 +178,9 @@ def _printable(text: str) -> str:
 class _Parser(argparse.ArgumentParser):
     """Whose errors read as all others do."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Help, **options})
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the words, and leave."""
         found = re.match(r"argument (?:COMMAND|ACTION): invalid choice: '(.*)' \(choose from", message)
@@ -187,6 +190,16 @@ class _Parser(argparse.ArgumentParser):
             hint = _nearest(found[1], self._actions) or f"see `{self.prog} --help`"
             report(UsageError(f"there is no `{self.prog} {found[1]}`", code="command", hint=hint))
         self.exit(UsageError.exit_code)
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the names of commands, whose indent argparse does not count."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if action.nargs == argparse.PARSER:
+            longest = max(len(str(name)) for name in action.choices or ())
+            self._action_max_length = max(self._action_max_length, longest + 4)
 
 
 def _nearest(word: str, actions: Sequence[argparse.Action]) -> str:
