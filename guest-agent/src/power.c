@@ -138,8 +138,39 @@ void power_ask_again(struct agent *agent)
     power->ask_again = boot_ns() + (int64_t)ASK_AGAIN_MS * NS_PER_MS;
 }
 
+/* True once no process that an execution started is left. */
+static bool executions_ended(const struct executions *executions)
+{
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        continue;
+    list_each(item, after, &executions->all) {
+        const struct execution *execution = list_entry(item, struct execution, link);
+
+        if (execution->running && kill(execution->pid, 0) == 0)
+            return false;
+    }
+    return true;
+}
+
+/* A hosted agent that plays a machine ends its commands as a machine does: asked first. */
+static void end_executions(const struct agent *agent)
+{
+    int64_t until = boot_ns() + agent->power.grace_ms * NS_PER_MS;
+
+    list_each(item, after, &agent->executions.all) {
+        const struct execution *execution = list_entry(item, struct execution, link);
+
+        if (execution->running)
+            launch_signal(execution->pid, SIGTERM);
+    }
+    while (!executions_ended(&agent->executions) && boot_ns() < until)
+        usleep(POLL_MS * 1000);
+}
+
 __attribute__((noreturn)) static void leave_host(struct agent *agent)
 {
+    if (agent->listener.fd >= 0)
+        end_executions(agent);
     list_each(item, after, &agent->executions.all)
         execution_release(&agent->executions, list_entry(item, struct execution, link));
     exit(agent->listener.fd >= 0 && agent->power.reboot ? EXIT_REBOOT : 0);

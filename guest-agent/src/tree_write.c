@@ -232,9 +232,8 @@ static bool write_directory(struct tree_writer *writer, const struct tree_record
     bool made;
     int fd = make_directory(spot, &made);
 
-    if (fd < 0 && (errno == ENOTDIR || errno == ELOOP) &&
-        (unlinkat(spot->directory, spot->name, 0) == 0 || errno == ENOENT))
-        fd = make_directory(spot, &made);
+    if (fd < 0 && errno == ELOOP)
+        errno = ENOTDIR; /* a symbolic link, which may be what the guest's programs lie behind */
     if (fd < 0 || !push(writer, fd, record->path.size)) {
         int error = errno;
 

@@ -260,7 +260,7 @@ static void a_tree_merges_into_what_is_there(void)
     struct stat status;
 
     enter_directory();
-    CHECK(mkdir("top", 0700) == 0 && mkdir("top/sub", 0700) == 0 && symlink("/etc", "top/dir") == 0);
+    CHECK(mkdir("top", 0700) == 0 && mkdir("top/sub", 0700) == 0);
     make("top/kept", "kept");
     make("outside", "outside");
     CHECK(symlink("../outside", "top/file") == 0);
@@ -269,11 +269,47 @@ static void a_tree_merges_into_what_is_there(void)
     add_segment(0, "new");
     add_segment(3, "");
     add("sub", TREE_DIRECTORY);
-    add("dir", TREE_DIRECTORY);
     CHECK(written(write_tree_as(at("top"), "", "", WIRE_PAYLOAD_MAX)));
     CHECK(holds("top/kept", "kept") && holds("outside", "outside") && holds("top/file", "new"));
     CHECK(lstat("top/file", &status) == 0 && S_ISREG(status.st_mode));
-    CHECK(lstat("top/dir", &status) == 0 && S_ISDIR(status.st_mode));
+    leave_directory();
+}
+
+/* How many names there are in it. */
+static int names_in(const char *path)
+{
+    DIR *entries = opendir(path);
+    int count = -2; /* "." and ".." */
+
+    CHECK(entries);
+    while (readdir(entries))
+        count++;
+    closedir(entries);
+    return count;
+}
+
+static bool names(const struct reply *reply, const char *path, int error)
+{
+    char message[256];
+
+    snprintf(message, sizeof(message), "%s: %s", at(path), strerror(error));
+    return failed(reply, FAIL_OS) && reply_int(reply, "errno") == error && reply_has(reply, "message", message);
+}
+
+static void a_directory_replaces_nothing_else(void)
+{
+    struct stat status;
+
+    enter_directory();
+    CHECK(mkdir("top", 0755) == 0 && symlink("/etc", "top/link") == 0);
+    make("top/file", "kept");
+    begin_tree();
+    add("link", TREE_DIRECTORY);
+    CHECK(names(write_tree("top"), "top/link", ENOTDIR));
+    begin_tree();
+    add("file", TREE_DIRECTORY);
+    CHECK(names(write_tree("top"), "top/file", ENOTDIR));
+    CHECK(lstat("top/link", &status) == 0 && S_ISLNK(status.st_mode) && holds("top/file", "kept"));
     leave_directory();
 }
 
@@ -298,27 +334,6 @@ static void directories_that_are_there_stay_as_they_are(void)
     CHECK(stat("top/new", &status) == 0 && (status.st_mode & 07777) == 0755 && status.st_mtim.tv_sec == -2);
     CHECK(stat("top/sub/new", &status) == 0 && (status.st_mode & 07777) == 0755 && status.st_mtim.tv_sec == -2);
     leave_directory();
-}
-
-/* How many names there are in it. */
-static int names_in(const char *path)
-{
-    DIR *entries = opendir(path);
-    int count = -2; /* "." and ".." */
-
-    CHECK(entries);
-    while (readdir(entries))
-        count++;
-    closedir(entries);
-    return count;
-}
-
-static bool names(const struct reply *reply, const char *path, int error)
-{
-    char message[256];
-
-    snprintf(message, sizeof(message), "%s: %s", at(path), strerror(error));
-    return failed(reply, FAIL_OS) && reply_int(reply, "errno") == error && reply_has(reply, "message", message);
 }
 
 static void a_directory_is_replaced_by_nothing_else(void)
@@ -646,6 +661,7 @@ const struct test tree_tests[] = {
     {"what is read can be written", what_is_read_can_be_written},
     {"a tree merges into what is there", a_tree_merges_into_what_is_there},
     {"directories that are there stay as they are", directories_that_are_there_stay_as_they_are},
+    {"a directory replaces nothing else", a_directory_replaces_nothing_else},
     {"a directory is replaced by nothing else", a_directory_is_replaced_by_nothing_else},
     {"a file is replaced at once or not at all", a_file_is_replaced_at_once_or_not_at_all},
     {"errors name the file", errors_name_the_file},

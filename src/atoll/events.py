@@ -145,7 +145,7 @@ class ExecutionEnded(Event, frozen=True, tag="execution_ended"):
 
 
 class StateChanged(Event, frozen=True, tag="state_changed"):
-    """A machine came into another phase; the record on disk says so already. ``error`` is a code, or empty."""
+    """A machine came into another phase, which is on disk already; ``error`` is a code, or empty."""
 
     vm: str
     phase: str

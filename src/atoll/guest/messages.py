@@ -95,7 +95,7 @@ class EntropyReseed(Request, frozen=True, tag="entropy.reseed"):
 
 
 class Poweroff(Request, frozen=True, tag="system.poweroff"):
-    """End the guest; ``grace`` in ms between SIGTERM and SIGKILL. ``orderly``: by its own init, if it has one."""
+    """End the guest, ``orderly`` by its own init; ``grace`` in ms between SIGTERM and SIGKILL."""
 
     mode: str = "poweroff"
     grace: int = 2000
@@ -412,8 +412,8 @@ class Executions(msgspec.Struct, frozen=True):
 class Refusal(msgspec.Struct, frozen=True):
     """Payload of RESET: why a request was refused or a stream ended.
 
-    ``hint`` and ``detail`` come from a supervisor (docs/reference/control-protocol.md), with ``HOST_ERROR`` as
-    ``code`` and the error's own code as ``stage``.
+    ``hint`` and ``detail`` come from a supervisor (docs/reference/control-protocol.md), with ``HOST_ERROR``
+    as ``code`` and the error's own code as ``stage``.
     """
 
     code: str

@@ -13,13 +13,10 @@ from atoll.guest.execution import Execution
 from atoll.guest.messages import ExecStart
 from atoll.vm.bootplan import Probe, Setup
 
-__all__ = ["run_quietly", "set_up", "step_clock"]
+__all__ = ["run_quietly", "set_up"]
 
 #: Seconds between two attempts of a probe.
 _PROBE_PAUSE = 0.2
-
-#: Seconds by which a guest's clock may be off before it is set.
-_DRIFT = 0.05
 
 
 async def set_up(
@@ -61,16 +58,6 @@ async def set_up(
         emit(WaitingFor(vm=vm, what=_describe(setup.probe)))
         while not await _probe(agent, setup.probe):  # noqa: ASYNC110 - only asking again tells
             await asyncio.sleep(_PROBE_PAUSE)
-
-
-async def step_clock(agent: Agent, now: int) -> float:
-    """Set the guest's clock, which showed something else by so many seconds; ``now`` in ns since 1970."""
-    return (now - await agent.step_clock(now)) / 1e9
-
-
-def drifted(guest: int, host: int) -> bool:
-    """Whether a guest's clock is off by more than is borne; both in ns since 1970."""
-    return abs(guest - host) > _DRIFT * 1e9
 
 
 async def run_quietly(agent: Agent, argv: tuple[str, ...]) -> tuple[int, str]:

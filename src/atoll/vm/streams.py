@@ -1,4 +1,4 @@
-"""The streams of a supervisor's client: those that are passed on to the guest, those that are answered here."""
+"""The streams of a supervisor's client: some are passed on to the guest, some are answered here."""
 
 from __future__ import annotations
 

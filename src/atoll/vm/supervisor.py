@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 import traceback
 from collections.abc import Callable, Coroutine
@@ -17,47 +16,31 @@ from collections.abc import Callable, Coroutine
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, BootError, ChannelError, GuestError, StoreError
+from atoll.errors import AtollError, StoreError
 from atoll.events import (
     Emit,
     Event,
-    GuestBooted,
-    StageReached,
     StateChanged,
     VmExited,
     VmSpawned,
-    WaitingFor,
 )
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Port
-from atoll.hypervisor.port import Departure, Position, Resident, ResidentHypervisor, sweep
+from atoll.hypervisor.port import Resident, ResidentHypervisor, sweep
 from atoll.paths import VmPaths
-from atoll.process import boot_id, describe_status, identify
-from atoll.vm import restart
+from atoll.process import boot_id, identify
+from atoll.vm import clock, restart
 from atoll.vm.bootplan import BootPlan
-from atoll.vm.diagnosis import Evidence, diagnose
-from atoll.vm.logs import tail
+from atoll.vm.bringup import BringUp, attached, hypervisor_said
 from atoll.vm.messages import Stopped, StopStep
 from atoll.vm.outputs import Outputs
-from atoll.vm.setup import drifted, set_up, step_clock
+from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
 from atoll.vm.stopping import stop_guest
 
 __all__ = ["Supervisor"]
-
-#: Seconds for a channel's end to become the process's end.
-_EXIT_GRACE = 2.0
-
-#: Seconds between two looks at the guest's clock.
-_CLOCK_PERIOD = 10.0
-
-#: Seconds for the guest to take the right time: more would hold up others for one that hangs.
-_CLOCK_WAIT = 5.0
-
-#: Bytes of the hypervisor's log that are looked at for the reason of its end.
-_SAID = 4096
 
 #: Causes that somebody wishes for: where the disk is full they are refused. All others have happened already.
 _WISHES = {Cause.STARTED, Cause.RESTARTED}
@@ -309,7 +292,7 @@ class Supervisor:
         """A start failed: end what there is of it, and go back to where the machine was."""
         cause = self.state.cause
         await self._clean_up()
-        self._advance(Cause.NOT_BOOTED, failure=_failure(error))
+        self._advance(Cause.NOT_BOOTED, failure=failure_of(error))
         if cause is not Cause.STARTED:  # whoever asked for it is told
             self._consider_restart()
 
@@ -326,74 +309,13 @@ class Supervisor:
         """From the spawn to a machine that runs."""
         vm = self.vm
         assert vm is not None
-        await self._wait_until_up(plan)
+        self._spawn(attached(vm))  # loads what the monitor needs while the guest boots
+        start = BringUp(self.name, self.place, vm, self.agent, plan, self.outputs, self.shares, self.emit)
+        await start.run(self._began)
         self._advance(Cause.BOOTED)
-        self._reached("running")
+        start.reached("running")
         self._spawn(self._watch(vm))
         self._spawn(self._keep_time())
-
-    async def _wait_until_up(self, plan: BootPlan) -> None:
-        vm, agent = self.vm, self.agent
-        assert vm is not None
-        answered = booted = False
-        waits_for = ""
-
-        def tell(event: Event) -> None:
-            nonlocal waits_for
-            waits_for = event.what if isinstance(event, WaitingFor) else waits_for
-            self.emit(event)
-
-        try:
-            async with asyncio.timeout(plan.boot_timeout):
-                if agent is None:
-                    raise ChannelError("nobody listens at the guest's channel", code="gone")  # noqa: TRY301
-                self._spawn(_attached(vm))  # loads what the monitor needs while the guest boots
-                await agent.ready()
-                answered = True
-                self._reached("agent")
-                timeline = (await agent.booted()).timeline
-                booted = True
-                self._reached("root")
-                self.emit(GuestBooted(vm=self.name, timeline=timeline))
-                self.shares.connect(vm, agent, plan)
-                await set_up(agent, plan.setup, self.name, tell, mount=self.shares.mount_all)
-                await self._set_clock()
-        except GuestError as error:
-            hint = "rebuild the image with `atoll image build --force IMAGE`" if error.stage == "root" else ""
-            raise BootError(
-                f"{self.name}: {error.message}", stage=error.stage or "root", hint=hint
-            ) from error
-        except (ChannelError, TimeoutError) as error:
-            if waits_for and isinstance(error, TimeoutError):
-                raise _unready(self.name, plan, waits_for) from error
-            raise await self._explain(vm, error, answered=answered, booted=booted) from error
-
-    async def _explain(
-        self, vm: Resident, error: ChannelError | TimeoutError, *, answered: bool, booted: bool
-    ) -> BootError:
-        position, status = Position.UNKNOWN, vm.process.poll()
-        if status is None and isinstance(error, ChannelError):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_EXIT_GRACE):
-                    status = await vm.wait()
-        if status is None:
-            position = await vm.position()
-        await asyncio.sleep(0)  # what the guest wrote last is read
-        evidence = Evidence(
-            vm=self.name,
-            status=status,
-            position=position,
-            console=self.outputs.boot_text(),
-            diagnostics=self._said(),
-            answered=answered,
-            booted=booted,
-            waited=time.monotonic() - self._began,
-        )
-        return diagnose(evidence)
-
-    def _said(self) -> str:
-        """What the hypervisor wrote last."""
-        return tail(self.place.log("hypervisor"), _SAID).decode(errors="replace")
 
     async def _clean_up(self) -> None:
         """Kill the VM if it still runs, and let go of all that belonged to it."""
@@ -411,13 +333,14 @@ class Supervisor:
 
     async def _watch(self, vm: Resident) -> None:
         """Until the guest ends by itself: name the reason, and start it again if that is wished."""
-        await _attached(vm)
+        await attached(vm)
         status = await vm.wait()
         async with self._lock:
             if self.vm is not vm or self.state.phase is Phase.STOPPING:
                 return
             self.outputs.drain()
-            cause, failure = self._reason(vm, status)
+            console, said = self.outputs.boot_text(), hypervisor_said(self.place)
+            cause, failure = ended(self.name, vm.departure, status, console=console, said=said)
             await self._clean_up()
             if cause is Cause.REBOOTED:
                 self._advance(cause)
@@ -427,22 +350,6 @@ class Supervisor:
                 self.state = msgspec.structs.replace(self.state, restarts=0)
             self._advance(cause, failure=failure)
             self._consider_restart()
-
-    def _reason(self, vm: Resident, status: int) -> tuple[Cause, Failure | None]:
-        panic = _panic_in(self.outputs.boot_text())
-        if panic and vm.departure in {Departure.RESET, Departure.SHUTDOWN}:
-            message = f"{self.name}: the guest's kernel panicked: {panic}"
-            return Cause.PANICKED, Failure("boot.panic", message, "see `atoll logs`")
-        if vm.departure is Departure.RESET:
-            return Cause.REBOOTED, None
-        if vm.departure is Departure.SHUTDOWN:
-            return Cause.POWERED_OFF, None
-        said = self._said().strip().splitlines()
-        last = f": {said[-1]}" if said else ""
-        message = f"{self.name}: the hypervisor {describe_status(status)}{last}"
-        return Cause.HYPERVISOR_DIED, Failure(
-            "state.hypervisor", message, "see `atoll logs --source hypervisor`"
-        )
 
     def _consider_restart(self) -> None:
         with contextlib.suppress(StoreError):  # without a plan there is nothing to start again
@@ -479,28 +386,15 @@ class Supervisor:
 
     async def _set_clock(self) -> None:
         if self.agent is not None:
-            with contextlib.suppress(AtollError, TimeoutError):
-                async with asyncio.timeout(_CLOCK_WAIT):
-                    await self.agent.ready()
-                    await step_clock(self.agent, time.time_ns())
+            await clock.set_clock(self.agent)
 
     async def _keep_time(self) -> None:
-        """Set the guest's clock when it is off, as after the host slept."""
+        """As long as this VM runs, set the guest's clock when it is off, as after the host slept."""
         vm = self.vm
         while self.vm is vm:
-            await asyncio.sleep(_CLOCK_PERIOD)
-            agent = self.agent
-            if self.state.phase is not Phase.RUNNING or agent is None:
-                continue
-            with contextlib.suppress(AtollError, TimeoutError):
-                async with asyncio.timeout(_CLOCK_PERIOD):
-                    before = time.time_ns()
-                    shown = (await agent.info()).realtime
-                    if drifted(shown, (before + time.time_ns()) // 2):
-                        await self._set_clock()
-
-    def _reached(self, stage: str) -> None:
-        self.emit(StageReached(vm=self.name, stage=stage, elapsed=time.monotonic() - self._began))
+            await asyncio.sleep(clock.PERIOD)
+            if self.state.phase is Phase.RUNNING and self.agent is not None:
+                await clock.correct(self.agent)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -510,31 +404,7 @@ class Supervisor:
         return task
 
 
-async def _attached(vm: Resident) -> None:
-    with contextlib.suppress(AtollError):
-        await vm.attach()
-
-
 def _seen(task: asyncio.Task[None]) -> None:
     """Its failure is in the state; a failure that is no error of Atoll is a bug and goes to the log."""
     if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, AtollError):
         traceback.print_exception(error)
-
-
-def _unready(name: str, plan: BootPlan, waits_for: str) -> BootError:
-    message = f"{name}: the guest is up, but after {plan.boot_timeout:g} s it still waits for its {waits_for}"
-    stage = "probe" if waits_for.startswith("probe") else "setup"
-    hint = f"change what is probed: `atoll edit {name} ready_probe=...`, or allow more: `boot_timeout=...`"
-    return BootError(message, stage=stage, hint=hint if stage == "probe" else "see `atoll logs`")
-
-
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, AtollError):
-        return Failure(error.code, error.message, error.hint, error.detail)
-    hint = "this is a bug; `atoll logs --source supervisor` has the details"
-    return Failure("internal", f"{type(error).__name__}: {error}", hint)
-
-
-def _panic_in(text: str) -> str:
-    found = re.search(r"Kernel panic - not syncing: (.+)", text)
-    return found[1].strip() if found else ""
