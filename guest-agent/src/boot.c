@@ -191,12 +191,12 @@ static enum step_result find_disks(struct agent *agent)
 }
 
 static bool mount_device(const char *device, const char *target, const char *type, unsigned long flags,
-                         struct failure *failed)
+                         const char *options, struct failure *failed)
 {
     char path[NAME_MAX + 16];
 
     snprintf(path, sizeof(path), "/dev/%s", device);
-    return mount_on(path, target, type, flags, NULL, failed);
+    return mount_on(path, target, type, flags, options, failed);
 }
 
 static enum step_result mount_lower(struct agent *agent)
@@ -204,7 +204,7 @@ static enum step_result mount_lower(struct agent *agent)
     struct boot *boot = &agent->boot;
 
     return result(!*boot->root_device || mount_device(boot->root_device, LOWER, boot->options.rootfs,
-                                                      MS_RDONLY, &boot->failure));
+                                                      MS_RDONLY, NULL, &boot->failure));
 }
 
 static enum step_result mount_upper(struct agent *agent)
@@ -215,7 +215,9 @@ static enum step_result mount_upper(struct agent *agent)
         return DONE;
     if (!*boot->data_device)
         return result(mount_on("tmpfs", UPPER, "tmpfs", 0, "mode=0755", &boot->failure));
-    if (!mount_device(boot->data_device, UPPER, boot->options.datafs, MS_NOATIME, &boot->failure))
+    /* What is deleted shall not stay in the host's file. */
+    const char *options = strcmp(boot->options.datafs, "ext4") == 0 ? "discard" : NULL;
+    if (!mount_device(boot->data_device, UPPER, boot->options.datafs, MS_NOATIME, options, &boot->failure))
         return FAILED;
     boot->data_mount = open(UPPER, O_PATH | O_DIRECTORY | O_CLOEXEC);
     return DONE;
@@ -252,7 +254,7 @@ static enum step_result mount_modules(struct agent *agent)
     if (*boot->modules_device) {
         mkdir("/usr", 0755);
         mkdir("/usr/lib", 0755);
-        if (!mount_device(boot->modules_device, "/usr/lib/modules", "erofs", MS_RDONLY, &boot->failure))
+        if (!mount_device(boot->modules_device, "/usr/lib/modules", "erofs", MS_RDONLY, NULL, &boot->failure))
             return FAILED;
         /* Where /lib is no link to usr/lib, programs look here. */
         mkdir("/lib", 0755);

@@ -22,8 +22,12 @@ pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("no_leftovers")]
 def private(tmp_path, built, paths, environment):
     """Directories of this test alone with copies of the built kernel and image."""
     data, cache = tmp_path / "data", tmp_path / "cache"
-    shutil.copytree(paths.data, data)
-    shutil.copytree(paths.kernels, cache / "kernels")
+    image = catalog.find(paths, "debian").directory
+    shutil.copytree(image, data / "images" / image.name)
+    bundle = kernel.ensure(paths).directory
+    shutil.copytree(bundle, cache / "kernels" / bundle.name)
+    for pointer in paths.kernels.glob("default-*.json"):
+        shutil.copy(pointer, cache / "kernels")
     return {"ATOLL_DATA_DIR": str(data), "ATOLL_CACHE_DIR": str(cache)}
 
 

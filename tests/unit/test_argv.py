@@ -76,7 +76,10 @@ def test_x86_64_under_tcg_with_disks():
         *("-blockdev", "driver=file,node-name=disk-root-file,filename=/images/root.erofs,read-only=on"),
         *("-blockdev", "driver=raw,node-name=disk-root,file=disk-root-file,read-only=on"),
         *("-device", "virtio-blk-pci,drive=disk-root,serial=root"),
-        *("-blockdev", "driver=file,node-name=disk-data-1-file,filename=/data/a,,b.qcow2,read-only=off"),
+        *(
+            "-blockdev",
+            "driver=file,node-name=disk-data-1-file,filename=/data/a,,b.qcow2,read-only=off,discard=unmap",
+        ),
         *(
             "-blockdev",
             "driver=qcow2,node-name=disk-data-1,file=disk-data-1-file,read-only=off,discard=unmap,detect-zeroes=unmap",

@@ -182,10 +182,11 @@ def _disk(disk: Disk) -> tuple[str, ...]:
     access = "on" if disk.read_only else "off"
     file = f"driver=file,node-name={node}-file,filename={_escape(str(disk.path))},read-only={access}"
     layout = f"driver={disk.format},node-name={node},file={node}-file,read-only={access}"
-    trim = "" if disk.read_only else ",discard=unmap,detect-zeroes=unmap"
+    trim = "" if disk.read_only else ",discard=unmap"  # both nodes must pass on what the guest discards
+    zeroes = "" if disk.read_only else ",detect-zeroes=unmap"
     return (
-        *("-blockdev", file),
-        *("-blockdev", layout + trim),
+        *("-blockdev", file + trim),
+        *("-blockdev", layout + trim + zeroes),
         *("-device", f"virtio-blk-pci,drive={node},serial={_escape(disk.serial)}"),
     )
 
