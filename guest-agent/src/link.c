@@ -11,7 +11,10 @@ static void link_event(struct source *source, uint32_t events)
 {
     struct link *link = list_entry(source, struct link, source);
 
-    link->connected = !(events & EPOLLHUP);
+    bool connected = !(events & EPOLLHUP);
+
+    link->lost = link->lost || (link->connected && !connected);
+    link->connected = connected;
     link->seen = link->seen || link->connected;
     if (events & (EPOLLIN | EPOLLHUP))
         link->readable = true;

@@ -20,6 +20,7 @@ struct link {
     bool readable;
     bool writable;
     bool connected; /* the host has its end open */
+    bool lost;      /* it has closed it; whoever ends the session takes note and clears this */
     bool seen;      /* it had it open once */
     bool closed;    /* a socket at its end */
     struct wire_reader in;

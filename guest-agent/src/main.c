@@ -133,6 +133,17 @@ static bool listen_on(struct agent *agent, int fd)
            loop_watch(&agent->loop, &agent->listener);
 }
 
+/*
+ * A session ends when its host closes the port, and at that moment only: the kernel passes on what the next host
+ * sends before it notes that this one has opened the port, so that its HELLO may be read while none seems there.
+ */
+static void end_session(struct agent *agent)
+{
+    if (agent->link.lost && agent->link.serial && agent->mux.in_session)
+        mux_drop(&agent->mux);
+    agent->link.lost = false;
+}
+
 /* Reacts to the host's end having gone. */
 static void check_link(struct agent *agent)
 {
@@ -150,8 +161,6 @@ static void check_link(struct agent *agent)
     }
     if (!link->serial || link->connected)
         return;
-    if (agent->mux.in_session)
-        mux_drop(&agent->mux);
     bool overdue = boot_ns() > agent->boot.timeline[BOOT_CHANNEL] + (int64_t)LIFELINE_GRACE_MS * NS_PER_MS;
     if (agent->boot.options.lifeline && (link->seen || overdue))
         power_cut();
@@ -190,6 +199,7 @@ __attribute__((noreturn)) static void serve(struct agent *agent)
 
     for (;;) {
         loop_turn(&agent->loop, timeout);
+        end_session(agent);
         jobs_turn(&agent->jobs);
         bool waiting = requests_resume(agent);
         waiting = link_receive(&agent->link, &agent->mux) || waiting;
