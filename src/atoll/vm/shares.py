@@ -238,7 +238,7 @@ class Shares:
     async def _tidy(self) -> None:
         """Take out what an earlier supervisor did not bring to its end."""
         for plugged in tuple(self._plugged.values()):
-            if not plugged.mounted or plugged.slot not in self._running:
+            if not plugged.mounted or not self._is_served(plugged.slot):
                 await self._undo(plugged.slot)
 
     async def _load_driver(self, shares: list[Share]) -> None:
@@ -300,10 +300,9 @@ class Shares:
         if not plugged.mounted:
             return
         _, agent = self._connected()
-        alive = plugged.slot in self._running and self._running[plugged.slot].poll() is None
         try:
             async with asyncio.timeout(_PATIENCE):
-                await agent.unmount(plugged.share.guest, lazy=not alive)
+                await agent.unmount(plugged.share.guest)
         except TimeoutError:
             raise StateError(f"{plugged.share.guest}: the guest does not unmount it", code="share") from None
         except GuestError as error:
@@ -317,20 +316,22 @@ class Shares:
         self._keep(msgspec.structs.replace(plugged, mounted=False))
 
     async def _take_out(self, slot: int) -> None:
-        """Take the device out and see its daemon end."""
+        """Take a device out that nobody uses, see its daemon end, and forget the share."""
+        await self._unplug(slot)
+        self._write({number: one for number, one in self._plugged.items() if number != slot})
+
+    async def _unplug(self, slot: int) -> None:
         watching = self._watching.pop(slot, None)
-        if watching is not None:
+        if watching is not None and watching is not asyncio.current_task():
             watching.cancel()
         plugging, _ = self._connected()
-        share = self._plugged[slot].share
         try:
             async with asyncio.timeout(_PATIENCE):
                 await plugging.unplug_share(slot)
         except (BootError, TimeoutError) as error:
-            message = f"the guest does not let go of {share.guest}"
+            message = f"the guest does not let go of {self._plugged[slot].share.guest}"
             raise StateError(message, code="share", hint="see `atoll logs`") from error
         await self._end_daemon(slot)
-        self._write({number: one for number, one in self._plugged.items() if number != slot})
 
     async def _undo(self, slot: int) -> None:
         """Leave nothing of a share that was not finished, or that has lost its daemon."""
@@ -338,20 +339,23 @@ class Shares:
         if plugged is None:
             return
         with contextlib.suppress(AtollError, TimeoutError):
-            _, agent = self._connected()
-            plugging, _ = self._connected()
-            if await plugging.has_share(slot):
-                with contextlib.suppress(GuestError):
-                    async with asyncio.timeout(_FAREWELL):
-                        await self._unmount_if_ours(agent, plugged)
+            if not self._is_served(slot):  # then an unmount waits for ever to say good-bye to its device
+                await self._unplug(slot)
+            await self._unmount_if_ours(plugged)
             await self._take_out(slot)
 
-    async def _unmount_if_ours(self, agent: Agent, plugged: Plugged) -> None:
+    def _is_served(self, slot: int) -> bool:
+        running = self._running.get(slot)
+        return running is not None and running.poll() is None
+
+    async def _unmount_if_ours(self, plugged: Plugged) -> None:
         """Unmount what a record may not tell of; never what lies beneath."""
+        _, agent = self._connected()
         words = ("/bin/sh", "-c", 'grep -q "^$1 $2 virtiofs " /proc/mounts', "sh", _tag(plugged.slot))
         escaped = plugged.share.guest.replace("\\", "\\\\").replace(" ", "\\\\040")
-        if (await run_quietly(agent, (*words, escaped)))[0] == 0:
-            await agent.unmount(plugged.share.guest, lazy=True)
+        async with asyncio.timeout(_FAREWELL):
+            if (await run_quietly(agent, (*words, escaped)))[0] == 0:
+                await agent.unmount(plugged.share.guest, lazy=True)
 
     async def _end_daemon(self, slot: int) -> None:
         running = self._running.pop(slot, None)
@@ -374,7 +378,6 @@ class Shares:
             if self._vm is None or self._vm.process.poll() is not None or plugged is None:
                 return
             share = plugged.share
-            self._watching.pop(slot, None)
             self._emit(
                 Warned(message=f"{self._name}: what serves {share.guest} has ended; it is started again")
             )

@@ -71,12 +71,13 @@ class Plugging:
                 with contextlib.suppress(BootError):  # it is on its way out already, or just gone
                     await self._monitor.execute("device_del", {"id": name})
             await asyncio.sleep(_LOOK)
-        present = await self._monitor.execute("query-chardev")
-        if any(one["label"] == name for one in present):
-            await self._monitor.execute("chardev-remove", {"id": name})
-        else:
-            with contextlib.suppress(BootError):  # it was lent, perhaps, and never used
-                await self._monitor.execute("closefd", {"fdname": name})
+        while any(one["label"] == name for one in await self._monitor.execute("query-chardev")):
+            try:
+                await self._monitor.execute("chardev-remove", {"id": name})
+            except BootError:  # the device is out of sight, but not all of it is gone yet
+                await asyncio.sleep(_LOOK)
+        with contextlib.suppress(BootError):  # it was lent, perhaps, and never used
+            await self._monitor.execute("closefd", {"fdname": name})
 
     async def has_share(self, slot: int) -> bool:
         """Whether there is a share in a slot."""

@@ -41,6 +41,7 @@ class Monitor:
         self._socket = sock
         self._client: Any = None
         self._connecting = asyncio.Lock()
+        self._lending = asyncio.Lock()
         self._listeners: list[Callable[[str, dict[str, Any]], None]] = []
         self.shutdown_cause = ""
         self.failed = False
@@ -63,11 +64,12 @@ class Monitor:
 
     async def lend(self, name: str, sock: socket.socket) -> None:
         """Give QEMU a copy of ``sock`` under a name by which a command takes it. Raises as ``execute``."""
-        try:
-            (await self._connected()).send_fd_scm(sock.fileno())
-        except OSError as error:
-            raise BootError(f"QEMU's monitor: {error.strerror}", stage="spawn") from error
-        await self.execute("getfd", {"fdname": name})
+        async with self._lending:  # QEMU holds one descriptor until it is told the name: a second replaces it
+            try:
+                (await self._connected()).send_fd_scm(sock.fileno())
+            except OSError as error:
+                raise BootError(f"QEMU's monitor: {error.strerror}", stage="spawn") from error
+            await self.execute("getfd", {"fdname": name})
 
     async def position(self) -> Position:
         """Where the first vCPU executes."""
