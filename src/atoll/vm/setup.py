@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 from atoll.errors import BootError, GuestError
-from atoll.events import Emit, WaitingFor
+from atoll.events import Emit, WaitingFor, Warned
 from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution
 from atoll.guest.messages import ExecStart
@@ -39,6 +39,7 @@ async def set_up(
         if setup.modules:
             await agent.load_modules(setup.modules)
         await agent.reseed(os.urandom(64))
+        await _fill_disk(agent, vm, emit)
         if setup.network is not None:
             emit(WaitingFor(vm=vm, what="network"))
             network = setup.network
@@ -58,6 +59,14 @@ async def set_up(
         emit(WaitingFor(vm=vm, what=_describe(setup.probe)))
         while not await _probe(agent, setup.probe):  # noqa: ASYNC110 - only asking again tells
             await asyncio.sleep(_PROBE_PAUSE)
+
+
+async def _fill_disk(agent: Agent, vm: str, emit: Emit) -> None:
+    """Have the file system fill its disk, which may have grown while the machine was at rest."""
+    try:
+        await agent.grow_data()
+    except GuestError as error:  # there is less room than was asked for, and no more is wrong
+        emit(Warned(message=f"{vm}: the disk is larger than the file system on it: {error.message}"))
 
 
 async def run_quietly(agent: Agent, argv: tuple[str, ...]) -> tuple[int, str]:
