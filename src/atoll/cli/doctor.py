@@ -21,7 +21,7 @@ from atoll.errors import AtollError
 from atoll.events import Emit
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import catalog, kernel
-from atoll.vm import accelerator
+from atoll.vm import accelerator, serving
 
 __all__ = ["Check", "Outcome", "configure", "run"]
 
@@ -113,6 +113,16 @@ def _check_programs(_: Config) -> Iterator[Check]:
         yield Check("setpriv", Outcome.NOTE, finding, "apt install util-linux")
 
 
+def _check_shares(_: Config) -> Iterator[Check]:
+    """Only directories that are shared need it."""
+    try:
+        daemon = serving.check()
+    except AtollError as error:
+        yield Check("virtiofsd", Outcome.NOTE, error.message, error.hint)
+    else:
+        yield Check("virtiofsd", Outcome.OK, daemon.program)
+
+
 def _check_memory(config: Config) -> Iterator[Check]:
     available = _available_memory()
     text = f"{size(available)} available, {os.cpu_count()} CPUs"
@@ -156,7 +166,15 @@ def _check_images(config: Config) -> Iterator[Check]:
             yield Check("image", Outcome.FAIL, entry.error.message, entry.error.hint)
 
 
-_CHECKS = (_check_atoll, _check_qemu, _check_programs, _check_memory, _check_space, _check_images)
+_CHECKS = (
+    _check_atoll,
+    _check_qemu,
+    _check_programs,
+    _check_shares,
+    _check_memory,
+    _check_space,
+    _check_images,
+)
 
 
 def _accelerator(config: Config, emit: Emit, *, again: bool) -> Check:

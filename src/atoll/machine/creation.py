@@ -29,6 +29,7 @@ from atoll.machine.spec import (
     reference_of,
 )
 from atoll.paths import VmPaths
+from atoll.vm import serving
 from atoll.vm.restart import Policy
 
 E = TypeVar("E", bound=StrEnum)
@@ -109,6 +110,8 @@ def create(config: Config, name: str, wishes: Wishes, emit: Emit = ignore) -> Vm
     if spec.init is Init.SYSTEMD and not image.manifest.init:
         hint = "use an image with systemd, or --init minimal"
         raise ImageError(f"the image {spec.image} has no init of its own", code="init", hint=hint)
+    if spec.shares:
+        serving.check()
     runtime.found(config, emit=emit)  # what is missing on this host is said now, not at the first start
 
     def fill(place: VmPaths) -> None:

@@ -15,6 +15,7 @@ from atoll.config import Config, override, parse_memory
 from atoll.errors import UsageError
 from atoll.machine.spec import MachineSpec, Share, check_guest_path
 from atoll.paths import VmPaths
+from atoll.vm import serving
 from atoll.vm.bootplan import BootPlan
 
 __all__ = ["LATER", "NOW", "make_share", "parse_target", "replan", "sized", "with_share", "without_share"]
@@ -24,7 +25,13 @@ NOW, LATER = "now", "at the next start"
 
 
 def make_share(host: str | os.PathLike[str], guest: str, *, read_only: bool) -> Share:
-    """A share of a directory that is there. Raises ``UsageError``: ``usage.mount``."""
+    """A share of a directory that is there.
+
+    Raises:
+        UsageError: ``usage.mount``: there is no such directory, or that is no place in a guest.
+        PreflightError: this host cannot share directories.
+    """
+    serving.check()
     path = os.path.abspath(os.path.expanduser(host))
     if not os.path.isdir(path):
         raise UsageError(f"there is no directory {path}", code="mount", hint="make it, or name another one")

@@ -14,6 +14,7 @@ from atoll.hypervisor.model import Accelerator, Machine, UserNetwork
 from atoll.image.catalog import ImageManifest
 from atoll.machine.spec import Init, MachineSpec, mac_of
 from atoll.paths import VmPaths
+from atoll.vm import serving
 from atoll.vm.bootplan import BootPlan, NetworkSetup, Setup
 from atoll.vm.plan import Residence, limits_of, plan_resident
 
@@ -67,6 +68,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     files = msgspec.structs.replace(base.files, root=place.root)
     init = store.read_record(place.image, ImageManifest).init if spec.init is Init.SYSTEMD else ""
     mac = mac_of(spec.id)
+    if spec.shares:
+        serving.check()
     limits = limits_of(base.shape, host_memory=_host_memory(), host_cpus=os.cpu_count() or 1)
     residence = Residence(
         data=place.data,

@@ -17,9 +17,21 @@ from atoll.paths import VmPaths
 from atoll.process import Process
 from atoll.vm.bootplan import Share
 
-__all__ = ["serve"]
+__all__ = ["check", "serve"]
 
 _SUBUID, _SUBGID = Path("/etc/subuid"), Path("/etc/subgid")
+
+
+def check() -> Daemon:
+    """What serves shares on this host.
+
+    Raises:
+        PreflightError: virtiofsd is not installed, or this user cannot run it.
+    """
+    daemon = virtiofs.find()
+    if os.geteuid() != 0:
+        _maps(daemon, 0, 0)
+    return daemon
 
 
 def serve(place: VmPaths, name: str, share: Share, owner: tuple[int, int]) -> tuple[Process, socket.socket]:
