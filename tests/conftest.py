@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -90,7 +91,10 @@ def _keep(item):
     place = FAILURES / item.name.replace("/", "_")
     for name, value in kept.items():
         if name == "tmp_path" and value.is_dir():
-            shutil.copytree(value, place / "tmp_path", dirs_exist_ok=True, symlinks=True, ignore=_not_kept)
+            with contextlib.suppress(OSError):  # what can be kept is kept
+                shutil.copytree(
+                    value, place / "tmp_path", dirs_exist_ok=True, symlinks=True, ignore=_not_kept
+                )
         console = getattr(value, "console", None)
         if console is not None:
             place.mkdir(parents=True, exist_ok=True)

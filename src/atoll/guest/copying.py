@@ -17,10 +17,9 @@ import errno
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -32,6 +31,9 @@ from atoll.guest.messages import Empty, Written
 from atoll.guest.tree import Limits, shown
 from atoll.guest.tree_reader import TreeReader
 from atoll.guest.tree_writer import TreeWriter
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["Copied", "receive_tree", "send_tree"]
 
@@ -217,6 +219,9 @@ async def _thread(last: Callable[[], None]) -> AsyncIterator[_Run]:
 
     The loop's own threads are not taken: a slow disk would hold up everybody else who uses them.
     """
+    # It cannot be loaded any more once a program's main thread has ended, and other threads may go on.
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
     pool = ThreadPoolExecutor(1, "atoll-copy")
     try:
         yield _Run(pool)
