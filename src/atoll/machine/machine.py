@@ -508,4 +508,3 @@ class Machine(Commands):
 
 def _size(size: str | int | None) -> str | None:
     return f"{size / (1 << 20):f}M" if isinstance(size, int) else size
-

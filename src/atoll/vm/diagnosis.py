@@ -101,7 +101,9 @@ def _hypervisor_failed(evidence: Evidence) -> BootError | None:
     taken = _PORT_TAKEN.search(evidence.diagnostics)
     if taken is not None:
         message = f"the host's port {taken[2]}:{taken[3]}/{taken[1]} is taken"
-        hint = f"see who has it with `ss -lnp`, or choose another: `atoll edit {evidence.vm} ports=HOST:GUEST`"
+        hint = (
+            f"see who has it with `ss -lnp`, or choose another: `atoll edit {evidence.vm} ports=HOST:GUEST`"
+        )
         return _error(evidence, message, "spawn", hint)
     said = evidence.diagnostics.strip().splitlines()
     reason = f"QEMU {describe_status(evidence.status)}" + (f": {said[-1].strip()}" if said else "")
