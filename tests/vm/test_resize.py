@@ -65,6 +65,8 @@ def test_the_balloon_counts_what_was_plugged_in(dev):
     dev.resize(memory="512M")
     assert dev.memory("384M").actual == 384 * MIB
     assert dev.memory("512M").actual == 512 * MIB
+    with pytest.raises(StateError, match="left 200 MiB"):  # of what was plugged in the balloon takes nothing
+        dev.memory("200M")
     dev.resize(memory="256M")
 
 

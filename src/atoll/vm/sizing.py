@@ -84,10 +84,11 @@ async def set_balloon(vm: Resident, target: int) -> MemoryState:
     """
     plugging = _plugging(vm)
     try:
-        size = (await plugging.memory()).now
-        if not _LEAST <= target <= size:
+        size = await plugging.memory()
+        least = max(_LEAST, size.now - size.started + _MIB)  # QEMU counts nothing that was plugged in
+        if not least <= target <= size.now:
             message = f"the guest cannot be left {target // _MIB} MiB"
-            hint = f"name {_LEAST // _MIB}M to {size // _MIB}M; `atoll resize` gives it more"
+            hint = f"name {least // _MIB}M to {size.now // _MIB}M; `atoll resize` changes what it has"
             raise StateError(message, code="memory", hint=hint)
         await plugging.inflate(target)
         await _settled(plugging, target)
