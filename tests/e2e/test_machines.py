@@ -406,10 +406,14 @@ def test_logs_are_what_was_written(succeed, dev):
 
 
 def test_a_log_is_followed(spawn, succeed, dev):
-    child = spawn("logs", "-f", "-n", "0", dev, stdout=subprocess.PIPE)
-    time.sleep(0.5)
-    succeed("exec", "-u", "root", dev, "--", "sh", "-c", "echo later > /dev/hvc0")
-    assert b"later" in read_until(child.stdout.fileno(), b"later")
+    def write(word):
+        succeed("exec", "-u", "root", dev, "--", "sh", "-c", f"echo {word} > /dev/hvc0")
+
+    write("sooner")
+    child = spawn("logs", "-f", "-n", "1", dev, stdout=subprocess.PIPE)
+    read_until(child.stdout.fileno(), b"sooner")
+    write("later")
+    read_until(child.stdout.fileno(), b"later")
     child.send_signal(signal.SIGINT)
     assert child.wait(PATIENCE) == 130
 

@@ -43,7 +43,8 @@ def _run_logs(arguments: argparse.Namespace) -> int:
     machine = registry.find(load().config.paths, arguments.machine)
     path = machine.place.log(arguments.source)
     older = path.with_name(f"{path.name}.1")
-    data = b"".join(file.read_bytes() for file in (older, path) if file.exists())
+    kept = [file.read_bytes() if file.exists() else b"" for file in (older, path)]
+    data = b"".join(kept)
     if arguments.lines is not None:
         data = b"".join(data.splitlines(keepends=True)[-max(arguments.lines, 0) :] if arguments.lines else [])
     _show(data)
@@ -51,7 +52,7 @@ def _run_logs(arguments: argparse.Namespace) -> int:
         others = f"`atoll logs --source serial {machine.name}` has the kernel's"
         print(f"nothing was written to the console of {machine.name} yet; {others}", file=sys.stderr)
     if arguments.follow:
-        for more in _followed(path, path.stat().st_size if path.exists() else 0):
+        for more in _followed(path, len(kept[-1])):
             _show(more)
     return 0
 
