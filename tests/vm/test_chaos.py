@@ -89,8 +89,9 @@ class Run:
 
     def _note(self, out, error, status):
         for line in out.splitlines():
-            what, _, end, *_ = line.split(" ")
-            self.ends[f"{what} {end}"] += 1
+            words = line.split(" ")
+            if len(words) > 2:  # the last line of one that was killed may be cut short
+                self.ends[f"{words[0]} {words[2]}"] += 1
         if status not in {0, -KILL} or (error.strip() and status == 0):
             self.failures.append(f"status {status}\n{out[-500:]}\n{error[-4000:]}")
 
@@ -118,7 +119,7 @@ class Run:
         await self._let_supervisors_leave()
         for entry in registry.listed(self.config.paths):
             assert entry.error is None, (entry.name, entry.error)
-            await self._compare(entry.machine)
+            await self._compare(await self._settled(entry.name))
         for entry in registry.listed(self.config.paths):
             async with Machine(entry.name, config=self.config) as machine:
                 async with asyncio.timeout(60):
@@ -151,6 +152,17 @@ class Run:
             ]
 
         await until(lambda: not leaving(), within=30, what="supervisors of machines at rest stay")
+
+    async def _settled(self, name):
+        """The machine, once its supervisor has written down what befell it in the last moment."""
+
+        def settled():
+            machine = registry.find(self.config.paths, name)
+            transient = machine.state.phase in {Phase.STARTING, Phase.STOPPING}
+            told = store.is_held(machine.place.vm_lock) is machine.state.active
+            return machine if told and not transient else None
+
+        return await until(settled, within=30, what=f"{name} is not what it says")
 
     async def _compare(self, machine):
         """The record and what really is."""
