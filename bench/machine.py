@@ -83,8 +83,9 @@ async def _settle(machine: Machine) -> None:
     for _ in range(200):
         state = (await machine.run(["systemctl", "is-system-running"])).stdout.strip()
         if state not in {"initializing", "starting"}:
-            return
+            break
         await asyncio.sleep(0.1)
+    await asyncio.sleep(8)  # what systemd puts off until then: the terminals' programs, the journal
 
 
 def commands(runs: int) -> None:
