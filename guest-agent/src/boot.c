@@ -20,6 +20,7 @@
 #include "clock.h"
 #include "console.h"
 #include "file.h"
+#include "identity.h"
 #include "mounts.h"
 
 enum {
@@ -99,7 +100,7 @@ static bool read_cmdline(struct boot *boot, struct failure *failed)
     }
     bool parsed = cmdline_parse(text, &boot->options, &wrong);
     if (!parsed)
-        *failed = failure_os(EINVAL, NULL, "%s", wrong);
+        *failed = failure_os(EINVAL, NULL, "atoll.%s", wrong);
     free(text);
     return parsed;
 }
@@ -162,6 +163,26 @@ static enum step_result load_modules(struct agent *agent)
         return AGAIN;
     modules_close(&boot->modules);
     reached(boot, BOOT_MODULES);
+    return DONE;
+}
+
+/* What a template's clones may need is loaded before they are made. */
+static enum step_result hold(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+    bool more;
+
+    if (!boot->options.hold)
+        return DONE;
+    if (!boot->held_modules.text && !modules_open(&boot->held_modules, "/modules/held", &boot->failure))
+        return FAILED;
+    if (!modules_load_next(&boot->held_modules, &more, &boot->failure))
+        return FAILED;
+    if (more)
+        return AGAIN;
+    modules_close(&boot->held_modules);
+    boot->phase = BOOT_HELD;
+    console_say("held");
     return DONE;
 }
 
@@ -287,7 +308,8 @@ static enum step_result set_up_system(struct agent *agent)
     struct boot *boot = &agent->boot;
     const char *hostname = boot->options.hostname;
 
-    if (!mount_runtime_filesystems(&boot->failure))
+    if (!mount_runtime_filesystems(&boot->failure) ||
+        !identity_set_machine_id(boot->options.machine_id, &boot->failure))
         return FAILED;
     if (!*boot->options.init)
         mount_cgroups();
@@ -371,8 +393,8 @@ static enum step_result await_init(struct agent *agent)
 }
 
 static enum step_result (*const steps[])(struct agent *agent) = {
-    greet_host, load_modules,  find_disks,    mount_lower, mount_upper, mount_overlay,
-    enter_root, mount_modules, set_up_system, hand_over,   await_init,
+    greet_host,    load_modules, hold,          find_disks,    mount_lower, mount_upper,
+    mount_overlay, enter_root,   mount_modules, set_up_system, hand_over,   await_init,
 };
 
 static enum boot_progress stop(struct boot *boot, enum boot_phase phase)
@@ -403,6 +425,8 @@ enum boot_progress boot_step(struct agent *agent)
         break;
     }
     boot->step++;
+    if (boot->phase == BOOT_HELD)
+        return BOOT_STOPPED;
     if (boot->step == sizeof(steps) / sizeof(*steps))
         return stop(boot, BOOT_DONE);
     return BOOT_GO_ON;

@@ -15,7 +15,12 @@
 #include "failure.h"
 #include "modules.h"
 
-enum boot_phase { BOOT_RUNNING, BOOT_DONE, BOOT_FAILED };
+enum boot_phase {
+    BOOT_RUNNING,
+    BOOT_HELD, /* before the root, until boot_release() */
+    BOOT_DONE,
+    BOOT_FAILED,
+};
 
 enum boot_moment { BOOT_START, BOOT_CHANNEL, BOOT_MODULES, BOOT_ROOT, BOOT_READY, BOOT_MOMENTS };
 
@@ -38,6 +43,7 @@ struct boot {
     char root_device[NAME_MAX + 1];
     char data_device[NAME_MAX + 1];
     char modules_device[NAME_MAX + 1];
+    struct module_list held_modules;
     size_t step;
     int64_t wait_until; /* when what a step waits for is given up */
     int data_mount;     /* the overlay's upper file system, which has no path any more; -1 if on tmpfs */
@@ -51,5 +57,18 @@ int boot_begin(struct boot *boot, struct failure *failed);
 void boot_skip(struct boot *boot);
 
 enum boot_progress boot_step(struct agent *agent);
+
+/* Whether the root is there or is known not to come. */
+static inline bool boot_is_over(const struct boot *boot)
+{
+    return boot->phase == BOOT_DONE || boot->phase == BOOT_FAILED;
+}
+
+/* Goes on with a boot that is held. */
+static inline void boot_release(struct boot *boot)
+{
+    if (boot->phase == BOOT_HELD)
+        boot->phase = BOOT_RUNNING;
+}
 
 #endif

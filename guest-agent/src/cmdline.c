@@ -1,50 +1,67 @@
 #include "cmdline.h"
 
-#include <stddef.h>
 #include <string.h>
 
 #define BLANKS " \t\n"
 
-static const struct parameter {
-    const char *name;
-    size_t offset;
-    size_t size;
-} parameters[] = {
-#define PARAMETER(name) {"atoll." #name "=", offsetof(struct cmdline, name), sizeof(((struct cmdline *)0)->name)}
-    PARAMETER(root),    PARAMETER(rootfs), PARAMETER(data),     PARAMETER(datafs),
-    PARAMETER(modules), PARAMETER(init),   PARAMETER(hostname),
+#define PREFIX "atoll."
+
+const struct cmdline_parameter cmdline_parameters[] = {
+#define PARAMETER(name) {#name, offsetof(struct cmdline, name), sizeof(((struct cmdline *)0)->name)}
+    PARAMETER(root), PARAMETER(rootfs),   PARAMETER(data),       PARAMETER(datafs), PARAMETER(modules),
+    PARAMETER(init), PARAMETER(hostname), PARAMETER(machine_id), {NULL, 0, 0},
 #undef PARAMETER
 };
 
+static bool equals(const char *word, size_t length, const char *other)
+{
+    return length == strlen(other) && memcmp(word, other, length) == 0;
+}
+
+/* The parameter that a word is about, or NULL; `value` is where its value begins. */
+static const struct cmdline_parameter *find(const char *word, size_t length, const char **value)
+{
+    const size_t prefix = strlen(PREFIX);
+    const char *end = memchr(word, '=', length);
+
+    if (!end || (size_t)(end - word) < prefix || memcmp(word, PREFIX, prefix) != 0)
+        return NULL;
+    *value = end + 1;
+    for (const struct cmdline_parameter *parameter = cmdline_parameters; parameter->name; parameter++) {
+        if (equals(word + prefix, (size_t)(end - word) - prefix, parameter->name))
+            return parameter;
+    }
+    return NULL;
+}
+
 static bool set(struct cmdline *cmdline, const char *word, size_t length, const char **wrong)
 {
-    for (size_t i = 0; i < sizeof(parameters) / sizeof(*parameters); i++) {
-        const struct parameter *parameter = &parameters[i];
-        size_t prefix = strlen(parameter->name);
-        char *field = (char *)cmdline + parameter->offset;
+    const char *value;
+    const struct cmdline_parameter *parameter = find(word, length, &value);
 
-        if (length < prefix || memcmp(word, parameter->name, prefix) != 0)
-            continue;
-        if (length - prefix >= parameter->size) {
-            *wrong = parameter->name;
-            return false;
-        }
-        memcpy(field, word + prefix, length - prefix);
-        field[length - prefix] = '\0';
+    if (!parameter)
+        return true;
+    size_t size = length - (size_t)(value - word);
+    if (size >= parameter->size) {
+        *wrong = parameter->name;
+        return false;
     }
+    char *field = (char *)cmdline + parameter->offset;
+    memcpy(field, value, size);
+    field[size] = '\0';
     return true;
 }
 
 bool cmdline_parse(const char *text, struct cmdline *cmdline, const char **wrong)
 {
-    static const char lifeline[] = "atoll.lifeline=1";
-
     *cmdline = (struct cmdline){.rootfs = "erofs", .datafs = "ext4"};
     for (text += strspn(text, BLANKS); *text; text += strspn(text, BLANKS)) {
         size_t length = strcspn(text, BLANKS);
 
-        if (length == strlen(lifeline) && memcmp(text, lifeline, length) == 0)
+        if (equals(text, length, PREFIX "lifeline=1"))
             cmdline->lifeline = true;
+        else if (equals(text, length, PREFIX "hold=1"))
+            cmdline->hold = true;
         else if (!set(cmdline, text, length, wrong))
             return false;
         text += length;

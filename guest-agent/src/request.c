@@ -184,7 +184,7 @@ static void park(struct request *request)
 static const struct method *find_method(const char *name)
 {
     const struct method *const tables[] = {
-        system_methods, exec_methods, hardware_methods, net_methods, mount_methods,
+        system_methods, clone_methods, exec_methods, hardware_methods, net_methods, mount_methods,
         data_methods,   tree_methods,
     };
 
@@ -229,7 +229,7 @@ void request_open(void *context, struct stream *stream, const uint8_t *payload, 
     struct request request = {agent, stream, {payload, payload + length}};
 
     /* Also while earlier ones wait, since they are handled in the order in which they came. */
-    dispatch(&request, agent->boot.phase == BOOT_RUNNING || !list_empty(&agent->parked));
+    dispatch(&request, !boot_is_over(&agent->boot) || !list_empty(&agent->parked));
 }
 
 static void resume(struct agent *agent, struct parked *parked)
@@ -257,7 +257,7 @@ static void resume(struct agent *agent, struct parked *parked)
 
 bool requests_resume(struct agent *agent)
 {
-    while (agent->boot.phase != BOOT_RUNNING && !list_empty(&agent->parked)) {
+    while (boot_is_over(&agent->boot) && !list_empty(&agent->parked)) {
         if (!mux_accepts(&agent->mux))
             return true;
         resume(agent, list_entry(agent->parked.next, struct parked, link));

@@ -25,6 +25,7 @@ struct method {
 };
 
 extern const struct method system_methods[];
+extern const struct method clone_methods[];
 extern const struct method exec_methods[];
 extern const struct method hardware_methods[];
 extern const struct method net_methods[];

@@ -13,13 +13,12 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "identity.h"
 #include "request.h"
 #include "stats.h"
 
 enum {
     PING_MAX = 4096,
-    SEED_MIN = 32,
-    SEED_MAX = 512,
     GRACE_MAX_MS = 600000,
     LOAD_ONE = 1 << SI_LOAD_SHIFT,
 };
@@ -82,7 +81,14 @@ static int64_t memory_available(void)
 
 static const char *phase_name(enum boot_phase phase)
 {
-    return phase == BOOT_RUNNING ? "booting" : phase == BOOT_DONE ? "ready" : "failed";
+    static const char *const names[] = {
+        [BOOT_RUNNING] = "booting",
+        [BOOT_HELD] = "held",
+        [BOOT_DONE] = "ready",
+        [BOOT_FAILED] = "failed",
+    };
+
+    return names[phase];
 }
 
 static const char *init_name(enum agent_mode mode)
@@ -133,12 +139,10 @@ static void clock_step(struct request *request)
 
     if (!param_int(request, "realtime", 0, INT64_MAX, &realtime))
         return;
-    struct timespec now = {
-        .tv_sec = realtime / NS_PER_SECOND,
-        .tv_nsec = realtime % NS_PER_SECOND,
-    };
-    if (request->agent->mode != AGENT_HOSTED && clock_settime(CLOCK_REALTIME, &now) < 0) {
-        request_fail(request, failure_os(errno, NULL, "clock_settime"));
+    struct failure failed;
+
+    if (request->agent->mode != AGENT_HOSTED && !identity_set_clock(realtime, &failed)) {
+        request_fail(request, failed);
         return;
     }
     mp_write_map(&writer, 1);
@@ -146,33 +150,16 @@ static void clock_step(struct request *request)
     request_reply(request, &writer, true);
 }
 
-/* Reseeding at once matters: after a fork of the machine, all copies would otherwise draw the same bytes. */
-static int reseed(const struct mp_bytes *seed)
-{
-    struct {
-        int entropy_bits;
-        int size;
-        uint8_t bytes[SEED_MAX];
-    } pool = {.entropy_bits = (int)seed->size * 8, .size = (int)seed->size};
-    int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-
-    if (fd < 0)
-        return errno;
-    memcpy(pool.bytes, seed->data, seed->size);
-    int error = ioctl(fd, RNDADDENTROPY, &pool) < 0 || ioctl(fd, RNDRESEEDCRNG) < 0 ? errno : 0;
-    close(fd);
-    return error;
-}
-
 static void entropy_reseed(struct request *request)
 {
     struct mp_bytes seed;
 
-    if (!param_bytes(request, "seed", SEED_MIN, SEED_MAX, &seed))
+    struct failure failed;
+
+    if (!param_bytes(request, "seed", IDENTITY_SEED_MIN, IDENTITY_SEED_MAX, &seed))
         return;
-    int error = request->agent->mode != AGENT_HOSTED ? reseed(&seed) : 0;
-    if (error)
-        request_fail(request, failure_os(error, NULL, "/dev/urandom"));
+    if (request->agent->mode != AGENT_HOSTED && !identity_reseed(seed.data, seed.size, &failed))
+        request_fail(request, failed);
     else
         request_reply_empty(request);
 }

@@ -34,6 +34,7 @@ class Config(msgspec.Struct, frozen=True):
     memory: int
     kernel: Path | None
     boot_timeout: float
+    cold: bool
     ubuntu_mirror: str
 
     @property
@@ -125,6 +126,14 @@ def _parse_seconds(value: Any) -> float:
     return seconds
 
 
+def _parse_flag(value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
+    try:
+        return words[str(value).lower()]
+    except KeyError:
+        raise ValueError("write true or false") from None
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("data_dir", _parse_directory, lambda: default_paths().data, "where images are kept"),
     Setting(
@@ -135,6 +144,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("memory", parse_memory, lambda: 512 * _MIB, "memory of a new VM, such as 512M"),
     Setting("kernel", _parse_kernel, lambda: None, "kernel to boot instead of Debian's cloud kernel"),
     Setting("boot_timeout", _parse_seconds, lambda: 60.0, "seconds in which a guest must be up"),
+    Setting("cold", _parse_flag, lambda: False, "boot each VM instead of starting it from a template"),
     Setting("ubuntu_mirror", _parse_address, lambda: "", "mirror from which Ubuntu images are built"),
 )
 

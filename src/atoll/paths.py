@@ -18,6 +18,7 @@ __all__ = [
     "CONFIG_NAME",
     "SYSTEM_CONFIG",
     "Paths",
+    "TemplatePaths",
     "VmPaths",
     "agent_path",
     "default_paths",
@@ -112,6 +113,27 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.logs / f"{name}.log"
 
 
+class TemplatePaths(msgspec.Struct, frozen=True):
+    """The directory of one template."""
+
+    directory: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What it is."""
+        return self.directory / "manifest.json"
+
+    @property
+    def ram(self) -> Path:
+        """The guest's RAM, a sparse file."""
+        return self.directory / "ram"
+
+    @property
+    def state(self) -> Path:
+        """The state of the devices."""
+        return self.directory / "state"
+
+
 class Paths(msgspec.Struct, frozen=True):
     """The two roots below which everything lies.
 
@@ -139,6 +161,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.cache / "downloads"
 
     @property
+    def templates(self) -> Path:
+        """VMs to start from: ``templates/<name>/``."""
+        return self.cache / "templates"
+
+    @property
     def verdicts(self) -> Path:
         """Cached verdicts of the accelerator probe."""
         return self.cache / "accelerator.json"
@@ -160,6 +187,10 @@ class Paths(msgspec.Struct, frozen=True):
     def image(self, name: str) -> Path:
         """The directory of one root image."""
         return self.images / name
+
+    def template(self, name: str) -> TemplatePaths:
+        """The directory of one template."""
+        return TemplatePaths(self.templates / name)
 
     def kernel(self, key: str) -> Path:
         """The directory of one kernel bundle."""

@@ -8,20 +8,23 @@ from pathlib import Path
 import msgspec
 
 from atoll.config import Config
-from atoll.errors import PreflightError, UsageError
+from atoll.errors import BootError, PreflightError, StoreError, UsageError
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Architecture, Machine, parse_architecture
-from atoll.hypervisor.port import Hypervisor
 from atoll.hypervisor.qemu.backend import QemuHypervisor
-from atoll.hypervisor.qemu.host import QemuHost, inspect_host
+from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
 from atoll.image import catalog, kernel
+from atoll.template import cache
+from atoll.template.cache import Manifest, Template
+from atoll.template.key import Recipe, base_memory, clone_of, identity_of, name_of, plan_original
 from atoll.vm import accelerator
 from atoll.vm.plan import Bootable, Shape, check_memory, plan, smallest_memory
-from atoll.vm.spawning import Spawned, spawn
+from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
 
 __all__ = [
     "Foundation",
     "Prepared",
+    "build_template",
     "candidate",
     "ensure_image",
     "found",
@@ -29,6 +32,7 @@ __all__ = [
     "launch",
     "new_name",
     "prepare",
+    "template_recipe",
 ]
 
 
@@ -41,6 +45,8 @@ class Foundation(msgspec.Struct, frozen=True):
         files: what it boots from, without a root.
         shape: its size and accelerator.
         devices: kernel modules by the device that needs them.
+        identity: changes when ``files`` do.
+        least: bytes of memory in which they come up.
     """
 
     hypervisor: QemuHypervisor
@@ -48,12 +54,21 @@ class Foundation(msgspec.Struct, frozen=True):
     files: Bootable
     shape: Shape
     devices: dict[str, tuple[str, ...]]
+    identity: str
+    least: int
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A machine and what spawns it."""
+    """A throw-away VM of an image.
 
-    hypervisor: Hypervisor
+    Attributes:
+        base: what it is made of.
+        image: of its root.
+        machine: the VM as it is booted.
+    """
+
+    base: Foundation
+    image: catalog.Image
     machine: Machine
 
 
@@ -84,7 +99,7 @@ def found(config: Config, *, emit: Emit = ignore) -> Foundation:
     native = host_architecture()
     tested = candidate(config, native, emit)
     least = smallest_memory(_size(tested.files.kernel), _size(tested.files.initramfs))
-    check_memory(config.memory, least=least, most=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    check_memory(config.memory, least=least, most=_host_memory())
     chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
     return Foundation(
         hypervisor=QemuHypervisor(tested.host),
@@ -92,6 +107,8 @@ def found(config: Config, *, emit: Emit = ignore) -> Foundation:
         files=tested.files,
         shape=Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz),
         devices=tested.devices,
+        identity=tested.identity,
+        least=least,
     )
 
 
@@ -108,10 +125,10 @@ def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Pr
     Raises:
         ImageError: the image is unknown, corrupt, or cannot be built; else as ``found``.
     """
-    image_root = ensure_image(config, image, emit).root
+    found_image = ensure_image(config, image, emit)
     base = found(config, emit=emit)
-    files = msgspec.structs.replace(base.files, root=image_root)
-    return Prepared(base.hypervisor, plan(name, files, base.shape))
+    files = msgspec.structs.replace(base.files, root=found_image.root)
+    return Prepared(base, found_image, plan(name, files, base.shape, machine_id=os.urandom(16).hex()))
 
 
 def new_name() -> str:
@@ -120,9 +137,86 @@ def new_name() -> str:
 
 
 def launch(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Spawned:
-    """Prepare a VM and spawn it. Raises as ``prepare``, and ``BootError`` with stage ``spawn``."""
+    """Prepare a VM and spawn it: from a template, which is made on its first use, or cold.
+
+    Raises:
+        AtollError: as ``prepare``; ``BootError`` with stage ``spawn``.
+    """
     prepared = prepare(config, name, image, emit=emit)
-    return spawn(prepared.hypervisor, prepared.machine, emit)
+    if not config.cold:
+        spawned = _from_template(config, prepared, emit)
+        if spawned is not None:
+            return spawned
+    return spawn(prepared.base.hypervisor, prepared.machine, emit)
+
+
+def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | None:
+    """Start from a template; None if that cannot be had now, and the VM is to be booted."""
+    recipe = template_recipe(config, prepared)
+    template = cache.find(config.paths, recipe.manifest.name, recipe.manifest.identity)
+    if template is None:
+        from atoll.template import making  # noqa: PLC0415 - once for each image
+
+        template = making.ensure(config.paths, recipe, emit=emit)
+    if template is None or template.manifest.failure:
+        return None
+    machine = clone_of(recipe.machine, prepared.machine.name, template.place.ram)
+    clone = Clone(template.manifest.name, template.place.state, prepared.machine.memory)
+    return spawn_clone(recipe.hypervisor, machine, clone, emit)
+
+
+def build_template(config: Config, image: str, *, force: bool = False, emit: Emit = ignore) -> Template:
+    """Make the template from which sandboxes of ``image`` start, if it is not here or ``force``.
+
+    Raises:
+        StoreError: ``store.busy``: another process makes it.
+        AtollError: as ``prepare`` and ``making.make``.
+    """
+    from atoll.template import making  # noqa: PLC0415 - once for each image
+
+    recipe = template_recipe(config, prepare(config, "template", image, emit=emit))
+    if force:
+        cache.discard(config.paths, recipe.manifest.name)
+    made = making.make(config.paths, recipe, emit=emit)
+    if made is None:
+        message = f"the template {recipe.manifest.name} is being made by another process"
+        raise StoreError(message, code="busy", hint="try again in some seconds")
+    if made.manifest.failure:
+        hint = "`atoll template build --force` tries again"
+        raise BootError(made.manifest.failure, stage="template", hint=hint)
+    return made
+
+
+def template_recipe(config: Config, prepared: Prepared) -> Recipe:
+    """What a template is made of from which VMs like the one that was prepared start."""
+    base, machine = prepared.base, prepared.machine
+    growing = "virtio_mem" in base.devices and base.shape.architecture is Architecture.X86_64
+    memory = base_memory(machine.memory, least=base.least, growing=growing)
+    files = msgspec.structs.replace(base.files, root=prepared.image.root)
+    shape = msgspec.structs.replace(base.shape, memory=memory)
+    original = plan_original(files, shape, most=_host_memory() if growing else 0)
+    identity = identity_of(
+        base.hypervisor.vector(original),
+        (
+            base.host.identity,
+            base.host.version,
+            base.identity,
+            prepared.image.manifest.digest,
+            cpu_identity(),
+        ),
+    )
+    manifest = Manifest(
+        name=name_of(prepared.image.manifest.name, shape, base.identity),
+        identity=identity,
+        image=prepared.image.manifest.name,
+        accelerator=machine.accelerator,
+        vcpus=machine.vcpus,
+        memory=memory,
+        hypervisor=f"QEMU {base.host.version}",
+        created=0.0,
+    )
+    modules = base.devices["virtio_mem"] if growing else ()
+    return Recipe(base.hypervisor, original, manifest, modules, config.boot_timeout)
 
 
 def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:
@@ -140,6 +234,10 @@ def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> acce
         native=native,
         devices=bundle.manifest.devices,
     )
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _size(path: Path) -> int:

@@ -45,6 +45,7 @@ class TestPrecedence:
             memory=512 * MIB,
             kernel=None,
             boot_timeout=60.0,
+            cold=False,
             ubuntu_mirror="",
         )
         assert set(resolved.origins.values()) == {"default"}

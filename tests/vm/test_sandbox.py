@@ -128,13 +128,21 @@ async def test_the_asynchronous_face_does_the_same(config):
 @pytest.mark.anyio
 @pytest.mark.usefixtures("no_leftovers")
 async def test_a_cancelled_start_leaves_nothing_behind(config):
-    for delay in (0.0, 0.02, 0.3):
-        box = aio.Sandbox("debian", config=config)
-        starting = asyncio.create_task(box.start())
-        await asyncio.sleep(delay)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
+    loop = asyncio.get_running_loop()
+    for cold in (True, False):
+        for moment in ("", "spawn", "agent"):
+            reached = asyncio.Event()
+
+            def on_event(event, moment=moment, reached=reached):
+                if isinstance(event, StageReached) and event.stage == moment:
+                    loop.call_soon_threadsafe(reached.set)  # a launch has a thread of its own
+
+            box = aio.Sandbox("debian", config=config, cold=cold, on_event=on_event)
+            starting = asyncio.create_task(box.start())
+            await (reached.wait() if moment else asyncio.sleep(0))
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
 
 
 @pytest.mark.anyio

@@ -75,6 +75,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("supervise", "service:supervise", "look after a machine in the foreground"),
     _Row("autostart", "service:autostart", "start machines with your session"),
     _Row("image", "image", "build, list, inspect and remove root images"),
+    _Row("template", "template", "list, make and remove what sandboxes start from"),
     _Row("doctor", "doctor", "check this host and say how to mend what is wrong"),
     _Row("config", "config", "show the settings and where each value comes from"),
     _Row("completion", "completion", "print the completion script for a shell"),

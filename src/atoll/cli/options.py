@@ -12,7 +12,7 @@ from atoll.errors import UsageError
 
 __all__ = ["add_json", "add_vm_options", "parse_environment", "resolve"]
 
-_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout")
+_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold")
 
 
 def add_vm_options(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "atoll run [OPTIONS] IMAGE [--] [COMMAND [ARGUMENT ...]]"
     add_vm_options(parser)
     parser.add_argument(
+        "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
+    )
+    parser.add_argument(
         "--env", "-e", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable"
     )
     parser.add_argument("--workdir", "-w", metavar="DIR", help="directory in which the command starts")

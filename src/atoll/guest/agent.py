@@ -48,6 +48,10 @@ class Agent:
         """Credit 32 to 512 random bytes to the guest's entropy pool and reseed its generator."""
         await self._channel.call_again(messages.EntropyReseed(seed=seed), messages.Empty)
 
+    def begin(self, request: messages.CloneBegin) -> Stream:
+        """Tell a clone who it is, before anything else is asked of it; the stream replies ``Empty``."""
+        return self._channel.open(request, end=True)
+
     async def poweroff(self, *, reboot: bool = False, grace: float = 2.0, orderly: bool = True) -> None:
         """End the guest.
 

@@ -10,6 +10,7 @@ __all__ = [
     "BootWait",
     "Booted",
     "ClockStep",
+    "CloneBegin",
     "Configured",
     "CpuOnline",
     "CpuTimes",
@@ -86,6 +87,29 @@ class ClockStep(Request, frozen=True, tag="clock.step"):
     """Set the guest's realtime clock, ns since 1970."""
 
     realtime: int
+
+
+class CloneBegin(Request, frozen=True, tag="clone.begin"):
+    """Tell a clone who it is, and have its boot go on if that is held.
+
+    Attributes:
+        realtime: ns since 1970.
+        seed: 32 to 512 bytes for its entropy pool, which is reseeded.
+        mac: of its network card; empty leaves it.
+        hostname: empty leaves it; ``machine_id`` likewise, 32 digits in hexadecimal.
+        root: virtio-blk serial of the root of a boot that is held; ``data`` and ``modules`` likewise.
+        init: what becomes process 1 of that root.
+    """
+
+    realtime: int
+    seed: bytes
+    mac: str = ""
+    hostname: str = ""
+    machine_id: str = ""
+    root: str = ""
+    data: str = ""
+    modules: str = ""
+    init: str = ""
 
 
 class EntropyReseed(Request, frozen=True, tag="entropy.reseed"):

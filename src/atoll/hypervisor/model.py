@@ -15,6 +15,7 @@ __all__ = [
     "DiskFormat",
     "Forward",
     "Machine",
+    "MemoryFile",
     "Port",
     "UserNetwork",
     "parse_architecture",
@@ -62,6 +63,18 @@ class Disk(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         assert 0 < len(self.serial.encode()) <= 20
+
+
+class MemoryFile(msgspec.Struct, frozen=True):
+    """A file that is a VM's RAM.
+
+    Attributes:
+        path: its file on the host.
+        shared: what the guest writes goes to the file; else it stays with this VM, and the file is as it was.
+    """
+
+    path: Path
+    shared: bool
 
 
 class Port(StrEnum):
@@ -114,6 +127,7 @@ class Machine(msgspec.Struct, frozen=True):
         max_memory: bytes up to which RAM can grow while it runs; 0 if not at all.
         slots: PCIe slots for devices that come and go.
         network: its network card, or None.
+        ram: the file that its RAM lies in, or None for memory without a name.
     """
 
     name: str
@@ -132,6 +146,12 @@ class Machine(msgspec.Struct, frozen=True):
     max_memory: int = 0
     slots: int = 0
     network: UserNetwork | None = None
+    ram: MemoryFile | None = None
+
+    def __post_init__(self) -> None:
+        # What a balloon or free page reporting gives back, QEMU punches out of the file, although the mapping
+        # is private: it would go missing in all VMs that share the file.
+        assert not (self.ram is not None and not self.ram.shared and self.balloon)
 
 
 def parse_architecture(name: str) -> Architecture:

@@ -24,7 +24,9 @@ __all__ = [
     "Balloon",
     "Capture",
     "ChannelEnd",
+    "CloningHypervisor",
     "Departure",
+    "FreezableVm",
     "Hypervisor",
     "MemorySize",
     "Pluggable",
@@ -100,6 +102,45 @@ class VirtualMachine(Protocol):
 
     async def close(self) -> None:
         """Kill the VM if it runs, reap its process, close all that is open. Closing twice is fine."""
+
+
+class CloningHypervisor(Hypervisor, Protocol):
+    """A backend whose VMs can be frozen, and cloned from then on: an ability that not every one has."""
+
+    def spawn(self, machine: Machine) -> FreezableVm:
+        """As ``Hypervisor.spawn``."""
+
+    def clone(self, machine: Machine, state: Path) -> FreezableVm:
+        """Start a VM that goes on where another was frozen, without waiting for it.
+
+        Args:
+            machine: as the one that was frozen, in all that a guest can see; ``ram`` holds its RAM.
+            state: of its devices, as ``FreezableVm.freeze`` wrote it.
+
+        Raises:
+            BootError: stage ``spawn``; nothing is left behind.
+        """
+
+
+class FreezableVm(VirtualMachine, Protocol):
+    """A VM whose devices can be written down, and that can be changed while it runs."""
+
+    @property
+    def plugging(self) -> Pluggable:
+        """What can be plugged in and out of it."""
+
+    async def freeze(self, state: Path) -> None:
+        """Stop for good and write the state of the devices to a new file; the RAM is in the machine's file.
+
+        Raises:
+            BootError: stage ``freeze``: it cannot be written.
+        """
+
+    async def pause(self) -> None:
+        """Stop the vCPUs. Raises ``BootError``: stage ``spawn``: it does not answer."""
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on. Raises as ``pause``."""
 
 
 class Departure(StrEnum):

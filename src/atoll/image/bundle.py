@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 #: Counts changes of what is put into a bundle: a bundle of another format is not used.
-FORMAT = 3
+FORMAT = 4
 
 #: Loaded before the guest channel opens (docs/reference/agent-protocol.md, section 7).
 CHANNEL = ("virtio_pci", "virtio_console")
@@ -54,10 +54,11 @@ _DIRECTORIES = ("dev", "etc", "mnt", "proc", "run", "sys", "tmp")
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """The modules of an initramfs, each list in load order."""
+    """The modules of an initramfs, each list in load order; ``held`` is for what clones are made of."""
 
     channel: tuple[modules.Module, ...]
     root: tuple[modules.Module, ...]
+    held: tuple[modules.Module, ...]
 
 
 def select(tree: modules.Tree) -> Selection:
@@ -70,7 +71,10 @@ def select(tree: modules.Tree) -> Selection:
     extra = tuple(name for name in _DATA if name in tree.modules)
     loaded = {module.name for module in channel}
     root = tuple(module for module in modules.plan(tree, (*ROOT, *extra)) if module.name not in loaded)
-    return Selection(channel, root)
+    loaded |= {module.name for module in root}
+    there = tuple(name for name in _DEVICES if name in tree.modules)
+    held = tuple(module for module in modules.plan(tree, there) if module.name not in loaded)
+    return Selection(channel, root, held)
 
 
 def devices(tree: modules.Tree) -> dict[str, tuple[str, ...]]:
@@ -88,11 +92,12 @@ def modules_part(selection: Selection, directory: Path | None) -> bytes:
     """The part of the initramfs that a new agent leaves as it is: directories, console, modules and lists."""
     entries = [cpio.directory(name) for name in _DIRECTORIES]
     entries.append(cpio.character_device("dev/console", 5, 1))
-    for module in (*selection.channel, *selection.root):
+    for module in (*selection.channel, *selection.root, *selection.held):
         assert directory is not None
         plain = modules.without_signature(modules.read_module(directory / module.path))
         entries.append(cpio.file(_inside(module), plain))
-    for name, chosen in (("channel", selection.channel), ("root", selection.root)):
+    lists = {"channel": selection.channel, "root": selection.root, "held": selection.held}
+    for name, chosen in lists.items():
         listing = "".join(f"/{_inside(module)}\n" for module in chosen)
         entries.append(cpio.file(f"modules/{name}", listing.encode()))
     return cpio.archive(entries)
@@ -108,7 +113,7 @@ def agent_part(agent: bytes) -> bytes:
 
 
 def _key(origin: Origin, architecture: str, agent: str) -> str:
-    selection = ",".join((*CHANNEL, "", *ROOT, "", *_DATA))
+    selection = ",".join((*CHANNEL, "", *ROOT, "", *_DATA, "", *_DEVICES))
     parts = (f"{FORMAT}", architecture, origin.sha256, agent, selection)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 

@@ -11,10 +11,11 @@ from typing import Any, Self
 
 from atoll import runtime
 from atoll.config import Config, load, override
-from atoll.errors import AtollError, ChannelError, UsageError
-from atoll.events import Emit, ignore
+from atoll.errors import AtollError, BootError, ChannelError, UsageError
+from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
+from atoll.template import cache
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
 
@@ -32,6 +33,7 @@ class Sandbox(Commands):
         kernel: a kernel to boot instead of Debian's cloud kernel.
         env: variables of every command.
         workdir: directory in which commands start; their user's home by default.
+        cold: boot the VM instead of starting it from a template.
         user: who runs commands: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root by default.
         config: resolved settings; by default those of this user. The arguments above win over them.
         on_event: told of everything that happens, see ``atoll.events``.
@@ -52,12 +54,13 @@ class Sandbox(Commands):
         env: Mapping[str, str] | None = None,
         workdir: str | None = None,
         user: str | None = None,
+        cold: bool | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
     ) -> None:
         size = f"{memory / (1 << 20):f}M" if isinstance(memory, int) else memory
-        flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel}
+        flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel, "cold": cold}
         self._config = load(flags).config if config is None else override(config, flags)
         super().__init__(on_event, env=env, workdir=workdir, user=user)
         self._vm = Vm(spawned, on_event) if spawned else None
@@ -80,10 +83,24 @@ class Sandbox(Commands):
         if self._vm is None:
             await self._launch()
         try:
-            await self.vm.boot(self._config.boot_timeout)
+            await self._boot()
         except BaseException:
             await self.close()
             raise
+
+    async def _boot(self) -> None:
+        try:
+            await self.vm.boot(self._config.boot_timeout)
+        except BootError as error:
+            clone = self.vm.clone
+            if clone is None:
+                raise
+            await self.vm.close()
+            self._emit(Warned(message=f"a template is of no use and was discarded: {error.message}"))
+            cache.discard(self._config.paths, clone.template)
+            self._config = override(self._config, {"cold": True})
+            await self._launch()
+            await self.vm.boot(self._config.boot_timeout)
 
     async def _launch(self) -> None:
         """Launch beside the event loop: builds take long. A cancelled caller does not wait for them."""

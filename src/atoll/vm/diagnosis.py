@@ -85,8 +85,10 @@ def _kernel_panicked(evidence: Evidence) -> BootError | None:
     reason = found[1].strip()
     hint = _MORE_MEMORY if _NO_MEMORY.search(evidence.console) else ""
     hint = hint or (_COMMAND_ENDED if evidence.booted else "")
-    if _HAS_CHANNEL in evidence.console:
-        stage = "command" if evidence.booted else "agent"
+    if evidence.booted:
+        stage = "command"
+    elif evidence.answered or _HAS_CHANNEL in evidence.console:
+        stage = "agent"
     elif _IN_INITRAMFS in evidence.console or "init" in reason or "root fs" in reason:
         stage, hint = "initramfs", hint or _REBUILD_KERNEL
     else:

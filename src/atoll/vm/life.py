@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from atoll.errors import AtollError, BootError, ChannelError, GuestError, ProtocolError
 from atoll.events import Emit, GuestBooted, StageReached, VmExited
 from atoll.guest.agent import Agent
-from atoll.guest.channel import Channel
-from atoll.hypervisor.port import Position
+from atoll.guest.channel import Channel, Stream
+from atoll.guest.messages import CloneBegin, Empty
+from atoll.hypervisor.port import FreezableVm, Pluggable, Position, VirtualMachine
 from atoll.vm.diagnosis import Evidence, diagnose
-from atoll.vm.spawning import Spawned
+from atoll.vm.spawning import Clone, Spawned
 
 __all__ = ["Vm"]
+
+#: Seconds between two looks at how much memory a clone has.
+_LOOK = 0.005
 
 #: Seconds to wait for the process's end after its channel closed: the kernel closes descriptors first.
 _EXIT_GRACE = 2.0
@@ -35,6 +40,9 @@ class Vm:
         self._emit = emit
         self._began = spawned.began
         self._vm = spawned.vm
+        self._machine = spawned.machine
+        self._clone = spawned.clone
+        self._beginning: Stream | None = None
         self._channel: Channel | None = None
         self._agent: Agent | None = None
         self._answered = False
@@ -45,6 +53,16 @@ class Vm:
     def pid(self) -> int:
         """The hypervisor's process id."""
         return self._vm.process.pid
+
+    @property
+    def clone(self) -> Clone | None:
+        """What it went on from; None if it was booted."""
+        return self._clone
+
+    @property
+    def hypervised(self) -> VirtualMachine:
+        """The VM as its hypervisor has it."""
+        return self._vm
 
     @property
     def console(self) -> str:
@@ -64,6 +82,8 @@ class Vm:
             self._vm.diagnostics.watch()
             self._channel = Channel(self._vm.take_channel())
             self._agent = Agent(self._channel)
+            if self._clone is not None:
+                self._beginning = self._agent.begin(_identity(self.name))
         return self._agent
 
     async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage, not of a call
@@ -78,6 +98,8 @@ class Vm:
                 await agent.ready()
                 self._answered = True
                 self._reached("agent")
+                if self._clone is not None:
+                    await self._begin(self._clone)
                 booted = await agent.booted()
         except GuestError as error:
             raise self._root_error(error) from error
@@ -89,6 +111,13 @@ class Vm:
         self._booted = True
         self._reached("root")
         self._emit(GuestBooted(vm=self.name, timeline=booted.timeline))
+
+    async def _begin(self, clone: Clone) -> None:
+        """Wait until a clone is itself, and has the memory that it shall have."""
+        assert self._beginning is not None
+        await self._beginning.reply(Empty)
+        if clone.memory > self._machine.memory:
+            await _grow_memory(cast(FreezableVm, self._vm).plugging, clone.memory)
 
     async def explain(self, error: ChannelError | TimeoutError) -> AtollError:
         """What is behind a channel that broke or a guest that does not answer."""
@@ -147,3 +176,17 @@ class Vm:
         return BootError(
             f"{self.name}: {error.message}", stage=stage, hint=hint, detail=self._vm.console.tail()
         )
+
+
+def _identity(name: str) -> CloneBegin:
+    """Who a clone is: nothing of it is its sibling's."""
+    return CloneBegin(
+        realtime=time.time_ns(), seed=os.urandom(64), hostname=name, machine_id=os.urandom(16).hex()
+    )
+
+
+async def _grow_memory(plugging: Pluggable, size: int) -> None:
+    """Have the guest take memory until it has ``size`` bytes. The caller bounds the time."""
+    await plugging.plug_memory(size)
+    while (await plugging.memory()).now < size:  # noqa: ASYNC110 - only asking again tells
+        await asyncio.sleep(_LOOK)

@@ -17,6 +17,7 @@ __all__ = [
     "check_memory",
     "limits_of",
     "plan",
+    "plan_growing",
     "plan_resident",
     "smallest_memory",
 ]
@@ -80,7 +81,15 @@ class Shape(msgspec.Struct, frozen=True):
     tsc_khz: int | None = None
 
 
-def plan(name: str, files: Bootable, shape: Shape, *, hostname: str = "", lifeline: bool = True) -> Machine:
+def plan(
+    name: str,
+    files: Bootable,
+    shape: Shape,
+    *,
+    hostname: str = "",
+    machine_id: str = "",
+    lifeline: bool = True,
+) -> Machine:
     """The machine that boots ``files``.
 
     Args:
@@ -88,10 +97,13 @@ def plan(name: str, files: Bootable, shape: Shape, *, hostname: str = "", lifeli
         files: what it boots from.
         shape: its size and accelerator.
         hostname: of the guest; ``name`` by default.
+        machine_id: of the guest (machine-id(5)); its root's own by default.
         lifeline: the guest powers off when the host closes the channel.
     """
     disks: list[Disk] = []
     agent: list[str] = [f"atoll.hostname={hostname or name}"]
+    if machine_id:
+        agent.append(f"atoll.machine_id={machine_id}")
     if files.root is not None:
         disks.append(Disk(files.root, serial="root", read_only=True))
         agent.append("atoll.root=root")
@@ -111,6 +123,14 @@ def plan(name: str, files: Bootable, shape: Shape, *, hostname: str = "", lifeli
         cmdline=(f"console={_CONSOLES[shape.architecture]}", *_ALWAYS, *_profile(shape), *agent),
         disks=tuple(disks),
     )
+
+
+def plan_growing(name: str, files: Bootable, shape: Shape, *, most: int, machine_id: str = "") -> Machine:
+    """As ``plan``, with memory that can be plugged in up to ``most`` bytes."""
+    machine = plan(name, files, shape, machine_id=machine_id)
+    if most <= shape.memory:
+        return machine
+    return msgspec.structs.replace(machine, max_memory=most, cmdline=(*machine.cmdline, *_GROWING))
 
 
 class Limits(msgspec.Struct, frozen=True):

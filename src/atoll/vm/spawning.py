@@ -6,32 +6,67 @@ A program that spawns first and loads the rest afterwards has the guest booting 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import msgspec
 
 from atoll.events import Emit, StageReached, VmSpawned
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Hypervisor, VirtualMachine
+from atoll.hypervisor.port import CloningHypervisor, Hypervisor, VirtualMachine
 
-__all__ = ["Spawned", "spawn"]
+__all__ = ["Clone", "Spawned", "spawn", "spawn_clone"]
+
+
+class Clone(msgspec.Struct, frozen=True):
+    """What a VM goes on from.
+
+    Attributes:
+        template: name of the template.
+        state: of its devices.
+        memory: bytes that the VM shall have; what the template has not is plugged in.
+    """
+
+    template: str
+    state: Path
+    memory: int
 
 
 class Spawned(msgspec.Struct, frozen=True):
-    """A VM whose process runs; ``began`` is when it was started, by the monotonic clock."""
+    """A VM whose process runs.
+
+    Attributes:
+        name: of the VM.
+        vm: the VM.
+        began: when it was started, by the monotonic clock.
+        machine: as it was asked for.
+        clone: what it goes on from; None if it boots.
+    """
 
     name: str
     vm: VirtualMachine
     began: float
+    machine: Machine
+    clone: Clone | None = None
 
 
 def spawn(hypervisor: Hypervisor, machine: Machine, emit: Emit) -> Spawned:
     """Start ``machine``. Raises ``BootError`` with stage ``spawn``."""
     began = time.monotonic()
-    vm = hypervisor.spawn(machine)
+    return _told(Spawned(machine.name, hypervisor.spawn(machine), began, machine), emit)
+
+
+def spawn_clone(hypervisor: CloningHypervisor, machine: Machine, clone: Clone, emit: Emit) -> Spawned:
+    """Start ``machine`` from where its template was frozen. Raises as ``spawn``."""
+    began = time.monotonic()
+    vm = hypervisor.clone(machine, clone.state)
+    return _told(Spawned(machine.name, vm, began, machine, clone), emit)
+
+
+def _told(spawned: Spawned, emit: Emit) -> Spawned:
     try:
-        emit(VmSpawned(vm=machine.name, pid=vm.process.pid))
-        emit(StageReached(vm=machine.name, stage="spawn", elapsed=time.monotonic() - began))
+        emit(VmSpawned(vm=spawned.name, pid=spawned.vm.process.pid))
+        emit(StageReached(vm=spawned.name, stage="spawn", elapsed=time.monotonic() - spawned.began))
     except BaseException:
-        vm.discard()
+        spawned.vm.discard()
         raise
-    return Spawned(machine.name, vm, began)
+    return spawned

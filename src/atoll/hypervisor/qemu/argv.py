@@ -62,7 +62,13 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 
 def render(
-    machine: Machine, program: str, fds: Descriptors, *, sandbox: bool, pid_file: Path | None = None
+    machine: Machine,
+    program: str,
+    fds: Descriptors,
+    *,
+    sandbox: bool,
+    pid_file: Path | None = None,
+    incoming: bool = False,
 ) -> tuple[str, ...]:
     """The argument vector for ``machine``.
 
@@ -72,6 +78,7 @@ def render(
         fds: descriptors for the sockets.
         sandbox: confine QEMU by seccomp; off where the host's QEMU or kernel cannot.
         pid_file: where QEMU writes its process id.
+        incoming: it goes on from a state that it is given, and boots nothing.
     """
     board = _BOARDS[machine.architecture]
     return (
@@ -80,15 +87,13 @@ def render(
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *(("-pidfile", str(pid_file)) if pid_file else ()),
         *(("-sandbox", SANDBOX) if sandbox else ()),
-        *("-machine", board.machine + (",memory-backend=ram" if machine.shared_memory else "")),
+        *("-machine", board.machine + (",memory-backend=ram" if _has_backend(machine) else "")),
         *("-accel", _accelerator(machine)),
         *("-cpu", "host" if machine.accelerator is Accelerator.KVM else board.tcg_cpu),
         *("-smp", _vcpus(machine)),
         *_memory(machine),
         *board.firmware,
-        *("-kernel", str(machine.kernel)),
-        *("-initrd", str(machine.initramfs)),
-        *("-append", " ".join(machine.cmdline)),
+        *(("-incoming", "defer") if incoming else _kernel(machine)),
         *_socket("qmp", fds.qmp, fds),
         *("-mon", "chardev=qmp,mode=control"),
         *_socket("serial", fds.serial, fds),
@@ -106,6 +111,19 @@ def render(
     )
 
 
+def _kernel(machine: Machine) -> tuple[str, ...]:
+    """What is booted. A VM that goes on from a state has it in its RAM: no need to read it again."""
+    return (
+        *("-kernel", str(machine.kernel)),
+        *("-initrd", str(machine.initramfs)),
+        *("-append", " ".join(machine.cmdline)),
+    )
+
+
+def _has_backend(machine: Machine) -> bool:
+    return machine.shared_memory or machine.ram is not None
+
+
 def _vcpus(machine: Machine) -> str:
     more = f",maxcpus={machine.max_vcpus}" if machine.max_vcpus > machine.vcpus else ""
     return f"{machine.vcpus}{more}"
@@ -117,9 +135,12 @@ def _memory(machine: Machine) -> tuple[str, ...]:
     more = max(machine.max_memory - machine.memory, 0) // _PLUG_STEP * _PLUG_STEP
     most = f"{(machine.memory + more) // _MIB}M"
     arguments = ["-m", f"size={size},slots=1,maxmem={most}" if more else size]
-    share = ",share=on" if machine.shared_memory else ""
-    kind = "memory-backend-memfd" if machine.shared_memory else "memory-backend-ram"
-    if machine.shared_memory:
+    share = ",share=on" if _has_backend(machine) else ""
+    kind = "memory-backend-memfd" if _has_backend(machine) else "memory-backend-ram"
+    if machine.ram is not None:
+        file = f"memory-backend-file,id=ram,size={size},mem-path={_escape(str(machine.ram.path))}"
+        arguments += ["-object", f"{file},share={'on' if machine.ram.shared else 'off'}"]
+    elif machine.shared_memory:
         arguments += ["-object", f"{kind},id=ram,size={size}{share}"]
     if more:
         arguments += ["-object", f"{kind},id=more,size={more // _MIB}M,reserve=off{share}"]

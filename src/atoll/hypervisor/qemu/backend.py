@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from atoll import process
 from atoll.errors import BootError, ProcessError
@@ -13,13 +14,19 @@ from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import Capture, ChannelEnd, Position, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
+from atoll.hypervisor.qemu.orders import orders
 from atoll.paths import VmPaths
 
 if TYPE_CHECKING:
+    from atoll.hypervisor.qemu.plugging import Plugging
     from atoll.hypervisor.qemu.qmp import Monitor
     from atoll.hypervisor.qemu.resident import QemuResident
 
 __all__ = ["QemuHypervisor", "QemuVm"]
+
+
+#: What lies in a shared file is not written into the state (QAPI ``MigrationCapability``).
+_IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
 
 
 class QemuHypervisor:
@@ -34,8 +41,31 @@ class QemuHypervisor:
     def __init__(self, host: QemuHost) -> None:
         self._host = host
 
+    def vector(self, machine: Machine) -> tuple[str, ...]:
+        """The argument vector for ``machine``, but for the numbers of descriptors."""
+        return render(machine, self._host.program, Descriptors(-1, -1, -1), sandbox=self._host.sandbox)
+
     def spawn(self, machine: Machine) -> QemuVm:
         """Start QEMU with every descriptor passed in: no path, no polling. Raises ``BootError``."""
+        return self._start(machine)
+
+    def clone(self, machine: Machine, state: Path) -> QemuVm:
+        """Start QEMU, all that it is to be told sent at once: nobody waits. Raises ``BootError``."""
+        try:
+            fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BootError(f"{machine.name}: {state}: {error.strerror}", stage="spawn") from error
+        try:
+            vm = self._start(machine, state=fd)
+        finally:
+            os.close(fd)
+        vm.tell(
+            ("migrate-set-capabilities", {"capabilities": [_IGNORE_SHARED]}),
+            ("migrate-incoming", {"uri": f"fd:{fd}"}),
+        )
+        return vm
+
+    def _start(self, machine: Machine, *, state: int = -1) -> QemuVm:
         with ExitStack() as ours, ExitStack() as theirs:
             channel = _pair(ours, theirs)
             console = _pair(ours, theirs)
@@ -44,9 +74,10 @@ class QemuHypervisor:
             ours.callback(os.close, stderr_read)
             theirs.callback(os.close, stderr_write)
             fds = Descriptors(channel=channel[1].fileno(), serial=console[1].fileno(), qmp=qmp[1].fileno())
-            argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox)
+            inherited = [fds.channel, fds.serial, fds.qmp, *([state] if state >= 0 else [])]
+            argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox, incoming=state >= 0)
             try:
-                child = process.spawn(argv, pass_fds=[fds.channel, fds.serial, fds.qmp], output=stderr_write)
+                child = process.spawn(argv, pass_fds=inherited, output=stderr_write)
             except ProcessError as error:
                 raise BootError(error.message, stage="spawn", hint="run `atoll doctor`") from error
             ours.pop_all()
@@ -93,7 +124,21 @@ class QemuVm:
         self.diagnostics = diagnostics
         self._qmp = qmp
         self._monitor: Monitor | None = None
+        self._orders = 0
         self._channel = ChannelEnd(channel)
+
+    @property
+    def plugging(self) -> Plugging:
+        """What can be plugged in and out."""
+        from atoll.hypervisor.qemu.plugging import Plugging  # noqa: PLC0415 - rarely needed
+
+        return Plugging(self._connected())
+
+    def tell(self, *commands: tuple[str, dict[str, Any]]) -> None:
+        """Have QEMU carry out commands as soon as it can, the first that it gets. Does not wait."""
+        assert self._monitor is None
+        self._orders = len(commands) + 1
+        self._qmp.sendall(orders(*commands))
 
     def take_channel(self) -> socket.socket:
         """The host's end of the channel, once."""
@@ -114,8 +159,22 @@ class QemuVm:
         from atoll.hypervisor.qemu.qmp import Monitor  # noqa: PLC0415 - slow to load, rarely needed
 
         if self._monitor is None:
-            self._monitor = Monitor(self._qmp)
+            self._monitor = Monitor(self._qmp, orders=self._orders)
         return self._monitor
+
+    async def pause(self) -> None:
+        """Stop the vCPUs."""
+        await self._connected().execute("stop")
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on."""
+        await self._connected().execute("cont")
+
+    async def freeze(self, state: Path) -> None:
+        """Have QEMU write its devices' state; RAM in a shared file is left out."""
+        from atoll.hypervisor.qemu import freezing  # noqa: PLC0415 - for templates only
+
+        await freezing.freeze(self._connected(), state)
 
     def discard(self) -> None:
         """Kill QEMU and close all it was connected to."""

@@ -13,7 +13,7 @@ from atoll.errors import PreflightError, ProcessError, StoreError
 from atoll.hypervisor.model import Architecture
 from atoll.hypervisor.qemu.argv import SANDBOX
 
-__all__ = ["QemuHost", "find_program", "inspect_host", "install_hint"]
+__all__ = ["QemuHost", "cpu_identity", "find_program", "inspect_host", "install_hint"]
 
 _PACKAGES = {Architecture.X86_64: "qemu-system-x86", Architecture.AARCH64: "qemu-system-arm"}
 
@@ -38,6 +38,18 @@ class QemuHost(msgspec.Struct, frozen=True):
     version: str
     sandbox: bool
     schema: int = 1
+
+
+def cpu_identity() -> str:
+    """What tells this host's CPU from another, as far as a guest may see it; empty where it is not told."""
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            first = file.read(8192).split(b"\n\n")[0]
+    except OSError:
+        return ""
+    wanted = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU implementer", b"Features")
+    lines = [line for line in first.splitlines() if line.startswith(wanted)]
+    return b"\n".join(lines).decode(errors="replace")
 
 
 def install_hint(architecture: Architecture) -> str:

@@ -48,7 +48,7 @@ class Plugging:
     async def plug_share(self, slot: int, tag: str, sock: socket.socket) -> None:
         """Put a share into a slot; ``sock`` is connected to its daemon, and the caller's still."""
         name = _share(slot)
-        await self._monitor.lend(name, sock)
+        await self._monitor.lend(name, sock.fileno())
         address = {"type": "fd", "data": {"str": name}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await self._monitor.execute("chardev-add", {"id": name, "backend": backend})

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from atoll.errors import BootError
 from atoll.hypervisor.port import Position
 
@@ -22,6 +24,9 @@ _PATIENCE = 5.0
 _KERNEL_HALF = 1 << 63
 
 
+#: Bytes looked at to find the end of a line.
+_LINE = 65_536
+
 #: Seconds for the last events to be read when QEMU has ended: they are in the socket by then.
 _DRAIN = 1.0
 
@@ -31,14 +36,16 @@ class Monitor:
 
     Args:
         sock: the socket whose other end QEMU was given; owned from here on.
+        orders: commands that were written to it already, the first of them ``qmp_capabilities``.
 
     Attributes:
         shutdown_cause: the reason in QEMU's SHUTDOWN event (QAPI ``ShutdownCause``); empty before it.
         failed: no session came about; another connection may fare better.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, orders: int = 0) -> None:
         self._socket = sock
+        self._orders = orders
         self._client: Any = None
         self._connecting = asyncio.Lock()
         self._lending = asyncio.Lock()
@@ -62,11 +69,11 @@ class Monitor:
             reason = str(error) or type(error).__name__
             raise BootError(f"QEMU's monitor: {command}: {reason}", stage="spawn") from error
 
-    async def lend(self, name: str, sock: socket.socket) -> None:
-        """Give QEMU a copy of ``sock`` under a name by which a command takes it. Raises as ``execute``."""
+    async def lend(self, name: str, fd: int) -> None:
+        """Give QEMU a copy of a descriptor under a name for commands to take it by. Raises as ``execute``."""
         async with self._lending:  # QEMU holds one descriptor until it is told the name: a second replaces it
             try:
-                (await self._connected()).send_fd_scm(sock.fileno())
+                (await self._connected()).send_fd_scm(fd)
             except OSError as error:
                 raise BootError(f"QEMU's monitor: {error.strerror}", stage="spawn") from error
             await self.execute("getfd", {"fdname": name})
@@ -111,6 +118,9 @@ class Monitor:
                 client = QMPClient("atoll")
                 client.register_listener(EventListener(event_filter=self._on_event))
                 try:
+                    if self._orders:
+                        client.await_greeting = client.negotiate = False
+                        await self._skip_answers()
                     await client.connect(self._socket)
                 except BaseException:
                     self.failed = True
@@ -118,6 +128,30 @@ class Monitor:
                     raise
                 self._client = client
         return self._client
+
+    async def _skip_answers(self) -> None:
+        """Read what QEMU said to the orders, and not a byte of what follows.
+
+        Raises:
+            OSError: QEMU is gone, or refused one.
+        """
+        self._socket.setblocking(False)
+        while self._orders:
+            answer = msgspec.json.decode(await self._line())
+            if "error" in answer:
+                raise OSError(errno.EIO, str(answer["error"].get("desc")))
+            self._orders -= "return" in answer
+
+    async def _line(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        line = b""
+        while not line.endswith(b"\n"):
+            await _readable(loop, self._socket)
+            seen = self._socket.recv(_LINE, socket.MSG_PEEK)
+            if not seen:
+                raise OSError(errno.ECONNRESET, "it has ended")
+            line += self._socket.recv(seen.find(b"\n") + 1 or len(seen))
+        return line
 
     def _on_event(self, event: Mapping[str, Any]) -> bool:
         """Called for each event; False, since nobody takes them from the listener's queue."""
@@ -127,6 +161,20 @@ class Monitor:
         for listener in self._listeners:
             listener(name, data)
         return False
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
 
 
 def position_of(registers: str) -> Position:

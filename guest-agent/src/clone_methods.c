@@ -1,0 +1,95 @@
+/*
+ * clone.begin. Agent protocol, section 7.1.
+ */
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "identity.h"
+#include "request.h"
+
+enum { MAC_TEXT = 17 };
+
+struct beginning {
+    int64_t realtime;
+    struct mp_bytes seed;
+    bool has_mac;
+    uint8_t mac[6];
+    struct cmdline options;
+};
+
+static bool decode_mac(struct request *request, struct beginning *beginning)
+{
+    char text[MAC_TEXT + 1];
+    uint8_t *mac = beginning->mac;
+    int end = 0;
+
+    if (!param_text_or(request, "mac", text, sizeof(text), ""))
+        return false;
+    beginning->has_mac = *text != '\0';
+    if (!beginning->has_mac || (strlen(text) == MAC_TEXT &&
+                                sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx%n", &mac[0], &mac[1], &mac[2],
+                                       &mac[3], &mac[4], &mac[5], &end) == 6 &&
+                                end == MAC_TEXT))
+        return true;
+    request_fail(request, failure(FAIL_INVALID, "mac: not six bytes in hexadecimal"));
+    return false;
+}
+
+/* What is absent stays as it is. */
+static bool decode_options(struct request *request, struct cmdline *options)
+{
+    for (const struct cmdline_parameter *each = cmdline_parameters; each->name; each++) {
+        char *field = (char *)options + each->offset;
+        char value[CMDLINE_PATH_MAX + 1];
+
+        if (!param_text_or(request, each->name, value, each->size, ""))
+            return false;
+        if (*value)
+            strcpy(field, value);
+    }
+    const char *id = options->machine_id;
+    if (*id && strspn(id, "0123456789abcdef") != CMDLINE_MACHINE_ID_SIZE) {
+        request_fail(request, failure(FAIL_INVALID, "machine_id: not 32 digits in hexadecimal"));
+        return false;
+    }
+    return true;
+}
+
+static bool decode(struct request *request, struct beginning *beginning)
+{
+    return param_int(request, "realtime", 0, INT64_MAX, &beginning->realtime) &&
+           param_bytes(request, "seed", IDENTITY_SEED_MIN, IDENTITY_SEED_MAX, &beginning->seed) &&
+           decode_mac(request, beginning) && decode_options(request, &beginning->options);
+}
+
+static bool apply(const struct beginning *beginning, bool has_root, struct failure *failed)
+{
+    return identity_set_clock(beginning->realtime, failed) &&
+           identity_reseed(beginning->seed.data, beginning->seed.size, failed) &&
+           identity_set_hostname(beginning->options.hostname, failed) &&
+           (!has_root || identity_set_machine_id(beginning->options.machine_id, failed)) &&
+           (!beginning->has_mac || identity_set_mac(beginning->mac, failed));
+}
+
+static void clone_begin(struct request *request)
+{
+    struct boot *boot = &request->agent->boot;
+    struct beginning beginning = {.options = boot->options};
+    struct failure failed;
+
+    if (!decode(request, &beginning))
+        return;
+    if (request->agent->mode != AGENT_HOSTED && !apply(&beginning, boot->phase == BOOT_DONE, &failed)) {
+        request_fail(request, failed);
+        return;
+    }
+    boot->options = beginning.options;
+    boot_release(boot);
+    request_reply_empty(request);
+}
+
+const struct method clone_methods[] = {
+    {"clone.begin", false, clone_begin},
+    {NULL, false, NULL},
+};

@@ -1,0 +1,1 @@
+"""VMs that were frozen once, and that others start from."""

@@ -1,0 +1,112 @@
+"""What a template depends on, and what VM it is made of: pure functions.
+
+A clone that differs in the least from what was frozen hangs or crashes in a way that nobody can read: a CPU
+with other features, a device at another address. So everything that the two must have in common is written
+down with a template, and one for which it reads otherwise is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from atoll.hypervisor.model import Machine, MemoryFile
+from atoll.hypervisor.port import CloningHypervisor
+from atoll.template.cache import Manifest
+from atoll.vm.plan import Bootable, Shape, plan_growing
+
+__all__ = [
+    "FORMAT",
+    "Recipe",
+    "base_memory",
+    "clone_of",
+    "identity_of",
+    "name_of",
+    "original",
+    "plan_original",
+]
+
+_MIB = 1 << 20
+
+#: Counts changes of what a template is.
+FORMAT = 1
+
+#: What a template's guest is started with, bytes: what a clone has beyond it is plugged in.
+_BASES = (512 * _MIB, 256 * _MIB, 128 * _MIB)
+
+#: The names that all templates have: what a clone is called does not change what it is.
+_NAME = "template"
+_MACHINE_ID = "0" * 32
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """What a template is made of.
+
+    Attributes:
+        hypervisor: what runs it.
+        machine: as ``plan_original`` plans it.
+        manifest: all but what is known when it is sealed.
+        modules: kernel modules that clones shall have, in order.
+        boot_timeout: seconds in which it must be up.
+    """
+
+    hypervisor: CloningHypervisor
+    machine: Machine
+    manifest: Manifest
+    modules: tuple[str, ...]
+    boot_timeout: float
+
+
+def base_memory(memory: int, *, least: int, growing: bool) -> int:
+    """Bytes that the template for a VM with so much memory has.
+
+    Args:
+        memory: of the VM, bytes.
+        least: what its kernel needs to come up.
+        growing: whether its kernel can take memory that is plugged in.
+    """
+    if growing:
+        for base in _BASES:
+            if least <= base <= memory:
+                return base
+    return memory
+
+
+def plan_original(files: Bootable, shape: Shape, *, most: int) -> Machine:
+    """The VM that is frozen once it is up; ``most`` is up to how much memory clones may have, bytes."""
+    return plan_growing(_NAME, files, shape, most=most, machine_id=_MACHINE_ID)
+
+
+def name_of(image: str, shape: Shape, kernel: str) -> str:
+    """The name of a template: what a user may choose.
+
+    Args:
+        image: name of the image.
+        shape: of the template.
+        kernel: the kernel's identity.
+    """
+    size = f"{shape.memory // _MIB}M"
+    return ".".join((image.replace(":", "-"), f"{shape.vcpus}", size, shape.accelerator, kernel[:8]))
+
+
+def identity_of(argv: Iterable[str], parts: Iterable[str]) -> str:
+    """What a template and its clones must have in common, word by word.
+
+    Args:
+        argv: the hypervisor's argument vector for the template.
+        parts: whatever else must be the same: digests of what the vector names, the hypervisor, the CPU.
+    """
+    return "\n".join((f"{FORMAT}", *argv, "", *parts))
+
+
+def original(machine: Machine, ram: Path) -> Machine:
+    """``machine`` with RAM that others can start from."""
+    return replace(machine, ram=MemoryFile(ram, shared=True))
+
+
+def clone_of(machine: Machine, name: str, ram: Path) -> Machine:
+    """The VM that goes on where ``machine`` was frozen, and leaves ``ram`` as it is."""
+    return replace(machine, name=name, ram=MemoryFile(ram, shared=False))
