@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -57,8 +58,13 @@ bool identity_set_machine_id(const char *machine_id, struct failure *failed)
 {
     if (!*machine_id)
         return true;
-    int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
-    bool written = fd >= 0 && dprintf(fd, "%s\n", machine_id) > 0;
+    char text[64];
+    int size = snprintf(text, sizeof(text), "%s\n", machine_id);
+    struct stat status;
+    int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
+    /* One of the same length is written over: to cut it off first would take longer than all else here. */
+    bool written = fd >= 0 && fstat(fd, &status) == 0 &&
+                   (status.st_size <= size || ftruncate(fd, 0) == 0) && write(fd, text, (size_t)size) == size;
     int error = errno;
     if (fd >= 0)
         close(fd);

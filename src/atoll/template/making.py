@@ -35,6 +35,10 @@ _WARM_UP: tuple[tuple[str, ...], ...] = (("/bin/sh", "-c", "true"), ("true",), (
 #: Seconds in which a clone that is tried must have answered.
 _TRIAL = 20.0
 
+#: Seconds since the guest's boot after which its kernel has nothing left to do: a second after it has come up
+#: it measures the TSC once more, which every clone would otherwise do again.
+_SETTLED = 3.0
+
 #: Seconds for the guest to have finished what it does after its last command.
 _REST = 0.1
 
@@ -105,7 +109,8 @@ async def _freeze(recipe: Recipe, place: TemplatePaths, emit: Emit) -> None:
         if recipe.modules:
             await vm.agent.load_modules(recipe.modules)
         await _warm_up(vm.agent)
-        await asyncio.sleep(_REST)
+        up = (await vm.agent.info()).uptime / 1e9
+        await asyncio.sleep(max(_SETTLED - up, _REST))
         await cast(FreezableVm, vm.hypervised).freeze(place.state)
 
 

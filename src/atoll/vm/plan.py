@@ -37,6 +37,7 @@ _TCG = (
     "cryptomgr.notests",  # self-tests of algorithms: 0.16 s
     "noreplace-smp",  # patching locks for one vCPU: 0.09 s
     "no_timer_check",  # the emulated timer works
+    "tsc=nowatchdog",  # nor is the TSC compared with another clock twice a second
     "init_on_alloc=0",
     "lsm=",  # mandatory access control: the guest is one user's, for one command
     "mitigations=off",  # an emulated CPU does not speculate
