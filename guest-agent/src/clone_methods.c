@@ -63,12 +63,16 @@ static bool decode(struct request *request, struct beginning *beginning)
            decode_mac(request, beginning) && decode_options(request, &beginning->options);
 }
 
-static bool apply(const struct beginning *beginning, bool has_root, struct failure *failed)
+static bool apply(const struct beginning *beginning, const struct boot *boot, struct failure *failed)
 {
+    bool renamed = strcmp(beginning->options.hostname, boot->options.hostname) != 0;
+    bool renumbered = strcmp(beginning->options.machine_id, boot->options.machine_id) != 0;
+
     return identity_set_clock(beginning->realtime, failed) &&
            identity_reseed(beginning->seed.data, beginning->seed.size, failed) &&
-           identity_set_hostname(beginning->options.hostname, failed) &&
-           (!has_root || identity_set_machine_id(beginning->options.machine_id, failed)) &&
+           (!renamed || identity_set_hostname(beginning->options.hostname, failed)) &&
+           (!renumbered || boot->phase != BOOT_DONE ||
+            identity_set_machine_id(beginning->options.machine_id, failed)) &&
            (!beginning->has_mac || identity_set_mac(beginning->mac, failed));
 }
 
@@ -80,7 +84,7 @@ static void clone_begin(struct request *request)
 
     if (!decode(request, &beginning))
         return;
-    if (request->agent->mode != AGENT_HOSTED && !apply(&beginning, boot->phase == BOOT_DONE, &failed)) {
+    if (request->agent->mode != AGENT_HOSTED && !apply(&beginning, boot, &failed)) {
         request_fail(request, failed);
         return;
     }

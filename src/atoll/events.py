@@ -28,6 +28,7 @@ __all__ = [
     "TaskEnded",
     "TaskStarted",
     "VmExited",
+    "VmForked",
     "VmSpawned",
     "WaitingFor",
     "Warned",
@@ -107,6 +108,14 @@ class GuestBooted(Event, frozen=True, tag="guest_booted"):
 
     vm: str
     timeline: dict[str, int]
+
+
+class VmForked(Event, frozen=True, tag="vm_forked"):
+    """A running VM was copied to ``children``; it stood still for ``stopped`` seconds."""
+
+    vm: str
+    children: tuple[str, ...]
+    stopped: float
 
 
 class VmExited(Event, frozen=True, tag="vm_exited"):

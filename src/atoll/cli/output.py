@@ -150,6 +150,9 @@ class _Progress:
             case events.ExecutionEnded():
                 how = f"status {event.code}" if event.signal is None else f"signal {event.signal}"
                 self._say(f"{event.vm}: command ended with {how} after {event.elapsed:.3f} s")
+            case events.VmForked():
+                children = ", ".join(event.children)
+                self._say(f"{event.vm}: copied to {children}; it stood still for {event.stopped:.3f} s")
             case events.WaitingFor():
                 self._say(f"{event.vm}: waits for {event.what}")
             case events.StopTried():

@@ -66,14 +66,14 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class MemoryFile(msgspec.Struct, frozen=True):
-    """A file that is a VM's RAM.
+    """What a VM's RAM begins with.
 
     Attributes:
-        path: its file on the host.
+        path: a file on the host; None for zeroes.
         shared: what the guest writes goes to the file; else it stays with this VM, and the file is as it was.
     """
 
-    path: Path
+    path: Path | None
     shared: bool
 
 
@@ -127,7 +127,7 @@ class Machine(msgspec.Struct, frozen=True):
         max_memory: bytes up to which RAM can grow while it runs; 0 if not at all.
         slots: PCIe slots for devices that come and go.
         network: its network card, or None.
-        ram: the file that its RAM lies in, or None for memory without a name.
+        ram: what its RAM begins with, as one of those that are frozen or cloned; None for others.
     """
 
     name: str

@@ -111,11 +111,12 @@ class CloningHypervisor(Hypervisor, Protocol):
         """As ``Hypervisor.spawn``."""
 
     def clone(self, machine: Machine, state: Path) -> FreezableVm:
-        """Start a VM that goes on where another was frozen, without waiting for it.
+        """Start a VM that will go on where another was written down, once it is told to ``proceed``.
 
         Args:
-            machine: as the one that was frozen, in all that a guest can see; ``ram`` holds its RAM.
-            state: of its devices, as ``FreezableVm.freeze`` wrote it.
+            machine: as the one that was written down, in all that a guest can see. If its ``ram`` has a path,
+                that is the RAM as ``FreezableVm.freeze`` left it.
+            state: as ``FreezableVm.freeze`` wrote it, or ``FreezableVm.copy``.
 
         Raises:
             BootError: stage ``spawn``; nothing is left behind.
@@ -129,11 +130,24 @@ class FreezableVm(VirtualMachine, Protocol):
     def plugging(self) -> Pluggable:
         """What can be plugged in and out of it."""
 
+    def proceed(self) -> None:
+        """Have a clone go on, without waiting for it: what it goes on from is written."""
+
     async def freeze(self, state: Path) -> None:
         """Stop for good and write the state of the devices to a new file; the RAM is in the machine's file.
 
         Raises:
             BootError: stage ``freeze``: it cannot be written.
+        """
+
+    async def copy(self, fd: int) -> float:
+        """Write devices and RAM to an open file while the guest goes on.
+
+        Returns:
+            Seconds for which the vCPUs stood still at the end of it.
+
+        Raises:
+            BootError: stage ``copy``: it cannot be written; the guest goes on.
         """
 
     async def pause(self) -> None:

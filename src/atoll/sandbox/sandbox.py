@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from atoll import runtime
 from atoll.config import Config, load, override
-from atoll.errors import AtollError, BootError, ChannelError, UsageError
+from atoll.errors import AtollError, BootError, ChannelError, UsageError, innermost
 from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
+from atoll.hypervisor.port import FreezableVm
 from atoll.template import cache
+from atoll.vm.forking import fork
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
 
@@ -93,7 +96,7 @@ class Sandbox(Commands):
             await self.vm.boot(self._config.boot_timeout)
         except BootError as error:
             clone = self.vm.clone
-            if clone is None:
+            if clone is None or not clone.template:
                 raise
             await self.vm.close()
             self._emit(Warned(message=f"a template is of no use and was discarded: {error.message}"))
@@ -115,6 +118,69 @@ class Sandbox(Commands):
         """Remove the VM. Closing twice is fine."""
         if self._vm is not None:
             await self._vm.close()
+
+    async def pause(self) -> None:
+        """Stop the vCPUs: the guest stands still until ``resume``, and so do its clocks.
+
+        Raises:
+            BootError: the VM died.
+        """
+        await self._freezable().pause()
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on, and set the guest's clock. Raises as ``pause``."""
+        await self._freezable().resume()
+        await self.vm.agent.step_clock(time.time_ns())
+
+    async def wake(self) -> None:
+        """``resume`` for a sandbox that stood ready: its clock is set and its random numbers are new.
+
+        Commands may be sent at once; the guest does this first. Raises as ``pause``.
+        """
+        await self.vm.renew()
+
+    async def fork(self, count: int = 1) -> list[Self]:
+        """Copy this sandbox as it runs: memory, processes and files. It goes on, and so do the copies.
+
+        What runs in it runs in each copy, too; only this one's is attended by ``run``. A copy has a name,
+        machine id and random numbers of its own, and is to be closed like any sandbox.
+
+        Args:
+            count: how many copies.
+
+        Raises:
+            UsageError: ``usage.fork``: there are to be none.
+            BootError: it cannot be copied, or a copy does not come up: then there is none of them.
+        """
+        if count < 1:
+            raise UsageError(f"{count} copies of a sandbox", code="fork", hint="ask for one or more")
+        forked = await fork(self.vm, [runtime.new_name() for _ in range(count)], self._emit)
+        copies = [self._like(child) for child in forked.children]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for copy in copies:
+                    tasks.create_task(copy.start())
+        except BaseExceptionGroup as errors:
+            raise innermost(errors) from None
+        finally:
+            if not all(copy.vm.booted for copy in copies):
+                await asyncio.gather(*(copy.close() for copy in copies))
+        return copies
+
+    def _like(self, spawned: Spawned) -> Self:
+        """A sandbox with the same settings."""
+        return type(self)(
+            self.image,
+            env=self._env,
+            workdir=self._workdir,
+            user=self._user,
+            config=self._config,
+            on_event=self._emit,
+            spawned=spawned,
+        )
+
+    def _freezable(self) -> FreezableVm:
+        return cast(FreezableVm, self.vm.hypervised)
 
     def _reached(self) -> Agent:
         return self.vm.agent

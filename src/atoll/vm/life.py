@@ -33,6 +33,12 @@ class Vm:
     Args:
         spawned: the VM, as ``spawn`` made it.
         emit: told of its stages.
+
+    Attributes:
+        name: of the VM.
+        machine: as its hypervisor was asked for it.
+        hypervisor: what runs it.
+        booted: its root is mounted.
     """
 
     def __init__(self, spawned: Spawned, emit: Emit) -> None:
@@ -40,13 +46,14 @@ class Vm:
         self._emit = emit
         self._began = spawned.began
         self._vm = spawned.vm
-        self._machine = spawned.machine
+        self.machine = spawned.machine
+        self.hypervisor = spawned.hypervisor
         self._clone = spawned.clone
         self._beginning: Stream | None = None
         self._channel: Channel | None = None
         self._agent: Agent | None = None
         self._answered = False
-        self._booted = False
+        self.booted = False
         self._closed = False
 
     @property
@@ -108,7 +115,7 @@ class Vm:
             raise BootError(error.message, stage="agent", hint=error.hint, detail=tail) from error
         except (ChannelError, TimeoutError) as error:
             raise await self.explain(error) from error
-        self._booted = True
+        self.booted = True
         self._reached("root")
         self._emit(GuestBooted(vm=self.name, timeline=booted.timeline))
 
@@ -116,8 +123,14 @@ class Vm:
         """Wait until a clone is itself, and has the memory that it shall have."""
         assert self._beginning is not None
         await self._beginning.reply(Empty)
-        if clone.memory > self._machine.memory:
+        if clone.memory > self.machine.memory:
             await _grow_memory(cast(FreezableVm, self._vm).plugging, clone.memory)
+
+    async def renew(self) -> None:
+        """Let the vCPUs go on after the guest stood ready for a time; its clock and its seed are new."""
+        beginning = self.agent.begin(CloneBegin(realtime=time.time_ns(), seed=os.urandom(64)))
+        await cast(FreezableVm, self._vm).resume()
+        await beginning.reply(Empty)
 
     async def explain(self, error: ChannelError | TimeoutError) -> AtollError:
         """What is behind a channel that broke or a guest that does not answer."""
@@ -138,7 +151,7 @@ class Vm:
             console=self._vm.console.text(),
             diagnostics=self._vm.diagnostics.text(),
             answered=self._answered,
-            booted=self._booted,
+            booted=self.booted,
             waited=time.monotonic() - self._began,
         )
         return diagnose(evidence)

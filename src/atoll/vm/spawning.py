@@ -36,6 +36,7 @@ class Spawned(msgspec.Struct, frozen=True):
 
     Attributes:
         name: of the VM.
+        hypervisor: what runs it.
         vm: the VM.
         began: when it was started, by the monotonic clock.
         machine: as it was asked for.
@@ -43,6 +44,7 @@ class Spawned(msgspec.Struct, frozen=True):
     """
 
     name: str
+    hypervisor: Hypervisor
     vm: VirtualMachine
     began: float
     machine: Machine
@@ -52,14 +54,26 @@ class Spawned(msgspec.Struct, frozen=True):
 def spawn(hypervisor: Hypervisor, machine: Machine, emit: Emit) -> Spawned:
     """Start ``machine``. Raises ``BootError`` with stage ``spawn``."""
     began = time.monotonic()
-    return _told(Spawned(machine.name, hypervisor.spawn(machine), began, machine), emit)
+    return _told(Spawned(machine.name, hypervisor, hypervisor.spawn(machine), began, machine), emit)
 
 
-def spawn_clone(hypervisor: CloningHypervisor, machine: Machine, clone: Clone, emit: Emit) -> Spawned:
-    """Start ``machine`` from where its template was frozen. Raises as ``spawn``."""
+def spawn_clone(
+    hypervisor: CloningHypervisor, machine: Machine, clone: Clone, emit: Emit, *, hold: bool = False
+) -> Spawned:
+    """Start ``machine`` from where its template was frozen. Raises as ``spawn``.
+
+    Args:
+        hypervisor: what runs it.
+        machine: the VM.
+        clone: what it goes on from.
+        emit: told of the start.
+        hold: it goes on when ``FreezableVm.proceed`` is called, and what from may be written until then.
+    """
     began = time.monotonic()
     vm = hypervisor.clone(machine, clone.state)
-    return _told(Spawned(machine.name, vm, began, machine, clone), emit)
+    if not hold:
+        vm.proceed()
+    return _told(Spawned(machine.name, hypervisor, vm, began, machine, clone), emit)
 
 
 def _told(spawned: Spawned, emit: Emit) -> Spawned:

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from atoll.hypervisor.model import CHANNEL_PORT, Accelerator, Architecture, Disk, Machine, UserNetwork
+from atoll.hypervisor.model import (
+    CHANNEL_PORT,
+    Accelerator,
+    Architecture,
+    Disk,
+    Machine,
+    MemoryFile,
+    UserNetwork,
+)
 
 __all__ = ["SANDBOX", "Descriptors", "disk_node", "render"]
 
@@ -138,14 +146,20 @@ def _memory(machine: Machine) -> tuple[str, ...]:
     share = ",share=on" if _has_backend(machine) else ""
     kind = "memory-backend-memfd" if _has_backend(machine) else "memory-backend-ram"
     if machine.ram is not None:
-        file = f"memory-backend-file,id=ram,size={size},mem-path={_escape(str(machine.ram.path))}"
-        arguments += ["-object", f"{file},share={'on' if machine.ram.shared else 'off'}"]
+        arguments += ["-object", _backend(machine.ram, size)]
     elif machine.shared_memory:
         arguments += ["-object", f"{kind},id=ram,size={size}{share}"]
     if more:
         arguments += ["-object", f"{kind},id=more,size={more // _MIB}M,reserve=off{share}"]
         arguments += ["-device", "virtio-mem-pci,id=memory,memdev=more,requested-size=0"]
     return tuple(arguments)
+
+
+def _backend(ram: MemoryFile, size: str) -> str:
+    if ram.path is None:
+        return f"memory-backend-ram,id=ram,size={size}"
+    file = f"memory-backend-file,id=ram,size={size},mem-path={_escape(str(ram.path))}"
+    return f"{file},share={'on' if ram.shared else 'off'}"
 
 
 def _ports(machine: Machine, fds: Descriptors) -> tuple[str, ...]:

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["QemuHypervisor", "QemuVm"]
 
 
-#: What lies in a shared file is not written into the state (QAPI ``MigrationCapability``).
-_IGNORE_SHARED = {"capability": "x-ignore-shared", "state": True}
-
-
 class QemuHypervisor:
     """Spawns QEMU.
 
@@ -50,7 +46,7 @@ class QemuHypervisor:
         return self._start(machine)
 
     def clone(self, machine: Machine, state: Path) -> QemuVm:
-        """Start QEMU, all that it is to be told sent at once: nobody waits. Raises ``BootError``."""
+        """Start QEMU, which then waits for ``proceed``. Raises ``BootError``."""
         try:
             fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -59,8 +55,10 @@ class QemuHypervisor:
             vm = self._start(machine, state=fd)
         finally:
             os.close(fd)
-        vm.tell(
-            ("migrate-set-capabilities", {"capabilities": [_IGNORE_SHARED]}),
+        in_file = machine.ram is not None and machine.ram.path is not None
+        left_out = {"capability": "x-ignore-shared", "state": in_file}
+        vm.orders = (
+            ("migrate-set-capabilities", {"capabilities": [left_out]}),
             ("migrate-incoming", {"uri": f"fd:{fd}"}),
         )
         return vm
@@ -108,7 +106,11 @@ def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.soc
 
 
 class QemuVm:
-    """A QEMU process."""
+    """A QEMU process.
+
+    Attributes:
+        orders: what makes a clone go on.
+    """
 
     def __init__(
         self,
@@ -124,7 +126,8 @@ class QemuVm:
         self.diagnostics = diagnostics
         self._qmp = qmp
         self._monitor: Monitor | None = None
-        self._orders = 0
+        self._ordered = 0
+        self.orders: tuple[tuple[str, dict[str, Any]], ...] = ()
         self._channel = ChannelEnd(channel)
 
     @property
@@ -134,11 +137,12 @@ class QemuVm:
 
         return Plugging(self._connected())
 
-    def tell(self, *commands: tuple[str, dict[str, Any]]) -> None:
-        """Have QEMU carry out commands as soon as it can, the first that it gets. Does not wait."""
+    def proceed(self) -> None:
+        """Write to the monitor what makes QEMU go on. Does not wait."""
         assert self._monitor is None
-        self._orders = len(commands) + 1
-        self._qmp.sendall(orders(*commands))
+        assert self.orders
+        self._ordered = len(self.orders) + 1
+        self._qmp.sendall(orders(*self.orders))
 
     def take_channel(self) -> socket.socket:
         """The host's end of the channel, once."""
@@ -159,7 +163,7 @@ class QemuVm:
         from atoll.hypervisor.qemu.qmp import Monitor  # noqa: PLC0415 - slow to load, rarely needed
 
         if self._monitor is None:
-            self._monitor = Monitor(self._qmp, orders=self._orders)
+            self._monitor = Monitor(self._qmp, orders=self._ordered)
         return self._monitor
 
     async def pause(self) -> None:
@@ -169,6 +173,12 @@ class QemuVm:
     async def resume(self) -> None:
         """Let the vCPUs go on."""
         await self._connected().execute("cont")
+
+    async def copy(self, fd: int) -> float:
+        """Have QEMU write devices and RAM, and go on."""
+        from atoll.hypervisor.qemu import freezing  # noqa: PLC0415
+
+        return await freezing.copy(self._connected(), fd)
 
     async def freeze(self, state: Path) -> None:
         """Have QEMU write its devices' state; RAM in a shared file is left out."""

@@ -1,22 +1,27 @@
-"""Writing down the devices of a running QEMU (migration to a file, QEMU's docs/devel/migration.rst)."""
+"""Writing a running QEMU down: migration to a file (QEMU's docs/devel/migration.rst)."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from atoll.errors import BootError
 from atoll.hypervisor.qemu.qmp import Monitor
 
-__all__ = ["freeze"]
+__all__ = ["copy", "freeze"]
 
 #: Bytes a second: QEMU's own limit is meant for networks.
 _BANDWIDTH = 1 << 40
 
-#: Seconds for the devices' state, some hundred KiB.
-_PATIENCE = 30.0
+#: Milliseconds for which a guest that goes on may stand still: what it writes faster is copied meanwhile.
+_DOWNTIME = 100
+
+#: Seconds for all of it.
+_PATIENCE = 60.0
 
 _NAME = "state"
 
@@ -27,28 +32,73 @@ async def freeze(monitor: Monitor, state: Path) -> None:
     Raises:
         BootError: stage ``freeze``.
     """
-    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def on_event(name: str, data: dict[str, Any]) -> None:
-        if name == "MIGRATION" and data.get("status") in {"completed", "failed"} and not ended.done():
-            ended.set_result(str(data["status"]))
-
-    monitor.listen(on_event)
     try:
         fd = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise BootError(f"{state}: {error.strerror}", stage="freeze") from error
     try:
-        capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+        await _write(monitor, fd, "freeze", leave_out_shared=True)
+    finally:
+        os.close(fd)
+
+
+async def copy(monitor: Monitor, fd: int) -> float:
+    """Write devices and RAM to a file, and have the guest go on; for how long it stood still, seconds.
+
+    Raises:
+        BootError: stage ``copy``; the guest goes on.
+    """
+    stops: list[float] = []
+
+    def on_event(name: str, _: dict[str, Any]) -> None:
+        if name == "STOP":
+            stops.append(time.monotonic())
+
+    monitor.listen(on_event)
+    try:
+        await _write(monitor, fd, "copy", leave_out_shared=False)
+    except BaseException:
+        with contextlib.suppress(BootError):
+            await monitor.execute("migrate_cancel")
+            await _go_on(monitor)
+        raise
+    finally:
+        monitor.unlisten(on_event)
+    await _go_on(monitor)
+    return time.monotonic() - stops[-1] if stops else 0.0
+
+
+async def _go_on(monitor: Monitor) -> None:
+    """Let the vCPUs go on. For a moment after its last event a migration is not over yet."""
+    while (await monitor.execute("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - no event
+        await asyncio.sleep(0)
+    await monitor.execute("cont")
+
+
+async def _write(monitor: Monitor, fd: int, stage: str, *, leave_out_shared: bool) -> None:
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def on_event(name: str, data: dict[str, Any]) -> None:
+        over = name == "MIGRATION" and data.get("status") in {"completed", "failed", "cancelled"}
+        if over and not ended.done():
+            ended.set_result(str(data["status"]))
+
+    monitor.listen(on_event)
+    capabilities = [
+        {"capability": "events", "state": True},
+        {"capability": "x-ignore-shared", "state": leave_out_shared},
+    ]
+    limits = {"max-bandwidth": _BANDWIDTH, "downtime-limit": _DOWNTIME}
+    try:
         await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
-        await monitor.execute("migrate-set-parameters", {"max-bandwidth": _BANDWIDTH})
+        await monitor.execute("migrate-set-parameters", limits)
         await monitor.lend(_NAME, fd)
         await monitor.execute("migrate", {"uri": f"fd:{_NAME}"})
         async with asyncio.timeout(_PATIENCE):
             if await ended != "completed":
                 answer = await monitor.execute("query-migrate")
-                raise BootError(f"QEMU: {answer.get('error-desc', 'it failed')}", stage="freeze")
+                raise BootError(f"QEMU: {answer.get('error-desc', 'it failed')}", stage=stage)
     except TimeoutError:
-        raise BootError("QEMU does not come to an end", stage="freeze") from None
+        raise BootError("QEMU does not come to an end", stage=stage) from None
     finally:
-        os.close(fd)
+        monitor.unlisten(on_event)

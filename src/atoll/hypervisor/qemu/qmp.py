@@ -87,6 +87,10 @@ class Monitor:
         """Have ``listener`` told of each event: its name and data."""
         self._listeners.append(listener)
 
+    def unlisten(self, listener: Callable[[str, dict[str, Any]], None]) -> None:
+        """No longer tell ``listener``."""
+        self._listeners.remove(listener)
+
     async def drained(self) -> None:
         """Wait until all is read that a QEMU wrote which has ended."""
         if self._client is None:
@@ -158,7 +162,7 @@ class Monitor:
         name, data = str(event["event"]), event.get("data") or {}
         if name == "SHUTDOWN":
             self.shutdown_cause = str(data.get("reason", "")) or "unknown"
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener(name, data)
         return False
 
