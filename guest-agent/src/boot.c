@@ -28,11 +28,13 @@ enum {
     PORT_POLL_MS = 1,
     DISK_WAIT_MS = 30000,
     GREETING_MS = 5,
+    VIRTIO_MAX = 64, /* devices */
 };
 
 #define PORT_NAME "atoll.agent.0"
 #define PORT_CLASS "/sys/class/virtio-ports"
 #define BLOCK_CLASS "/sys/block"
+#define VIRTIO_BUS "/sys/bus/virtio"
 
 /* Directories of the initramfs. */
 #define LOWER "/lower"
@@ -150,12 +152,25 @@ static enum step_result greet_host(struct agent *agent)
     return agent->mux.in_session || boot_ns() >= limit ? DONE : WAITING;
 }
 
+/*
+ * Whether drivers take virtio devices by themselves. A boot that is held leaves its disks alone: those of its
+ * clones are others, of other sizes, and a driver that had seen one before would not look again.
+ */
+static bool set_autoprobe(bool on, struct failure *failed)
+{
+    if (file_write(VIRTIO_BUS "/drivers_autoprobe", on ? "1" : "0"))
+        return true;
+    *failed = failure_os(errno, NULL, VIRTIO_BUS "/drivers_autoprobe");
+    return false;
+}
+
 static enum step_result load_modules(struct agent *agent)
 {
     struct boot *boot = &agent->boot;
     bool more;
 
-    if (!boot->modules.text && !modules_open(&boot->modules, "/modules/root", &boot->failure))
+    if (!boot->modules.text && (!modules_open(&boot->modules, "/modules/root", &boot->failure) ||
+                                (boot->options.hold && !set_autoprobe(false, &boot->failure))))
         return FAILED;
     if (!modules_load_next(&boot->modules, &more, &boot->failure))
         return FAILED;
@@ -174,7 +189,8 @@ static enum step_result hold(struct agent *agent)
 
     if (!boot->options.hold)
         return DONE;
-    if (!boot->held_modules.text && !modules_open(&boot->held_modules, "/modules/held", &boot->failure))
+    if (!boot->held_modules.text && (!modules_open(&boot->held_modules, "/modules/held", &boot->failure) ||
+                                     !set_autoprobe(true, &boot->failure)))
         return FAILED;
     if (!modules_load_next(&boot->held_modules, &more, &boot->failure))
         return FAILED;
@@ -183,6 +199,21 @@ static enum step_result hold(struct agent *agent)
     modules_close(&boot->held_modules);
     boot->phase = BOOT_HELD;
     console_say("held");
+    return DONE;
+}
+
+/* Has the drivers look at the devices that were left alone. */
+static enum step_result probe_devices(struct agent *agent)
+{
+    char path[64];
+    char name[16];
+
+    for (int i = 0; agent->boot.options.hold && i < VIRTIO_MAX; i++) { /* in the order of a boot */
+        snprintf(name, sizeof(name), "virtio%d", i);
+        snprintf(path, sizeof(path), VIRTIO_BUS "/devices/%s/driver", name);
+        if (access(path, F_OK) < 0)
+            file_write(VIRTIO_BUS "/drivers_probe", name); /* one that no driver takes is none of ours */
+    }
     return DONE;
 }
 
@@ -393,8 +424,9 @@ static enum step_result await_init(struct agent *agent)
 }
 
 static enum step_result (*const steps[])(struct agent *agent) = {
-    greet_host,    load_modules, hold,          find_disks,    mount_lower, mount_upper,
-    mount_overlay, enter_root,   mount_modules, set_up_system, hand_over,   await_init,
+    greet_host,  load_modules,  hold,       probe_devices, find_disks,    mount_lower,
+    mount_upper, mount_overlay, enter_root, mount_modules, set_up_system, hand_over,
+    await_init,
 };
 
 static enum boot_progress stop(struct boot *boot, enum boot_phase phase)

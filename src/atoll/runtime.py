@@ -18,7 +18,8 @@ from atoll.template import cache
 from atoll.template.cache import Manifest, Template
 from atoll.template.key import Recipe, base_memory, clone_of, identity_of, name_of, plan_original
 from atoll.vm import accelerator
-from atoll.vm.plan import Bootable, Shape, check_memory, plan, smallest_memory
+from atoll.vm.origin import Origin
+from atoll.vm.plan import Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "found",
     "host_architecture",
     "launch",
+    "machine_origin",
     "new_name",
     "prepare",
     "template_recipe",
@@ -160,6 +162,7 @@ def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | 
         template = making.ensure(config.paths, recipe, emit=emit)
     if template is None or template.manifest.failure:
         return None
+    cache.note_use(template)
     machine = clone_of(recipe.machine, prepared.machine.name, template.place.ram)
     clone = Clone(template.manifest.name, template.place.state, prepared.machine.memory)
     return spawn_clone(recipe.hypervisor, machine, clone, emit)
@@ -233,6 +236,56 @@ def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> acce
         architecture=native,
         native=native,
         devices=bundle.manifest.devices,
+    )
+
+
+def machine_origin(
+    config: Config, base: Foundation, machine: Machine, kind: str, *, emit: Emit = ignore
+) -> Origin | None:
+    """The template from which a machine that stays can go on, made if it is not here; None to boot it.
+
+    Args:
+        config: of the machine.
+        base: what it is made of.
+        machine: as it is booted.
+        kind: what tells it from machines of the same size: the name of its template.
+        emit: told of progress.
+
+    Raises:
+        StoreError: the template cannot be kept.
+    """
+    if config.cold or base.shape.architecture is not Architecture.X86_64:
+        return None
+    held = plan_held(machine)
+    identity = identity_of(
+        base.hypervisor.vector(held), (base.host.identity, base.host.version, base.identity, cpu_identity())
+    )
+    manifest = Manifest(
+        name=name_of(kind, base.shape, base.identity),
+        identity=identity,
+        image="",
+        accelerator=machine.accelerator,
+        vcpus=machine.vcpus,
+        memory=machine.memory,
+        hypervisor=f"QEMU {base.host.version}",
+        created=0.0,
+    )
+    template = cache.find(config.paths, manifest.name, identity)
+    if template is None:
+        from atoll.template import making  # noqa: PLC0415 - once for each kind
+
+        recipe = Recipe(base.hypervisor, held, manifest, (), config.boot_timeout, held=True)
+        template = making.ensure(config.paths, recipe, emit=emit)
+    if template is None or template.manifest.failure:
+        return None
+    cache.note_use(template)
+    place = template.place
+    return Origin(
+        template=manifest.name,
+        manifest=place.manifest,
+        ram=place.ram,
+        state=place.state,
+        stamps=(template.manifest.ram, template.manifest.state),
     )
 
 

@@ -23,6 +23,7 @@ import msgspec
 from atoll.errors import StoreError
 
 __all__ = [
+    "Stamp",
     "create",
     "hold",
     "is_held",
@@ -32,12 +33,21 @@ __all__ = [
     "remove_tree",
     "require_space",
     "staging",
+    "stamp",
     "sync_directory",
     "write_file",
     "write_record",
 ]
 
 T = TypeVar("T")
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """A file as it was: size in bytes, date in ns since the epoch."""
+
+    size: int
+    mtime_ns: int
+
 
 #: Names that begin so are being written; a crash may leave them, the next writer of the name sweeps them.
 _PARTIAL = ".partial-"
@@ -382,6 +392,15 @@ def _exchange(one: Path, other: Path) -> None:
         aside.rename(other)
         raise
     aside.rename(one)
+
+
+def stamp(path: Path) -> Stamp | None:
+    """The stamp of a file; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns)
 
 
 def require_space(directory: Path, count: int) -> None:

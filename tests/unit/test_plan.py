@@ -47,6 +47,7 @@ def test_a_sandbox_under_tcg():
             "mitigations=off",
             "norandmaps",
             "tsc_early_khz=2500000",
+            "tsc=nowatchdog",
             "atoll.hostname=box",
             "atoll.root=root",
             "atoll.modules=modules",

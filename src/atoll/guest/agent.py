@@ -52,6 +52,10 @@ class Agent:
         """Tell a clone who it is, before anything else is asked of it; the stream replies ``Empty``."""
         return self._channel.open(request, end=True)
 
+    async def introduce(self, request: messages.CloneBegin) -> None:
+        """``begin`` for a guest that may be told more than once, until it has answered."""
+        await self._channel.call_again(request, messages.Empty)
+
     async def poweroff(self, *, reboot: bool = False, grace: float = 2.0, orderly: bool = True) -> None:
         """End the guest.
 

@@ -22,6 +22,7 @@ from atoll.hypervisor.port import (
     Capture,
     ChannelEnd,
     Departure,
+    Frozen,
     Position,
     connect,
     end,
@@ -62,8 +63,9 @@ class FakeHypervisor:
             os.close(console_write)
         return FakeVm(child, ours, Capture(console_read))
 
-    def settle(self, machine: Machine, place: VmPaths) -> FakeResident:
+    def settle(self, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> FakeResident:
         """Start the agent so that it stays and serves one connection after another. Raises ``BootError``."""
+        assert frozen is None, "an agent cannot go on from anything"
         agent = _agent(machine)
         place.logs.mkdir(mode=0o700, exist_ok=True)
         with ExitStack() as stack:

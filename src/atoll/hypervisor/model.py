@@ -44,15 +44,16 @@ class DiskFormat(StrEnum):
 
     RAW = "raw"
     QCOW2 = "qcow2"
+    NONE = "none"
 
 
 class Disk(msgspec.Struct, frozen=True):
     """One virtio-blk disk.
 
     Attributes:
-        path: its file on the host.
+        path: its file on the host; none where there is no format.
         serial: virtio-blk serial by which the guest finds it, at most 20 bytes (Virtio 1.2, 5.2.6.1).
-        format: layout of the file.
+        format: layout of the file; ``NONE`` is a small disk that reads as zeroes, in the place of another.
         read_only: the guest cannot write; several VMs may then share the file.
     """
 

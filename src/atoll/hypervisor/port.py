@@ -27,6 +27,7 @@ __all__ = [
     "CloningHypervisor",
     "Departure",
     "FreezableVm",
+    "Frozen",
     "Hypervisor",
     "MemorySize",
     "Pluggable",
@@ -166,13 +167,25 @@ class Departure(StrEnum):
     LOST = "lost"
 
 
+class Frozen(NamedTuple):
+    """Where ``FreezableVm.freeze`` left a VM."""
+
+    ram: Path
+    state: Path
+
+
 class ResidentHypervisor(Hypervisor, Protocol):
     """A backend whose VMs can outlive the process that started them."""
 
-    def settle(self, machine: Machine, place: VmPaths) -> Resident:
+    def settle(self, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> Resident:
         """Start ``machine`` so that it stays when this process ends. Does not wait for the guest.
 
         The hypervisor's process holds ``place.vm_lock`` from its first moment to its last.
+
+        Args:
+            machine: the VM.
+            place: where its files are.
+            frozen: what it goes on from, with a copy of that RAM; it boots by default.
 
         Raises:
             BootError: stage ``spawn``; nothing is left behind but the log.

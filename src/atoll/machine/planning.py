@@ -78,12 +78,15 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         max_vcpus=limits.vcpus,
         max_memory=limits.memory,
         slots=_SLOTS,
-        parameters=(*_SYSTEMD, f"systemd.machine_id={spec.id}") if init else (),
+        parameters=_SYSTEMD if init else (),
+        machine_id=spec.id,
     )
     network = NetworkSetup(mac, _ADDRESS, _GATEWAY, (_RESOLVER,)) if spec.network else None
+    machine = plan_resident(name, files, base.shape, residence)
+    kind = f"machine-{spec.init}" + ("" if spec.network else "-offline")
     devices = ("virtio_rng", "virtio_balloon", *(("virtio_net",) if spec.network else ()))
     return BootPlan(
-        machine=plan_resident(name, files, base.shape, residence),
+        machine=machine,
         host=base.host,
         setup=Setup(
             modules=tuple(path for device in devices for path in base.devices.get(device, ())),
@@ -96,6 +99,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         ),
         policy=spec.restart,
         boot_timeout=spec.boot_timeout,
+        origin=runtime.machine_origin(settings, base, machine, kind, emit=emit),
     )
 
 
@@ -118,8 +122,6 @@ def setup_script(name: str, spec: MachineSpec) -> str:
         f"echo {name} > /etc/hostname",
         f"grep -q '[[:space:]]{name}$' /etc/hosts || echo '127.0.1.1 {name}' >> /etc/hosts",
     ]
-    if spec.init is Init.MINIMAL:
-        lines.append(f"echo {spec.id} > /etc/machine-id")
     if spec.user:
         lines.append(_USER.replace("USER", spec.user))  # a name that needs no quotes
     return "\n".join(lines)

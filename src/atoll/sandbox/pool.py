@@ -79,7 +79,7 @@ class Pool:
             box = self._ready.popleft()
             self._taken.set()
             try:
-                await box.wake()
+                await box.vm.renew()
             except AtollError:  # it died while it stood here
                 await box.close()
                 continue

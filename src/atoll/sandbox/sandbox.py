@@ -132,13 +132,6 @@ class Sandbox(Commands):
         await self._freezable().resume()
         await self.vm.agent.step_clock(time.time_ns())
 
-    async def wake(self) -> None:
-        """``resume`` for a sandbox that stood ready: its clock is set and its random numbers are new.
-
-        Commands may be sent at once; the guest does this first. Raises as ``pause``.
-        """
-        await self.vm.renew()
-
     async def fork(self, count: int = 1) -> list[Self]:
         """Copy this sandbox as it runs: memory, processes and files. It goes on, and so do the copies.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,15 +17,15 @@ from atoll.paths import Paths, TemplatePaths
 __all__ = [
     "Listed",
     "Manifest",
-    "Stamp",
     "Template",
     "digest_of",
     "discard",
     "find",
     "installed",
     "lock_of",
+    "note_use",
+    "prune",
     "remember_failure",
-    "stamp",
     "verify",
 ]
 
@@ -32,12 +33,8 @@ _PAGE = 4096
 _ZEROES = bytes(_PAGE)
 _READ = 4 << 20
 
-
-class Stamp(msgspec.Struct, frozen=True):
-    """A file as it was: size in bytes, date in ns since the epoch."""
-
-    size: int
-    mtime_ns: int
+#: Seconds after which a template that nobody starts from is discarded: a week.
+_UNUSED = 7 * 86_400.0
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +44,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         schema: version of this record.
         name: the template's directory.
         identity: what its clones must have in common with it.
-        image: name of the image that it was made of.
+        image: name of the image that it was made of; empty for machines, which have roots of their own.
         accelerator: what executes its clones.
         vcpus: of its clones.
         memory: bytes that clones have before more is plugged in.
@@ -70,10 +67,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     hypervisor: str
     created: float
-    ram: Stamp = Stamp(0, 0)
-    state: Stamp = Stamp(0, 0)
+    ram: store.Stamp | None = None
+    state: store.Stamp | None = None
     digest: str = ""
     failure: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What starts from it, in words."""
+        return f"sandboxes of {self.image}" if self.image else "machines"
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -96,12 +98,6 @@ class Listed(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-def stamp(path: Path) -> Stamp:
-    """The stamp of a file. Raises ``OSError``."""
-    status = path.stat()
-    return Stamp(status.st_size, status.st_mtime_ns)
-
-
 def find(paths: Paths, name: str, identity: str | None = None) -> Template | None:
     """The template of that name.
 
@@ -120,11 +116,10 @@ def find(paths: Paths, name: str, identity: str | None = None) -> Template | Non
             return None
         if manifest.failure:
             return Template(place, manifest)
-        if stamp(place.ram) == manifest.ram and stamp(place.state) == manifest.state:
-            return Template(place, manifest)
-    except (StoreError, OSError):
-        pass
-    return None
+    except StoreError:
+        return None
+    whole = store.stamp(place.ram) == manifest.ram and store.stamp(place.state) == manifest.state
+    return Template(place, manifest) if whole else None
 
 
 def lock_of(paths: Paths, name: str) -> Path:
@@ -144,6 +139,21 @@ def discard(paths: Paths, name: str) -> None:
             place.manifest.unlink()
         store.remove_tree(place.directory)
         lock_of(paths, name).unlink(missing_ok=True)
+
+
+def note_use(template: Template) -> None:
+    """Keep a template from being pruned."""
+    with contextlib.suppress(OSError):
+        os.utime(template.place.manifest)
+
+
+def prune(paths: Paths) -> None:
+    """Discard what nobody has started from for a while: with another kernel, templates have other names."""
+    for one in installed(paths):
+        used = store.stamp(paths.template(one.name).manifest)
+        if used is None or time.time() - used.mtime_ns / 1e9 > _UNUSED:
+            with contextlib.suppress(StoreError):
+                discard(paths, one.name)
 
 
 def remember_failure(paths: Paths, manifest: Manifest) -> None:

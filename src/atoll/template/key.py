@@ -50,6 +50,7 @@ class Recipe(msgspec.Struct, frozen=True):
         machine: as ``plan_original`` plans it.
         manifest: all but what is known when it is sealed.
         modules: kernel modules that clones shall have, in order.
+        held: its boot stops before the root: clones go on to one of their own.
         boot_timeout: seconds in which it must be up.
     """
 
@@ -58,6 +59,7 @@ class Recipe(msgspec.Struct, frozen=True):
     manifest: Manifest
     modules: tuple[str, ...]
     boot_timeout: float
+    held: bool = False
 
 
 def base_memory(memory: int, *, least: int, growing: bool) -> int:

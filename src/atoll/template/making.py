@@ -11,7 +11,7 @@ from typing import cast
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, BootError, GuestError
+from atoll.errors import AtollError, BootError, ChannelError, GuestError
 from atoll.events import Emit, TaskAdvanced, Warned, ignore, task
 from atoll.guest.agent import Agent
 from atoll.guest.messages import ExecStart
@@ -31,6 +31,9 @@ _STATE = 4 << 20
 
 #: What nearly every command needs of a guest, done once so that clones find it in their memory.
 _WARM_UP: tuple[tuple[str, ...], ...] = (("/bin/sh", "-c", "true"), ("true",), ("true",))
+
+#: Seconds between two looks at how far a boot is.
+_LOOK = 0.02
 
 #: Seconds in which a clone that is tried must have answered.
 _TRIAL = 20.0
@@ -54,7 +57,7 @@ def ensure(paths: Paths, recipe: Recipe, *, emit: Emit = ignore) -> Template | N
     except BootError as error:
         failed = msgspec.structs.replace(recipe.manifest, created=time.time(), failure=error.message)
         cache.remember_failure(paths, failed)
-        emit(Warned(message=f"VMs of {failed.image} are booted: no template can be made: {error.message}"))
+        emit(Warned(message=f"{failed.subject} boot: no template of them can be made: {error.message}"))
         return None
 
 
@@ -74,7 +77,7 @@ def make(paths: Paths, recipe: Recipe, *, emit: Emit = ignore) -> Template | Non
             found = cache.find(paths, name, recipe.manifest.identity)
             if found is not None:
                 return found
-            with task(emit, "template", f"Preparing a template of {recipe.manifest.image}"):
+            with task(emit, "template", f"Preparing a template of {recipe.manifest.subject}"):
                 return _make(paths, recipe, emit)
     except AtollError as error:
         if error.code == "store.busy":
@@ -89,10 +92,12 @@ def _make(paths: Paths, recipe: Recipe, emit: Emit) -> Template:
         place = TemplatePaths(staged)
         asyncio.run(_freeze(recipe, place, emit))
         manifest = _seal(recipe.manifest, place)
-        emit(TaskAdvanced(task="template", note="trying a clone"))
-        asyncio.run(_try(recipe, place, manifest))
+        if not recipe.held:  # a machine tries it, and boots if it is of no use
+            emit(TaskAdvanced(task="template", note="trying a clone"))
+            asyncio.run(_try(recipe, place, manifest))
         store.write_record(place.manifest, manifest)
         store.publish(staged, paths.template(name).directory)
+    cache.prune(paths)
     return Template(paths.template(name), manifest)
 
 
@@ -105,13 +110,27 @@ async def _freeze(recipe: Recipe, place: TemplatePaths, emit: Emit) -> None:
     vm = Vm(spawn(recipe.hypervisor, machine, ignore), ignore)
     async with vm:
         emit(TaskAdvanced(task="template", note="booting"))
-        await vm.boot(recipe.boot_timeout)
-        if recipe.modules:
-            await vm.agent.load_modules(recipe.modules)
-        await _warm_up(vm.agent)
+        if recipe.held:
+            await _until_held(vm, recipe.boot_timeout)
+        else:
+            await vm.boot(recipe.boot_timeout)
+            if recipe.modules:
+                await vm.agent.load_modules(recipe.modules)
+            await _warm_up(vm.agent)
         up = (await vm.agent.info()).uptime / 1e9
         await asyncio.sleep(max(_SETTLED - up, _REST))
         await cast(FreezableVm, vm.hypervised).freeze(place.state)
+
+
+async def _until_held(vm: Vm, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage
+    """Wait until the guest's boot stands still. Raises ``BootError``."""
+    agent = vm.attach()
+    try:
+        async with asyncio.timeout(timeout):
+            while (await agent.info()).phase != "held":  # noqa: ASYNC110 - only asking again tells
+                await asyncio.sleep(_LOOK)
+    except (ChannelError, TimeoutError) as error:
+        raise await vm.explain(error) from error
 
 
 async def _warm_up(agent: Agent) -> None:
@@ -139,8 +158,8 @@ def _seal(manifest: Manifest, place: TemplatePaths) -> Manifest:
     return msgspec.structs.replace(
         manifest,
         created=time.time(),
-        ram=cache.stamp(place.ram),
-        state=cache.stamp(place.state),
+        ram=store.stamp(place.ram),
+        state=store.stamp(place.state),
         digest=cache.digest_of(place.ram),
     )
 

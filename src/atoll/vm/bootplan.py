@@ -8,6 +8,7 @@ import msgspec
 
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.qemu.host import QemuHost
+from atoll.vm.origin import Origin
 from atoll.vm.restart import Policy
 
 __all__ = ["BootPlan", "NetworkSetup", "Probe", "Setup", "Share"]
@@ -74,6 +75,7 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
         setup: what is done in the guest.
         policy: what follows when the guest ends by itself.
         boot_timeout: seconds in which the guest must be up.
+        origin: what it goes on from; None if it boots.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -84,3 +86,4 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     setup: Setup = Setup()
     policy: Policy = Policy.NO
     boot_timeout: float = 60.0
+    origin: Origin | None = None

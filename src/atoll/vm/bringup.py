@@ -14,6 +14,7 @@ from atoll.hypervisor.port import Position, Resident
 from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.clock import set_clock
+from atoll.vm.cloning import identity_of
 from atoll.vm.diagnosis import Evidence, diagnose
 from atoll.vm.logs import tail
 from atoll.vm.outputs import Outputs
@@ -42,6 +43,8 @@ class BringUp:
         outputs: read along already.
         shares: plugged in once the guest's root is mounted.
         emit: told of the stages.
+        cloned: it goes on from a template, and is to be told who it is.
+        introduced: it was told.
     """
 
     name: str
@@ -52,6 +55,8 @@ class BringUp:
     outputs: Outputs
     shares: Shares
     emit: Emit
+    cloned: bool = False
+    introduced: bool = field(default=False, init=False)
     _began: float = field(default=0.0, init=False)
     _answered: bool = field(default=False, init=False)
     _booted: bool = field(default=False, init=False)
@@ -87,6 +92,9 @@ class BringUp:
         await agent.ready()
         self._answered = True
         self.reached("agent")
+        if self.cloned:
+            await agent.introduce(identity_of(self.plan.machine))
+            self.introduced = True
         timeline = (await agent.booted()).timeline
         self._booted = True
         self.reached("root")

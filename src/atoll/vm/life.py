@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from types import TracebackType
 from typing import Self, cast
@@ -13,8 +12,9 @@ from atoll.errors import AtollError, BootError, ChannelError, GuestError, Protoc
 from atoll.events import Emit, GuestBooted, StageReached, VmExited
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel, Stream
-from atoll.guest.messages import CloneBegin, Empty
+from atoll.guest.messages import Empty
 from atoll.hypervisor.port import FreezableVm, Pluggable, Position, VirtualMachine
+from atoll.vm.cloning import new_identity, renewed_identity
 from atoll.vm.diagnosis import Evidence, diagnose
 from atoll.vm.spawning import Clone, Spawned
 
@@ -90,7 +90,7 @@ class Vm:
             self._channel = Channel(self._vm.take_channel())
             self._agent = Agent(self._channel)
             if self._clone is not None:
-                self._beginning = self._agent.begin(_identity(self.name))
+                self._beginning = self._agent.begin(new_identity(self.name))
         return self._agent
 
     async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage, not of a call
@@ -128,7 +128,7 @@ class Vm:
 
     async def renew(self) -> None:
         """Let the vCPUs go on after the guest stood ready for a time; its clock and its seed are new."""
-        beginning = self.agent.begin(CloneBegin(realtime=time.time_ns(), seed=os.urandom(64)))
+        beginning = self.agent.begin(renewed_identity())
         await cast(FreezableVm, self._vm).resume()
         await beginning.reply(Empty)
 
@@ -189,13 +189,6 @@ class Vm:
         return BootError(
             f"{self.name}: {error.message}", stage=stage, hint=hint, detail=self._vm.console.tail()
         )
-
-
-def _identity(name: str) -> CloneBegin:
-    """Who a clone is: nothing of it is its sibling's."""
-    return CloneBegin(
-        realtime=time.time_ns(), seed=os.urandom(64), hostname=name, machine_id=os.urandom(16).hex()
-    )
 
 
 async def _grow_memory(plugging: Pluggable, size: int) -> None:

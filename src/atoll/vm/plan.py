@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from atoll.errors import PreflightError
-from atoll.hypervisor.model import Accelerator, Architecture, Disk, Machine, UserNetwork
+from atoll.hypervisor.model import Accelerator, Architecture, Disk, DiskFormat, Machine, UserNetwork
 
 __all__ = [
     "Bootable",
@@ -18,6 +18,7 @@ __all__ = [
     "limits_of",
     "plan",
     "plan_growing",
+    "plan_held",
     "plan_resident",
     "smallest_memory",
 ]
@@ -25,6 +26,9 @@ __all__ = [
 _MIB = 1 << 20
 
 _CONSOLES = {Architecture.X86_64: "ttyS0", Architecture.AARCH64: "ttyAMA0"}
+
+#: The address of a network card until its clone is told its own.
+_ANY_MAC = "02:00:00:00:00:00"
 
 #: Up to so many bytes a machine can grow while it runs if the host has them, however small it is.
 _GROWTH = 16 << 30
@@ -37,12 +41,14 @@ _TCG = (
     "cryptomgr.notests",  # self-tests of algorithms: 0.16 s
     "noreplace-smp",  # patching locks for one vCPU: 0.09 s
     "no_timer_check",  # the emulated timer works
-    "tsc=nowatchdog",  # nor is the TSC compared with another clock twice a second
     "init_on_alloc=0",
     "lsm=",  # mandatory access control: the guest is one user's, for one command
     "mitigations=off",  # an emulated CPU does not speculate
     "norandmaps",  # TCG finds translated code by its virtual address: the same place in each process
 )
+
+#: The TSC need not be compared with another clock twice a second, in each VM that does nothing.
+_TSC_IS_FINE = "tsc=nowatchdog"
 
 #: Debian's own choice without bpf, for which systemd loads programs at each boot: 0.6 s under TCG.
 _LSM = "lsm=landlock,lockdown,yama,integrity,apparmor"
@@ -134,6 +140,22 @@ def plan_growing(name: str, files: Bootable, shape: Shape, *, most: int, machine
     return msgspec.structs.replace(machine, max_memory=most, cmdline=(*machine.cmdline, *_GROWING))
 
 
+def plan_held(machine: Machine) -> Machine:
+    """The VM from which ``machine`` can go on: the same devices, and a boot that is held before its root.
+
+    Nothing of it is this machine's own: its disks are empty ones, its address is everybody's.
+    """
+    disks = tuple(Disk(Path(), disk.serial, DiskFormat.NONE, disk.read_only) for disk in machine.disks)
+    cmdline = tuple(item for item in machine.cmdline if not item.startswith("atoll."))
+    return msgspec.structs.replace(
+        machine,
+        name="template",
+        cmdline=(*cmdline, "atoll.hold=1"),
+        disks=disks,
+        network=UserNetwork(_ANY_MAC) if machine.network is not None else None,
+    )
+
+
 class Limits(msgspec.Struct, frozen=True):
     """How far a machine can grow while it runs: vCPUs, and memory in bytes; 0 if it cannot."""
 
@@ -152,6 +174,7 @@ class Residence(msgspec.Struct, frozen=True):
         max_memory: bytes up to which memory can grow.
         slots: devices that can be plugged in.
         parameters: more of the kernel's command line.
+        machine_id: of the guest (machine-id(5)); its root's own by default.
     """
 
     data: Path
@@ -161,11 +184,12 @@ class Residence(msgspec.Struct, frozen=True):
     max_memory: int = 0
     slots: int = 0
     parameters: tuple[str, ...] = ()
+    machine_id: str = ""
 
 
 def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence) -> Machine:
     """The machine that boots ``files`` with a disk of its own and outlives the program that starts it."""
-    machine = plan(name, files, shape, lifeline=False)
+    machine = plan(name, files, shape, machine_id=residence.machine_id, lifeline=False)
     parameters = [f"console={_CONSOLES[shape.architecture]}", "console=hvc0", *_ALWAYS, "net.ifnames=0"]
     parameters += _resident_profile(shape)
     if residence.max_memory > shape.memory:
@@ -213,7 +237,7 @@ def _profile(shape: Shape) -> tuple[str, ...]:
     if shape.accelerator is Accelerator.KVM:
         return ()
     if shape.architecture is Architecture.X86_64 and shape.tsc_khz is not None:
-        return (*_TCG, f"tsc_early_khz={shape.tsc_khz}")
+        return (*_TCG, f"tsc_early_khz={shape.tsc_khz}", _TSC_IS_FINE)
     return _TCG
 
 

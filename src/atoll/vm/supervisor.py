@@ -16,18 +16,19 @@ from collections.abc import Callable, Coroutine
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, StoreError
+from atoll.errors import AtollError, BootError, StoreError
 from atoll.events import (
     Emit,
     Event,
     StateChanged,
     VmExited,
     VmSpawned,
+    Warned,
 )
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Port
-from atoll.hypervisor.port import Resident, ResidentHypervisor, sweep
+from atoll.hypervisor.port import Frozen, Resident, ResidentHypervisor, sweep
 from atoll.paths import VmPaths
 from atoll.process import boot_id, identify
 from atoll.vm import clock, restart
@@ -269,21 +270,49 @@ class Supervisor:
         """From nothing to a machine that runs, or back to where it was."""
         try:
             plan = self._read_plan()
-            self._began = time.monotonic()
-            self.outputs.forget()
-            vm = self.vm = self._hypervisor.settle(plan.machine, self.place)
-            self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
-            self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
-            self._connect(vm)
-            await self._come_up(plan)
+            frozen = plan.origin.frozen if plan.origin is not None else None
+            if frozen is None or not await self._go_on(plan, frozen):
+                self._settle(plan, None)
+                await self._come_up(plan)
         except Exception as error:
             await self._give_up(error)
             raise
 
-    async def _boot_on(self) -> None:
-        """``_boot`` for a VM that was spawned by an earlier supervisor."""
+    async def _go_on(self, plan: BootPlan, frozen: Frozen) -> bool:
+        """Come up from a template; False if that is of no use, and there is no VM.
+
+        Raises:
+            BootError: as in a boot: the template was of use.
+        """
+        assert plan.origin is not None
+        start: BringUp | None = None
         try:
-            await self._come_up(self._read_plan())
+            self._settle(plan, frozen)
+            start = self._bring_up(plan, cloned=True)
+            await self._come_up(plan, start)
+        except BootError as error:
+            if start is not None and start.introduced:
+                raise
+            self.emit(Warned(message=f"{self.name}: its template is discarded: {error.message}"))
+            plan.origin.discard()
+            await self._clean_up()
+            return False
+        return True
+
+    def _settle(self, plan: BootPlan, frozen: Frozen | None) -> None:
+        """Spawn the VM."""
+        self._began = time.monotonic()
+        self.outputs.forget()
+        vm = self.vm = self._hypervisor.settle(plan.machine, self.place, frozen)
+        self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
+        self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
+        self._connect(vm)
+
+    async def _boot_on(self) -> None:
+        """``_boot`` for a VM that an earlier supervisor spawned; it may have been told who it is."""
+        try:
+            plan = self._read_plan()
+            await self._come_up(plan, self._bring_up(plan, cloned=plan.origin is not None))
         except Exception as error:
             await self._give_up(error)
             raise
@@ -305,12 +334,26 @@ class Supervisor:
         self.agent = Agent(self._channel)
         self.on_channel(self._channel)
 
-    async def _come_up(self, plan: BootPlan) -> None:
+    def _bring_up(self, plan: BootPlan, *, cloned: bool = False) -> BringUp:
+        assert self.vm is not None
+        return BringUp(
+            self.name,
+            self.place,
+            self.vm,
+            self.agent,
+            plan,
+            self.outputs,
+            self.shares,
+            self.emit,
+            cloned=cloned,
+        )
+
+    async def _come_up(self, plan: BootPlan, start: BringUp | None = None) -> None:
         """From the spawn to a machine that runs."""
         vm = self.vm
         assert vm is not None
         self._spawn(attached(vm))  # loads what the monitor needs while the guest boots
-        start = BringUp(self.name, self.place, vm, self.agent, plan, self.outputs, self.shares, self.emit)
+        start = start or self._bring_up(plan)
         await start.run(self._began)
         self._advance(Cause.BOOTED)
         start.reached("running")

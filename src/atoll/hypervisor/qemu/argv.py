@@ -15,6 +15,7 @@ from atoll.hypervisor.model import (
     Accelerator,
     Architecture,
     Disk,
+    DiskFormat,
     Machine,
     MemoryFile,
     UserNetwork,
@@ -215,6 +216,10 @@ def disk_node(serial: str) -> str:
 def _disk(disk: Disk) -> tuple[str, ...]:
     node = disk_node(disk.serial)
     access = "on" if disk.read_only else "off"
+    device = f"virtio-blk-pci,drive={node},serial={_escape(disk.serial)}"
+    if disk.format is DiskFormat.NONE:
+        nothing = f"driver=null-co,node-name={node},size={_MIB},read-zeroes=on,read-only={access}"
+        return ("-blockdev", nothing, "-device", device)
     file = f"driver=file,node-name={node}-file,filename={_escape(str(disk.path))},read-only={access}"
     layout = f"driver={disk.format},node-name={node},file={node}-file,read-only={access}"
     trim = "" if disk.read_only else ",discard=unmap"  # both nodes must pass on what the guest discards
@@ -222,7 +227,7 @@ def _disk(disk: Disk) -> tuple[str, ...]:
     return (
         *("-blockdev", file + trim),
         *("-blockdev", layout + trim + zeroes),
-        *("-device", f"virtio-blk-pci,drive={node},serial={_escape(disk.serial)}"),
+        *("-device", device),
     )
 
 

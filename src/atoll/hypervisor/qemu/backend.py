@@ -6,15 +6,15 @@ import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atoll import process
 from atoll.errors import BootError, ProcessError
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, ChannelEnd, Position, end, wait_for_exit
+from atoll.hypervisor.port import Capture, ChannelEnd, Frozen, Position, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
-from atoll.hypervisor.qemu.orders import orders
+from atoll.hypervisor.qemu.orders import Order, going_on, orders
 from atoll.paths import VmPaths
 
 if TYPE_CHECKING:
@@ -55,12 +55,7 @@ class QemuHypervisor:
             vm = self._start(machine, state=fd)
         finally:
             os.close(fd)
-        in_file = machine.ram is not None and machine.ram.path is not None
-        left_out = {"capability": "x-ignore-shared", "state": in_file}
-        vm.orders = (
-            ("migrate-set-capabilities", {"capabilities": [left_out]}),
-            ("migrate-incoming", {"uri": f"fd:{fd}"}),
-        )
+        vm.orders = going_on(fd, ram_in_file=machine.ram is not None and machine.ram.path is not None)
         return vm
 
     def _start(self, machine: Machine, *, state: int = -1) -> QemuVm:
@@ -71,8 +66,16 @@ class QemuHypervisor:
             stderr_read, stderr_write = os.pipe()
             ours.callback(os.close, stderr_read)
             theirs.callback(os.close, stderr_write)
-            fds = Descriptors(channel=channel[1].fileno(), serial=console[1].fileno(), qmp=qmp[1].fileno())
-            inherited = [fds.channel, fds.serial, fds.qmp, *([state] if state >= 0 else [])]
+            consoles = [_pair(ours, theirs) for _ in range(2 if machine.consoles else 0)]
+            fds = Descriptors(
+                channel=channel[1].fileno(),
+                serial=console[1].fileno(),
+                qmp=qmp[1].fileno(),
+                console=consoles[0][1].fileno() if consoles else -1,
+                agent_log=consoles[1][1].fileno() if consoles else -1,
+            )
+            pairs = (channel, console, qmp, *consoles)
+            inherited = [*(pair[1].fileno() for pair in pairs), *([state] if state >= 0 else [])]
             argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox, incoming=state >= 0)
             try:
                 child = process.spawn(argv, pass_fds=inherited, output=stderr_write)
@@ -85,13 +88,14 @@ class QemuHypervisor:
                 console=Capture(console[0].detach()),
                 diagnostics=Capture(stderr_read),
                 qmp=qmp[0],
+                unread=tuple(pair[0] for pair in consoles),
             )
 
-    def settle(self, machine: Machine, place: VmPaths) -> QemuResident:
+    def settle(self, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> QemuResident:
         """Start QEMU so that it stays. Raises ``BootError``."""
         from atoll.hypervisor.qemu import resident  # noqa: PLC0415 - a sandbox does not need it
 
-        return resident.settle(self._host, machine, place)
+        return resident.settle(self._host, machine, place, frozen)
 
     def adopt(self, place: VmPaths) -> QemuResident | None:
         """The QEMU that runs at ``place``."""
@@ -120,14 +124,16 @@ class QemuVm:
         console: Capture,
         diagnostics: Capture,
         qmp: socket.socket,
+        unread: tuple[socket.socket, ...] = (),
     ) -> None:
         self.process = child
         self.console = console
         self.diagnostics = diagnostics
         self._qmp = qmp
+        self._unread = unread
         self._monitor: Monitor | None = None
         self._ordered = 0
-        self.orders: tuple[tuple[str, dict[str, Any]], ...] = ()
+        self.orders: tuple[Order, ...] = ()
         self._channel = ChannelEnd(channel)
 
     @property
@@ -191,6 +197,8 @@ class QemuVm:
         self.process.close()
         self._channel.close()
         self._qmp.close()
+        for sock in self._unread:
+            sock.close()
         self.console.close()
         self.diagnostics.close()
 

@@ -5,16 +5,33 @@ Apart from the monitor itself, so that a clone can be told what to do before an 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
-__all__ = ["orders"]
+__all__ = ["Order", "going_on", "orders"]
+
+#: A command's name and its arguments.
+Order: TypeAlias = tuple[str, dict[str, Any]]
 
 
-def orders(*commands: tuple[str, dict[str, Any]]) -> bytes:
+def orders(*commands: Order) -> bytes:
     """``commands``, to be written at once and without waiting, behind the one that opens a session."""
-    every = (("qmp_capabilities", {}), *commands)
+    every: tuple[Order, ...] = (("qmp_capabilities", {}), *commands)
     return b"".join(
         msgspec.json.encode({"execute": name, "arguments": arguments}) + b"\n" for name, arguments in every
+    )
+
+
+def going_on(state: int, *, ram_in_file: bool) -> tuple[Order, ...]:
+    """What has QEMU go on from a state that it reads from a descriptor.
+
+    Args:
+        state: the descriptor's number.
+        ram_in_file: the RAM is there already, in a file (QAPI ``MigrationCapability``, ``x-ignore-shared``).
+    """
+    left_out = {"capability": "x-ignore-shared", "state": ram_in_file}
+    return (
+        ("migrate-set-capabilities", {"capabilities": [left_out]}),
+        ("migrate-incoming", {"uri": f"fd:{state}"}),
     )

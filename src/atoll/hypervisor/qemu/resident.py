@@ -7,16 +7,31 @@ at whatever moment, the lock tells whether a VM runs, and QEMU's pid file which 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import ExitStack
+from pathlib import Path
+
+from msgspec.structs import replace
 
 from atoll import process, store
 from atoll.errors import BootError, ProcessError
-from atoll.hypervisor.model import Machine, Port
-from atoll.hypervisor.port import Departure, Position, connect, end, find_holder, listen, sweep, wait_for_exit
+from atoll.hypervisor.model import Machine, MemoryFile, Port
+from atoll.hypervisor.port import (
+    Departure,
+    Frozen,
+    Position,
+    connect,
+    end,
+    find_holder,
+    listen,
+    sweep,
+    wait_for_exit,
+)
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
+from atoll.hypervisor.qemu.orders import going_on, orders
 from atoll.hypervisor.qemu.plugging import Plugging
 from atoll.hypervisor.qemu.qmp import Monitor
 from atoll.paths import VmPaths
@@ -27,10 +42,10 @@ __all__ = ["QemuResident", "adopt", "settle"]
 _QMP = "qmp"
 
 
-def settle(host: QemuHost, machine: Machine, place: VmPaths) -> QemuResident:
+def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> QemuResident:
     """Start QEMU at ``place``. Raises as ``ResidentHypervisor.settle``."""
     place.logs.mkdir(mode=0o700, exist_ok=True)
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as undo:
         lock = store.hold(place.vm_lock)
         if lock is None:
             hint = "another Atoll has just started it; see `atoll ls`"
@@ -54,13 +69,66 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths) -> QemuResident:
             agent_log=sockets[Port.AGENT_LOG].fileno() if machine.consoles else -1,
             listening=True,
         )
-        argv = render(machine, host.program, fds, sandbox=host.sandbox, pid_file=place.pid_file)
         inherited = [lock, *(sock.fileno() for sock in sockets.values())]
+        monitor = None
+        if frozen is not None:
+            ram, state = _thawed(machine, frozen, stack)
+            machine = replace(machine, ram=MemoryFile(Path(f"/proc/self/fd/{ram}"), shared=True))
+            inherited += [ram, state]
+            told = undo.enter_context(connect(place.socket(_QMP)))
+            commands = going_on(state, ram_in_file=True)
+            told.sendall(orders(*commands))  # QEMU finds it there, also if this process is killed now
+            monitor = Monitor(told, orders=len(commands) + 1)
+        argv = render(
+            machine,
+            host.program,
+            fds,
+            sandbox=host.sandbox,
+            pid_file=place.pid_file,
+            incoming=frozen is not None,
+        )
         try:
             child = process.spawn(argv, pass_fds=inherited, output=log, die_with_parent=False)
         except ProcessError as error:
             raise BootError(error.message, stage="spawn", hint="run `atoll doctor`") from error
-    return QemuResident(child, place)
+        undo.pop_all()
+    return QemuResident(child, place, monitor)
+
+
+def _thawed(machine: Machine, frozen: Frozen, stack: ExitStack) -> tuple[int, int]:
+    """Descriptors of a copy of the RAM, in memory, and of the state; closed with ``stack``."""
+    try:
+        state = os.open(frozen.state, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, state)
+        source = os.open(frozen.ram, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, source)
+        ram = os.memfd_create("atoll-ram", os.MFD_CLOEXEC)
+        stack.callback(os.close, ram)
+        _copy_data(source, ram)
+    except OSError as error:
+        raise BootError(f"{machine.name}: {frozen.ram}: {error.strerror}", stage="spawn") from error
+    return ram, state
+
+
+def _copy_data(source: int, target: int) -> None:
+    """Copy a sparse file into one that is empty."""
+    size = os.fstat(source).st_size
+    os.truncate(target, size)
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        os.lseek(target, at, os.SEEK_SET)
+        while at < end:
+            count = os.sendfile(target, source, at, end - at)
+            if not count:
+                return
+            at += count
 
 
 def adopt(place: VmPaths) -> QemuResident | None:
@@ -72,10 +140,10 @@ def adopt(place: VmPaths) -> QemuResident | None:
 class QemuResident:
     """A QEMU process at its place."""
 
-    def __init__(self, handle: Process | Adopted, place: VmPaths) -> None:
+    def __init__(self, handle: Process | Adopted, place: VmPaths, monitor: Monitor | None = None) -> None:
         self.process = handle
         self._place = place
-        self._monitor: Monitor | None = None
+        self._monitor = monitor
 
     @property
     def departure(self) -> Departure:

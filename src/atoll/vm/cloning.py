@@ -1,0 +1,38 @@
+"""Who a clone is: pure, but for the clock and the random numbers that it is given."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from atoll.guest.messages import CloneBegin
+from atoll.hypervisor.model import Machine
+
+__all__ = ["identity_of", "new_identity", "renewed_identity"]
+
+#: Bytes of seed: as much as the guest's generator takes in at once, and as much again.
+_SEED = 64
+
+
+def new_identity(name: str) -> CloneBegin:
+    """A sandbox: nothing of it is its sibling's."""
+    return CloneBegin(
+        realtime=time.time_ns(), seed=os.urandom(_SEED), hostname=name, machine_id=os.urandom(16).hex()
+    )
+
+
+def renewed_identity() -> CloneBegin:
+    """A guest that stood still: it is who it was, at another time."""
+    return CloneBegin(realtime=time.time_ns(), seed=os.urandom(_SEED))
+
+
+def identity_of(machine: Machine) -> CloneBegin:
+    """A machine that goes on from a boot that is held: what else its kernel's command line would tell it."""
+    ours = (item.removeprefix("atoll.") for item in machine.cmdline if item.startswith("atoll."))
+    told = dict(item.split("=", 1) for item in ours)
+    return CloneBegin(
+        realtime=time.time_ns(),
+        seed=os.urandom(_SEED),
+        mac=machine.network.mac if machine.network is not None else "",
+        **told,
+    )
