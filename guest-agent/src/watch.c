@@ -136,23 +136,24 @@ static bool passes_over(int error)
     return error == ENOENT || error == ENOTDIR || error == ELOOP || error == EACCES;
 }
 
-static void add_directory(struct watch *watch, const char *path, bool tell)
+/* False if it was told of already: a search found it before the event that it was made was read. */
+static bool add_directory(struct watch *watch, const char *path, bool tell)
 {
     char full[PATH_MAX];
 
     if (!full_path(watch, path, full)) {
         fail(watch, ENAMETOOLONG, path);
-        return;
+        return true;
     }
     int number = inotify_add_watch(watch->inotify, full, CONTENT | END | IN_ONLYDIR | IN_DONT_FOLLOW);
     if (number < 0) {
         if (!passes_over(errno))
             fail(watch, errno, full);
-        return;
+        return true;
     }
     struct watched *watched = find(watch, number);
     if (watched && strcmp(watched->path, path) == 0)
-        return; /* it was found twice */
+        return !watched->tell;
     if (watched)
         forget(watch, watched); /* it has come here from elsewhere */
     watched = remember(watch, number, path, tell);
@@ -160,6 +161,7 @@ static void add_directory(struct watch *watch, const char *path, bool tell)
         list_append(&watch->unread, &watched->unread);
     else
         fail(watch, ENOSPC, full);
+    return true;
 }
 
 /* Searching directories for directories. */
@@ -263,13 +265,11 @@ static void handle_change(struct watch *watch, const struct watched *watched, co
         fail(watch, ENAMETOOLONG, name);
         return;
     }
-    put_record(watch, kind_of(event->mask), path, directory, event->cookie);
-    if (!watch->recursive || !directory)
-        return;
-    if (event->mask & IN_MOVED_FROM)
+    bool came = watch->recursive && directory && (event->mask & (IN_CREATE | IN_MOVED_TO));
+    if (!came || add_directory(watch, path, true))
+        put_record(watch, kind_of(event->mask), path, directory, event->cookie);
+    if (watch->recursive && directory && (event->mask & IN_MOVED_FROM))
         forget_below(watch, path);
-    else if (event->mask & (IN_CREATE | IN_MOVED_TO))
-        add_directory(watch, path, true);
 }
 
 static void handle_event(struct watch *watch, const struct inotify_event *event)
