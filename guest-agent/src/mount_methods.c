@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "directories.h"
 #include "task.h"
 
 enum { TYPE_MAX = 64, OPTIONS_MAX = 4096 };
@@ -78,19 +78,6 @@ static bool param_absolute(struct request *request, const char *name, char path[
         return true;
     request_fail(request, failure(FAIL_INVALID, "%s: not an absolute path", name));
     return false;
-}
-
-/* Makes the directory and those above it. */
-static bool make_directories(char *path)
-{
-    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = '\0';
-        bool made = mkdir(path, 0755) == 0 || errno == EEXIST;
-        *slash = '/';
-        if (!made)
-            return false;
-    }
-    return mkdir(path, 0755) == 0 || errno == EEXIST;
 }
 
 static bool run_mount(struct task *task, struct failure *failed)

@@ -32,6 +32,7 @@ extern const struct method net_methods[];
 extern const struct method mount_methods[];
 extern const struct method data_methods[];
 extern const struct method tree_methods[];
+extern const struct method file_methods[];
 
 /* For mux_init(); `context` is the agent. */
 void request_open(void *context, struct stream *stream, const uint8_t *payload, size_t length);

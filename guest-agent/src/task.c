@@ -8,6 +8,7 @@ static void task_closed(struct stream *stream)
     struct task *task = stream->owner;
 
     task->stream = NULL;
+    task->unwanted = true;
 }
 
 static void answer(struct task *task)
@@ -40,6 +41,8 @@ static void finish(struct work *work)
     struct task *task = list_entry(work, struct task, work);
 
     answer(task);
+    if (task->release)
+        task->release(task);
     free(task);
 }
 
@@ -62,7 +65,7 @@ void task_start(struct request *request, struct task *task)
     task->stream = request->stream;
     task->stream->ops = &ops;
     task->stream->owner = task;
-    if (task->agent->mode == AGENT_HOSTED) {
+    if (task->agent->mode == AGENT_HOSTED && !task->hosted) {
         task->success = true;
         finish(&task->work);
     } else if (!work_start(&task->agent->loop, &task->work)) {

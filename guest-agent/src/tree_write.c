@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -495,17 +494,6 @@ static bool open_top(struct tree_writer *writer, const char *path, const char *n
     return writer->parent >= 0;
 }
 
-/* Whoever may write there, too, cannot know the name before it is there. It must not wait for entropy. */
-static bool choose_temporary(struct tree_writer *writer)
-{
-    uint64_t random;
-
-    if (getrandom(&random, sizeof(random), GRND_INSECURE) != (ssize_t)sizeof(random))
-        return false;
-    snprintf(writer->temporary, sizeof(writer->temporary), ".atoll-%016llx", (unsigned long long)random);
-    return true;
-}
-
 bool tree_writer_open(struct tree_writer *writer, const char *path, const char *name,
                       const struct tree_owner *owner, struct failure *failed)
 {
@@ -515,7 +503,7 @@ bool tree_writer_open(struct tree_writer *writer, const char *path, const char *
     writer->uid = owner->uid;
     writer->gid = owner->gid;
     tree_parser_init(&writer->parser);
-    if (choose_temporary(writer) && open_top(writer, path, name))
+    if (temporary_choose(writer->temporary) && open_top(writer, path, name))
         return true;
     *failed = failure_os(errno, NULL, "%s", path);
     return false;

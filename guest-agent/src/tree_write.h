@@ -13,9 +13,8 @@
 #include <time.h>
 
 #include "failure.h"
+#include "temporary.h"
 #include "tree_record.h"
-
-enum { TREE_TEMPORARY_SIZE = 32 };
 
 /* What is to be done with a directory when nothing more goes into it. */
 enum tree_care {
@@ -58,7 +57,7 @@ struct tree_writer {
     char path[TREE_RECORD_MAX]; /* of the deepest one, with the name of the spot behind it */
 
     struct tree_spot spot; /* of the last record; it holds until the next one */
-    char temporary[TREE_TEMPORARY_SIZE];
+    char temporary[TEMPORARY_SIZE];
     bool partial; /* the temporary name is taken in the spot's directory */
 
     int file;

@@ -30,5 +30,6 @@ extern const struct test request_tests[];
 extern const struct test exec_tests[];
 extern const struct test machine_tests[];
 extern const struct test tree_tests[];
+extern const struct test file_tests[];
 
 #endif

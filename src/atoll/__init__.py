@@ -25,12 +25,15 @@ if TYPE_CHECKING:
         CommandError,
         CommandTimeoutError,
         ConfigError,
+        FileError,
+        FileMissingError,
         GuestError,
         ImageError,
         PreflightError,
         StoreError,
         UsageError,
     )
+    from atoll.guest.file_messages import FileChange, FileInfo
     from atoll.guest.result import CommandFailedError, Result
     from atoll.vm.state import StateError
 
@@ -42,6 +45,10 @@ __all__ = [
     "CommandFailedError",
     "CommandTimeoutError",
     "ConfigError",
+    "FileChange",
+    "FileError",
+    "FileInfo",
+    "FileMissingError",
     "GuestError",
     "ImageError",
     "Machine",
@@ -56,6 +63,8 @@ __all__ = [
 
 _ELSEWHERE = {
     "CommandFailedError": "atoll.guest.result",
+    "FileChange": "atoll.guest.file_messages",
+    "FileInfo": "atoll.guest.file_messages",
     "Machine": "atoll.blocking",
     "Result": "atoll.guest.result",
     "Sandbox": "atoll.blocking",

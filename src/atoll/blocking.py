@@ -10,17 +10,19 @@ import asyncio
 import functools
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from atoll import aio
 from atoll.errors import UsageError
+from atoll.guest import files, watching
+from atoll.guest.file_messages import FileChange
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.vm.state import State
 
-__all__ = ["Machine", "Sandbox"]
+__all__ = ["Files", "Machine", "Sandbox", "Watch"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,12 +81,16 @@ def _blocking(
 
     @functools.wraps(method)
     def wait(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._owner != os.getpid():
-            hint = "a forked child must open its own"
-            raise UsageError("this belongs to the parent process", code="forked", hint=hint)
+        _check_owner(self._owner)
         return _wait_for(method(self._async, *args, **kwargs))
 
     return wait
+
+
+def _check_owner(owner: int) -> None:
+    if owner != os.getpid():
+        hint = "a forked child must open its own"
+        raise UsageError("this belongs to the parent process", code="forked", hint=hint)
 
 
 def _made_from(kind: Callable[P, Any]) -> Callable[Concatenate[Any, P], None]:
@@ -95,6 +101,77 @@ def _made_from(kind: Callable[P, Any]) -> Callable[Concatenate[Any, P], None]:
         self._owner = os.getpid()
 
     return init
+
+
+class Watch:
+    """Changes of files: ``atoll.guest.watching.Watch`` as an iterator, and a context, that waits."""
+
+    def __init__(self, watch: watching.Watch, owner: int) -> None:
+        self._async = watch
+        self._owner = owner
+
+    open = _blocking(watching.Watch.open)
+    next = _blocking(watching.Watch.next)
+    close = _blocking(watching.Watch.close)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owner == os.getpid():
+            self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> FileChange:
+        change = self.next()
+        if change is None:
+            raise StopIteration
+        return change
+
+
+class Files:
+    """The files of a guest: ``atoll.guest.files.Files`` with methods that wait."""
+
+    def __init__(self, files: files.Files, owner: int) -> None:
+        self._async = files
+        self._owner = owner
+
+    read = _blocking(files.Files.read)
+    read_text = _blocking(files.Files.read_text)
+    write = _blocking(files.Files.write)
+    list = _blocking(files.Files.list)
+    stat = _blocking(files.Files.stat)
+    exists = _blocking(files.Files.exists)
+    move = _blocking(files.Files.move)
+    remove = _blocking(files.Files.remove)
+    make_directory = _blocking(files.Files.make_directory)
+
+    @functools.wraps(files.Files.read_chunks)
+    def read_chunks(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        """The content of a file in pieces."""
+        _check_owner(self._owner)
+        chunks = self._async.read_chunks(*args, **kwargs)
+
+        async def following() -> bytes | None:
+            return await anext(chunks, None)
+
+        try:
+            while (chunk := _wait_for(following())) is not None:
+                yield chunk
+        finally:
+            # Not waited for: it may be the loop's own thread that lets go of what was not read to its end.
+            if self._owner == os.getpid():
+                asyncio.run_coroutine_threadsafe(chunks.aclose(), _loop())
+
+    @functools.wraps(files.Files.watch)
+    def watch(self, *args: Any, **kwargs: Any) -> Watch:
+        """Watch a file, or what is in a directory."""
+        return Watch(self._async.watch(*args, **kwargs), self._owner)
 
 
 class Sandbox:
@@ -119,6 +196,11 @@ class Sandbox:
     def image(self) -> str:
         """What its root is."""
         return self._async.image
+
+    @property
+    def files(self) -> Files:
+        """The files of the guest, for whoever runs commands and from where they start."""
+        return Files(self._async.files, self._owner)
 
     def __enter__(self) -> Self:
         try:
@@ -175,6 +257,11 @@ class Machine:
     def name(self) -> str:
         """The machine's name."""
         return self._async.name
+
+    @property
+    def files(self) -> Files:
+        """The files of the machine, for whoever runs commands and from where they start."""
+        return Files(self._async.files, self._owner)
 
     def find(self) -> Named:
         """What was asked for, and what is. Raises ``StoreError``: ``store.missing``: there is none."""

@@ -16,6 +16,8 @@
      |    +-- LinkResetError   a stream ended with a resync (atoll.guest.channel)
      +-- GuestError            the agent refused or failed a request
      |    +-- CommandError     a command could not be started in the guest
+     |    +-- FileError        a file in the guest could not be read, written, made or removed
+     |         +-- FileMissingError   because it does not exist
      +-- CommandTimeoutError   a command ran past its time
      +-- CommandFailedError    a command that had to succeed did not (atoll.guest.result)
 
@@ -32,6 +34,8 @@ __all__ = [
     "CommandError",
     "CommandTimeoutError",
     "ConfigError",
+    "FileError",
+    "FileMissingError",
     "GuestError",
     "ImageError",
     "PreflightError",
@@ -177,6 +181,31 @@ class CommandError(GuestError):
     def exit_code(self) -> int:  # type: ignore[override]
         """127 if the program was not found, 126 if it could not be run, as shells have it."""
         return 127 if self.errno == 2 and self.stage == "exec" else 126
+
+
+class FileError(GuestError):
+    """A file in the guest could not be read, written, made or removed; ``reason`` and ``errno`` say why.
+
+    Attributes:
+        path: as it was asked for.
+    """
+
+    family = "file"
+    path = ""
+
+    def __init__(self, message: str, *, reason: str, errno: int = 0, path: str = "", hint: str = "") -> None:
+        super().__init__(message, reason=reason, errno=errno, hint=hint)
+        self.path = path
+
+
+class FileMissingError(FileError):
+    """The file does not exist, or a directory on the way to it."""
+
+    family = "file.missing"
+
+    def __init__(self, message: str, *, errno: int = 0, path: str = "", hint: str = "") -> None:
+        super().__init__(message, reason="", errno=errno, path=path, hint=hint)
+        self.reason = "missing"
 
 
 class CommandTimeoutError(AtollError):

@@ -17,8 +17,12 @@ from atoll import errors, events
 from atoll.cli.main import build_parser
 from atoll.config import SETTINGS
 from atoll.guest.execution import _start_error
+from atoll.guest.file_errors import REASONS
+from atoll.guest.file_messages import FileChange, FileInfo
+from atoll.guest.files import Files
 from atoll.guest.messages import ExecStart
 from atoll.guest.result import Result
+from atoll.guest.watching import Watch
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -67,7 +71,7 @@ def codes_in(tree):
         if node.func.id == "Failure" and isinstance(node.args[0], ast.Constant):
             yield node.args[0].value
         family = FAMILIES.get(node.func.id)
-        if family is None or node.func.id in {"BootError", "GuestError", "CommandError"}:
+        if family is None or node.func.id in {"BootError", "GuestError", "CommandError", "FileError"}:
             continue
         given = {keyword.arg: keyword.value for keyword in node.keywords}
         if "code" not in given:
@@ -88,6 +92,7 @@ def codes_of_the_source():
     for stage in ("exec", "cwd", "user"):
         refusal = errors.GuestError("x", reason="os", errno=2, stage=stage)
         found.add(_start_error(ExecStart(id="x", argv=("x",)), refusal).code)
+    found |= {f"file.{reason}" for reason, _ in REASONS.values()} | {"file.os", "file.invalid"}
     return found
 
 
@@ -132,6 +137,11 @@ def test_the_python_page_has_each_argument_and_attribute():
     wanted |= {name for name in vars(blocking.Sandbox) if not name.startswith("_")}
     wanted |= {name for name in dir(Result) if not name.startswith("_")}
     wanted |= {name for name in vars(blocking.Machine) if not name.startswith("_")}
+    for kind in (Files, Watch):
+        for name, method in vars(kind).items():
+            if not name.startswith("_"):
+                wanted |= {name, *inspect.signature(method).parameters} - {"self"}
+    wanted |= {*FileInfo.__struct_fields__, *FileChange.__struct_fields__}
     for method in ("create", "copy_in", "copy_out", "start", "stop", "wait"):
         wanted |= set(inspect.signature(getattr(aio.Machine, method)).parameters) - {"self"}
     assert names == wanted

@@ -34,6 +34,8 @@ FAMILIES = {
     "ProtocolError": ("protocol", 1),
     "GuestError": ("guest", 1),
     "CommandError": ("command", None),
+    "FileError": ("file", 1),
+    "FileMissingError": ("file.missing", 1),
     "CommandTimeoutError": ("command.timeout", 124),
     "CommandFailedError": ("command.failed", None),
     "StateError": ("state", 1),

@@ -12,6 +12,8 @@ import pytest
 
 import atoll
 from atoll import aio, blocking
+from atoll.guest.files import Files
+from atoll.guest.watching import Watch
 
 MODULES = sorted(
     module.name
@@ -105,6 +107,16 @@ def test_the_blocking_machine_has_each_method_of_the_other():
         assert inspect.signature(waiting[name]) == inspect.signature(original[name])
     assert set(original) - set(waiting) - ASYNCHRONOUS_ONLY == {"control"}
     assert set(waiting) - set(original) == {"name"}
+
+
+@pytest.mark.parametrize(("waiting", "original"), [(blocking.Files, Files), (blocking.Watch, Watch)])
+def test_files_are_used_alike_in_both_faces(waiting, original):
+    assert set(public(waiting)) == set(public(original))
+    for name, method in public(original).items():
+        assert inspect.signature(public(waiting)[name]) == inspect.signature(method)
+        assert not inspect.iscoroutinefunction(public(waiting)[name])
+    assert isinstance(blocking.Sandbox("debian").files, blocking.Files)
+    assert isinstance(aio.Sandbox("debian").files, Files)
 
 
 def test_both_faces_are_made_of_the_same_arguments():

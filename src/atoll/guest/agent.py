@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 from atoll.guest import messages
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.execution import Execution, list_executions
 
 __all__ = ["Agent"]
+
+T = TypeVar("T")
 
 
 class Agent:
@@ -148,6 +151,18 @@ class Agent:
         """
         request = messages.TreeWrite(path=os.fsencode(path), name=os.fsencode(name), user=user)
         return self._channel.open(request)
+
+    async def call(self, request: messages.Request, reply: type[T]) -> T:
+        """Make a request that has no method of its own here, and no body."""
+        return await self._channel.call(request, reply)
+
+    async def call_again(self, request: messages.Request, reply: type[T]) -> T:
+        """``call`` for a request that may be repeated: it is sent again after each loss of step."""
+        return await self._channel.call_again(request, reply)
+
+    def open(self, request: messages.Request, *, end: bool = False) -> Stream:
+        """Make a request whose stream carries data; ``end`` if none will be sent from here."""
+        return self._channel.open(request, end=end)
 
     def start(self, command: messages.ExecStart) -> Execution:
         """Start a command. All requests of its life leave at once; ``Execution.started`` tells of errors."""

@@ -13,6 +13,7 @@ from atoll.errors import AtollError, ChannelError, CommandTimeoutError, GuestErr
 from atoll.events import Emit, ExecutionEnded, ExecutionStarted
 from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution, Output
+from atoll.guest.files import Access, Files
 from atoll.guest.messages import ExecStart, Exit, Info, TerminalSize
 from atoll.guest.result import Result
 
@@ -63,6 +64,15 @@ class Commands:
     async def close(self) -> None:
         """Let go of the guest, however it was reached."""
         raise NotImplementedError
+
+    @property
+    def files(self) -> Files:
+        """The files of the guest, for whoever runs commands and from where they start."""
+        return Files(Access(self._agent, self._explain, lambda: (self._user, self._workdir)))
+
+    async def _agent(self) -> Agent:
+        await self._reach()
+        return self._reached()
 
     async def run(
         self,
@@ -219,13 +229,11 @@ class Commands:
 
     async def ping(self) -> float:
         """The round trip to the agent, seconds."""
-        await self._reach()
-        return await self._reached().ping()
+        return await (await self._agent()).ping()
 
     async def info(self) -> Info:
         """What the guest says of itself."""
-        await self._reach()
-        return await self._reached().info()
+        return await (await self._agent()).info()
 
 
 def _too_long(execution: Execution, timeout: float | None) -> CommandTimeoutError:
