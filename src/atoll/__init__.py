@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from atoll import aio
-    from atoll.blocking import Machine, Sandbox
+    from atoll.blocking import Machine, Pool, Sandbox
     from atoll.errors import (
         AtollError,
         BootError,
@@ -52,6 +52,7 @@ __all__ = [
     "GuestError",
     "ImageError",
     "Machine",
+    "Pool",
     "PreflightError",
     "Result",
     "Sandbox",
@@ -66,6 +67,7 @@ _ELSEWHERE = {
     "FileChange": "atoll.guest.file_messages",
     "FileInfo": "atoll.guest.file_messages",
     "Machine": "atoll.blocking",
+    "Pool": "atoll.blocking",
     "Result": "atoll.guest.result",
     "Sandbox": "atoll.blocking",
     "StateError": "atoll.vm.state",

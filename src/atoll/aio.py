@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from atoll.guest.result import CommandFailedError, Result
 from atoll.machine.machine import Machine
+from atoll.sandbox.pool import Pool
 from atoll.sandbox.sandbox import Sandbox
 
-__all__ = ["CommandFailedError", "Machine", "Result", "Sandbox"]
+__all__ = ["CommandFailedError", "Machine", "Pool", "Result", "Sandbox"]

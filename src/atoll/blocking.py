@@ -186,6 +186,19 @@ class Sandbox:
     run = _blocking(aio.Sandbox.run)
     ping = _blocking(aio.Sandbox.ping)
     info = _blocking(aio.Sandbox.info)
+    pause = _blocking(aio.Sandbox.pause)
+    resume = _blocking(aio.Sandbox.resume)
+
+    @functools.wraps(aio.Sandbox.fork)
+    def fork(self, count: int = 1) -> list[Self]:
+        """Copy this sandbox as it runs."""
+        return [self._of(copy) for copy in _blocking(aio.Sandbox.fork)(self, count)]
+
+    @classmethod
+    def _of(cls, sandbox: aio.Sandbox) -> Self:
+        box = cls.__new__(cls)
+        vars(box).update(_async=sandbox, _owner=os.getpid())
+        return box
 
     @property
     def name(self) -> str:
@@ -214,6 +227,39 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._owner == os.getpid():  # a forked child leaves its parent's VM alone
+            self.close()
+
+
+class Pool:
+    """Keeps sandboxes ready: ``atoll.aio.Pool`` with methods that wait."""
+
+    _async: aio.Pool
+    _owner: int
+    __init__ = _made_from(aio.Pool)
+
+    open = _blocking(aio.Pool.open)
+    filled = _blocking(aio.Pool.filled)
+    close = _blocking(aio.Pool.close)
+
+    @functools.wraps(aio.Pool.claim)
+    def claim(self) -> Sandbox:
+        """A sandbox that is up; the caller closes it."""
+        claimed: aio.Sandbox = _blocking(aio.Pool.claim)(self)
+        return Sandbox._of(claimed)  # noqa: SLF001 - it is of this module
+
+    @property
+    def ready(self) -> int:
+        """How many sandboxes stand ready."""
+        return self._async.ready
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owner == os.getpid():
             self.close()
 
 

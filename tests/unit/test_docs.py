@@ -137,6 +137,7 @@ def test_the_python_page_has_each_argument_and_attribute():
     wanted |= {name for name in vars(blocking.Sandbox) if not name.startswith("_")}
     wanted |= {name for name in dir(Result) if not name.startswith("_")}
     wanted |= {name for name in vars(blocking.Machine) if not name.startswith("_")}
+    wanted |= {name for name in vars(blocking.Pool) if not name.startswith("_")}
     for kind in (Files, Watch):
         for name, method in vars(kind).items():
             if not name.startswith("_"):

@@ -84,7 +84,16 @@ def test_each_module_can_be_imported_first():
 
 
 def test_the_blocking_sandbox_has_each_coroutine_method_as_one_that_waits():
-    assert coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY == {"start", "close", "run", "ping", "info"}
+    assert coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY == {
+        "start",
+        "close",
+        "run",
+        "ping",
+        "info",
+        "pause",
+        "resume",
+        "fork",
+    }
     for name in coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY:
         waiting = public(blocking.Sandbox)[name]
         original = public(aio.Sandbox)[name]
@@ -98,6 +107,14 @@ def test_the_blocking_sandbox_has_nothing_that_the_other_has_not():
     assert attributes - set(public(aio.Sandbox)) == {"name", "image"}
     box = aio.Sandbox("debian")
     assert blocking.Sandbox("debian").image == box.image == "debian"
+
+
+def test_the_blocking_pool_has_each_method_of_the_other():
+    waiting, original = public(blocking.Pool), public(aio.Pool)
+    for name in coroutine_methods(aio.Pool) - ASYNCHRONOUS_ONLY:
+        assert not inspect.iscoroutinefunction(waiting[name])
+        assert inspect.signature(waiting[name]) == inspect.signature(original[name])
+    assert set(original) - set(waiting) == set()
 
 
 def test_the_blocking_machine_has_each_method_of_the_other():

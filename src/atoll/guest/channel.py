@@ -186,7 +186,13 @@ class Channel:
 
     @property
     def broken(self) -> bool:
-        """Whether the link is no more."""
+        """Whether the link is no more, also where nobody has read that yet."""
+        if self._broken is None:
+            try:
+                if not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    self._on_readable()
+            except OSError:  # nothing to read
+                pass
         return self._broken is not None
 
     @property

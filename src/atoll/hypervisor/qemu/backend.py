@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from contextlib import ExitStack
@@ -148,7 +149,8 @@ class QemuVm:
         assert self._monitor is None
         assert self.orders
         self._ordered = len(self.orders) + 1
-        self._qmp.sendall(orders(*self.orders))
+        with contextlib.suppress(OSError):  # a QEMU that is gone is known by its channel
+            self._qmp.sendall(orders(*self.orders))
 
     def take_channel(self) -> socket.socket:
         """The host's end of the channel, once."""
