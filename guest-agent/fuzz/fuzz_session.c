@@ -3,7 +3,8 @@
  * replaced (fake_launch.c). What the agent sends must be well-formed, and nothing may be left at the end.
  *
  * The first byte of the input chooses: bit 0, whether the rest is a raw byte stream or a list of
- * records, each made into a valid frame or an event; bit 1, whether the root is there from the start.
+ * records, each made into a valid frame or an event; bit 1, whether the root is there from the start; bit 2,
+ * whether the boot is held instead.
  */
 #include <assert.h>
 #include <signal.h>
@@ -107,7 +108,7 @@ static void end_process(uint8_t which)
 
 static void finish_boot(enum boot_phase phase)
 {
-    if (agent.boot.phase != BOOT_RUNNING)
+    if (agent.boot.phase != BOOT_RUNNING) /* also while it is held */
         return;
     agent.boot.phase = phase;
     agent.boot.failure = failure_os(2, "root", "fuzz");
@@ -170,6 +171,7 @@ static void set_up(enum boot_phase phase)
         assert(ready);
     }
     agent.boot.phase = phase;
+    agent.boot.options = (struct cmdline){.hold = phase == BOOT_HELD};
     wire_reader_init(&from_host);
     wire_reader_init(&from_agent);
 }
@@ -190,7 +192,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size == 0)
         return 0;
-    set_up(data[0] & 2 ? BOOT_DONE : BOOT_RUNNING);
+    set_up(data[0] & 4 ? BOOT_HELD : data[0] & 2 ? BOOT_DONE : BOOT_RUNNING);
     hello();
     if (data[0] & 1)
         play_records(data + 1, size - 1);

@@ -109,7 +109,7 @@ static bool read_cmdline(struct boot *boot, struct failure *failed)
 
 static void init_boot(struct boot *boot)
 {
-    *boot = (struct boot){.data_mount = -1, .init_status = -1};
+    *boot = (struct boot){.data_mount = -1, .memory_mount = -1, .init_status = -1};
     reached(boot, BOOT_START);
 }
 
@@ -265,8 +265,11 @@ static enum step_result mount_upper(struct agent *agent)
 
     if (!*boot->root_device)
         return DONE;
-    if (!*boot->data_device)
-        return result(mount_on("tmpfs", UPPER, "tmpfs", 0, "mode=0755", &boot->failure));
+    if (!*boot->data_device) {
+        bool mounted = mount_on("tmpfs", UPPER, "tmpfs", 0, "mode=0755", &boot->failure);
+        boot->memory_mount = mounted ? open(UPPER, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+        return result(mounted);
+    }
     /* What is deleted shall not stay in the host's file. */
     const char *options = strcmp(boot->options.datafs, "ext4") == 0 ? "discard" : NULL;
     if (!mount_device(boot->data_device, UPPER, boot->options.datafs, MS_NOATIME, options, &boot->failure))

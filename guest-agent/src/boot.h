@@ -47,6 +47,7 @@ struct boot {
     size_t step;
     int64_t wait_until; /* when what a step waits for is given up */
     int data_mount;     /* the overlay's upper file system, which has no path any more; -1 if on tmpfs */
+    int memory_mount;   /* the same if it is on tmpfs; else -1 */
     int init_status;    /* pipe from process 1: closed once it has executed the root's init */
 };
 

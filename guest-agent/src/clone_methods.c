@@ -1,17 +1,20 @@
 /*
  * clone.begin. Agent protocol, section 7.1.
  */
-#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "identity.h"
+#include "growth.h"
 #include "request.h"
 
 enum { MAC_TEXT = 17 };
 
+#define GROWTH_MAX ((int64_t)1 << 48)
+
 struct beginning {
     int64_t realtime;
+    int64_t growth;
     struct mp_bytes seed;
     bool has_mac;
     uint8_t mac[6];
@@ -27,7 +30,7 @@ static bool decode_mac(struct request *request, struct beginning *beginning)
     if (!param_text_or(request, "mac", text, sizeof(text), ""))
         return false;
     beginning->has_mac = *text != '\0';
-    if (!beginning->has_mac || (strlen(text) == MAC_TEXT &&
+    if (!beginning->has_mac || (strspn(text, "0123456789abcdefABCDEF:") == MAC_TEXT &&
                                 sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx%n", &mac[0], &mac[1], &mac[2],
                                        &mac[3], &mac[4], &mac[5], &end) == 6 &&
                                 end == MAC_TEXT))
@@ -60,19 +63,22 @@ static bool decode(struct request *request, struct beginning *beginning)
 {
     return param_int(request, "realtime", 0, INT64_MAX, &beginning->realtime) &&
            param_bytes(request, "seed", IDENTITY_SEED_MIN, IDENTITY_SEED_MAX, &beginning->seed) &&
+           param_int_or(request, "growth", 0, GROWTH_MAX, &beginning->growth, 0) &&
            decode_mac(request, beginning) && decode_options(request, &beginning->options);
 }
 
 static bool apply(const struct beginning *beginning, const struct boot *boot, struct failure *failed)
 {
+    bool has_root = boot->phase == BOOT_DONE;
     bool renamed = strcmp(beginning->options.hostname, boot->options.hostname) != 0;
     bool renumbered = strcmp(beginning->options.machine_id, boot->options.machine_id) != 0;
 
     return identity_set_clock(beginning->realtime, failed) &&
            identity_reseed(beginning->seed.data, beginning->seed.size, failed) &&
            (!renamed || identity_set_hostname(beginning->options.hostname, failed)) &&
-           (!renumbered || boot->phase != BOOT_DONE ||
+           (!renumbered || !has_root ||
             identity_set_machine_id(beginning->options.machine_id, failed)) &&
+           (!has_root || growth_raise_limits(boot->memory_mount, beginning->growth, failed)) &&
            (!beginning->has_mac || identity_set_mac(beginning->mac, failed));
 }
 

@@ -61,15 +61,16 @@ bool identity_set_machine_id(const char *machine_id, struct failure *failed)
     char text[64];
     int size = snprintf(text, sizeof(text), "%s\n", machine_id);
     struct stat status;
-    int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
+    int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0444);
     /* One of the same length is written over: to cut it off first would take longer than all else here. */
     bool written = fd >= 0 && fstat(fd, &status) == 0 &&
                    (status.st_size <= size || ftruncate(fd, 0) == 0) && write(fd, text, (size_t)size) == size;
     int error = errno;
     if (fd >= 0)
         close(fd);
-    if (written || error == ENOENT || error == ENOTDIR)
-        return true; /* a root without /etc names no machine */
+    /* A root without /etc, or with something else there, names no machine. */
+    if (written || error == ENOENT || error == ENOTDIR || error == EISDIR || error == ENXIO || error == ELOOP)
+        return true;
     *failed = failure_os(error, NULL, "/etc/machine-id");
     return false;
 }

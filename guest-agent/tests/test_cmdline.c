@@ -1,5 +1,6 @@
 #include "cmdline.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "check.h"
@@ -29,6 +30,21 @@ static void absent_parameters_have_defaults(void)
     CHECK(!cmdline.lifeline);
 }
 
+static void a_template_holds_and_a_machine_has_an_id(void)
+{
+    const char *const id = "0123456789abcdef0123456789abcdef";
+    struct cmdline cmdline;
+    const char *wrong = NULL;
+    char text[64];
+
+    CHECK(cmdline_parse("atoll.hold=1 atoll.machine_id=0123456789abcdef0123456789abcdef", &cmdline, &wrong));
+    CHECK(cmdline.hold && strcmp(cmdline.machine_id, id) == 0);
+    CHECK(cmdline_parse("atoll.hold=0 xatoll.hold=1 atoll.hold=10 atoll.hold", &cmdline, &wrong));
+    CHECK(!cmdline.hold && !*cmdline.machine_id);
+    snprintf(text, sizeof(text), "atoll.machine_id=%s0", id);
+    CHECK(!cmdline_parse(text, &cmdline, &wrong) && strcmp(wrong, "machine_id") == 0);
+}
+
 static void a_value_that_is_too_long_is_named(void)
 {
     struct cmdline cmdline;
@@ -42,6 +58,7 @@ static void a_value_that_is_too_long_is_named(void)
 const struct test cmdline_tests[] = {
     {"parameters are read and others ignored", parameters_are_read_and_others_ignored},
     {"absent parameters have defaults", absent_parameters_have_defaults},
+    {"a template holds, and a machine has an id", a_template_holds_and_a_machine_has_an_id},
     {"a value that is too long is named", a_value_that_is_too_long_is_named},
     {0},
 };

@@ -97,6 +97,7 @@ class CloneBegin(Request, frozen=True, tag="clone.begin"):
         seed: 32 to 512 bytes for its entropy pool, which is reseeded.
         mac: of its network card; empty leaves it.
         hostname: empty leaves it; ``machine_id`` likewise, 32 digits in hexadecimal.
+        growth: bytes of memory that it will be given at once, by which its limits are raised.
         root: virtio-blk serial of the root of a boot that is held; ``data`` and ``modules`` likewise.
         init: what becomes process 1 of that root.
     """
@@ -106,6 +107,7 @@ class CloneBegin(Request, frozen=True, tag="clone.begin"):
     mac: str = ""
     hostname: str = ""
     machine_id: str = ""
+    growth: int = 0
     root: str = ""
     data: str = ""
     modules: str = ""

@@ -14,10 +14,14 @@ __all__ = ["identity_of", "new_identity", "renewed_identity"]
 _SEED = 64
 
 
-def new_identity(name: str) -> CloneBegin:
-    """A sandbox: nothing of it is its sibling's."""
+def new_identity(name: str, *, growth: int = 0) -> CloneBegin:
+    """A sandbox: nothing of it is its sibling's. It will have ``growth`` bytes of memory more at once."""
     return CloneBegin(
-        realtime=time.time_ns(), seed=os.urandom(_SEED), hostname=name, machine_id=os.urandom(16).hex()
+        realtime=time.time_ns(),
+        seed=os.urandom(_SEED),
+        hostname=name,
+        machine_id=os.urandom(16).hex(),
+        growth=growth,
     )
 
 

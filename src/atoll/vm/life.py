@@ -90,7 +90,8 @@ class Vm:
             self._channel = Channel(self._vm.take_channel())
             self._agent = Agent(self._channel)
             if self._clone is not None:
-                self._beginning = self._agent.begin(new_identity(self.name))
+                growth = self._clone.memory - self.machine.memory
+                self._beginning = self._agent.begin(new_identity(self.name, growth=growth))
         return self._agent
 
     async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage, not of a call
@@ -125,6 +126,7 @@ class Vm:
         await self._beginning.reply(Empty)
         if clone.memory > self.machine.memory:
             await _grow_memory(cast(FreezableVm, self._vm).plugging, clone.memory)
+        await self.agent.step_clock(time.time_ns())  # what it was told is as old as its QEMU took to start
 
     async def renew(self) -> None:
         """Let the vCPUs go on after the guest stood ready for a time; its clock and its seed are new."""
