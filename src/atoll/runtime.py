@@ -163,9 +163,14 @@ def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | 
     if template is None or template.manifest.failure:
         return None
     cache.note_use(template)
-    machine = clone_of(recipe.machine, prepared.machine.name, template.place.ram)
-    clone = Clone(template.manifest.name, template.place.state, prepared.machine.memory)
-    return spawn_clone(recipe.hypervisor, machine, clone, emit)
+    manifest = template.manifest
+    try:
+        with cache.opened(template) as place:
+            machine = clone_of(recipe.machine, prepared.machine.name, place.ram)
+            clone = Clone(manifest.name, place.state, prepared.machine.memory, manifest.created)
+            return spawn_clone(recipe.hypervisor, machine, clone, emit)
+    except StoreError:  # another process has just discarded or replaced it
+        return None
 
 
 def build_template(config: Config, image: str, *, force: bool = False, emit: Emit = ignore) -> Template:
@@ -194,10 +199,11 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     """What a template is made of from which VMs like the one that was prepared start."""
     base, machine = prepared.base, prepared.machine
     growing = "virtio_mem" in base.devices and base.shape.architecture is Architecture.X86_64
-    memory = base_memory(machine.memory, least=base.least, growing=growing)
+    most = _host_memory() if growing else 0
+    memory = base_memory(machine.memory, least=base.least, most=most)
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
     shape = msgspec.structs.replace(base.shape, memory=memory)
-    original = plan_original(files, shape, most=_host_memory() if growing else 0)
+    original = plan_original(files, shape, most=most)
     identity = identity_of(
         base.hypervisor.vector(original),
         (

@@ -13,6 +13,7 @@ from atoll.hypervisor.model import (
     Disk,
     DiskFormat,
     Machine,
+    MemoryFile,
     parse_architecture,
 )
 from atoll.hypervisor.qemu.argv import Descriptors, render
@@ -147,6 +148,39 @@ def test_aarch64_under_tcg_with_four_vcpus_and_a_disk():
         *("-blockdev", "driver=raw,node-name=disk-root,file=disk-root-file,read-only=on"),
         *("-device", "virtio-blk-pci,drive=disk-root,serial=root"),
     )
+
+
+class TestTemplates:
+    FROZEN = replace(BARE, max_memory=(1 << 30) + 1, ram=MemoryFile(Path("/t/a,b/ram"), shared=True))
+
+    def test_ram_lies_in_a_file_and_what_is_plugged_in_does_not(self):
+        vector = lines(render(self.FROZEN, "qemu", FDS, sandbox=False))
+        assert "-machine q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off,memory-backend=ram" in vector
+        assert "-m size=512M,slots=1,maxmem=1024M" in vector
+        assert "-object memory-backend-file,id=ram,size=512M,mem-path=/t/a,,b/ram,share=on" in vector
+        assert "-device virtio-mem-pci,id=memory,memdev=more,requested-size=0" in vector
+        assert not any("balloon" in line for line in vector)
+
+    def test_a_clone_differs_in_nothing_that_a_guest_sees(self):
+        clone = replace(self.FROZEN, name="clone", ram=MemoryFile(Path("/proc/self/fd/9"), shared=False))
+        frozen = lines(render(self.FROZEN, "qemu", FDS, sandbox=True))
+        cloned = lines(render(clone, "qemu", FDS, sandbox=True, incoming=True))
+        gone = [line for line in frozen if line not in cloned]
+        new = [line for line in cloned if line not in frozen]
+        assert gone == [
+            "-name guest=box",
+            "-object memory-backend-file,id=ram,size=512M,mem-path=/t/a,,b/ram,share=on",
+            "-kernel /k/vmlinux",
+            "-initrd /k/initramfs",
+            "-append console=ttyS0 quiet",
+        ]
+        assert new == [
+            "-name guest=clone",
+            "-object memory-backend-file,id=ram,size=512M,mem-path=/proc/self/fd/9,share=off",
+            "-incoming defer",
+        ]
+        both = [line for line in frozen if line in cloned]
+        assert both == [line for line in cloned if line in frozen]  # devices in their order
 
 
 @pytest.mark.parametrize("vcpus", [2, 255])

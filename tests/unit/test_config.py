@@ -87,6 +87,24 @@ class TestPrecedence:
         assert [setting.name for setting in SETTINGS] == list(Config.__struct_fields__)
 
 
+class TestFlags:
+    @pytest.mark.parametrize("word", ["true", "True", "yes", "1"])
+    def test_what_says_yes(self, word):
+        assert load(environment={"ATOLL_COLD": word}, files=()).config.cold is True
+
+    @pytest.mark.parametrize("word", ["false", "NO", "0", ""])
+    def test_what_says_no(self, word):
+        assert load(environment={"ATOLL_COLD": word}, files=()).config.cold is False
+
+    def test_files_and_callers_say_it_in_their_own_types(self, write):
+        assert load(environment={}, files=(write("cold = true"),)).config.cold is True
+        assert load({"cold": False}, environment={"ATOLL_COLD": "1"}, files=()).config.cold is False
+
+    @pytest.mark.parametrize("word", ["maybe", "2", "cold"])
+    def test_all_else_is_refused(self, word):
+        assert refused(environment={"ATOLL_COLD": word}).hint == "write true or false"
+
+
 class TestUnknownNames:
     def test_in_a_file(self, write):
         path = write("memroy = '1G'")

@@ -8,8 +8,8 @@ import time
 from atoll import runtime
 from atoll.cli.options import add_json, add_vm_options, resolve
 from atoll.cli.output import listener, print_json, print_table, size
-from atoll.config import Config, load
-from atoll.errors import StoreError
+from atoll.config import load
+from atoll.errors import StoreError, UsageError
 from atoll.template import cache
 
 __all__ = ["configure", "run"]
@@ -99,15 +99,16 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _remove(arguments: argparse.Namespace) -> int:
     config = load().config
-    names = _every(config) if arguments.all else arguments.names
-    for name in names:
-        if name not in _every(config):
-            hint = "`atoll template ls` lists them"
+    here = [one.name for one in cache.installed(config.paths)]
+    hint = "`atoll template ls` lists them"
+    if not arguments.names and not arguments.all:
+        raise UsageError("no template is named", code="missing", hint=f"{hint}; --all removes all")
+    for name in arguments.names:
+        if name not in here:
             raise StoreError(f"there is no template {name}", code="missing", hint=hint)
+    if arguments.all:
+        cache.sweep(config.paths)
+    for name in here if arguments.all else dict.fromkeys(arguments.names):
         cache.discard(config.paths, name)
         print(name)
     return 0
-
-
-def _every(config: Config) -> list[str]:
-    return [one.name for one in cache.installed(config.paths)]

@@ -100,7 +100,7 @@ class Sandbox(Commands):
                 raise
             await self.vm.close()
             self._emit(Warned(message=f"a template is of no use and was discarded: {error.message}"))
-            cache.discard(self._config.paths, clone.template)
+            cache.withdraw(self._config.paths, clone.template, clone.created)
             self._config = override(self._config, {"cold": True})
             await self._launch()
             await self.vm.boot(self._config.boot_timeout)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,9 +28,12 @@ __all__ = [
     "installed",
     "lock_of",
     "note_use",
+    "opened",
     "prune",
     "remember_failure",
+    "sweep",
     "verify",
+    "withdraw",
 ]
 
 _PAGE = 4096
@@ -35,6 +42,9 @@ _READ = 4 << 20
 
 #: Seconds after which a template that nobody starts from is discarded: a week.
 _UNUSED = 7 * 86_400.0
+
+#: What a maker that was killed leaves beside the templates (``store.staging``).
+_PARTIAL = re.compile(r"\.partial-(.+)-[0-9a-f]{8}")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,8 +96,11 @@ class Template(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """Bytes that it takes on disk."""
-        return sum(path.stat().st_blocks * 512 for path in (self.place.ram, self.place.state))
+        """Bytes that it takes on disk; 0 once it is gone."""
+        try:
+            return sum(path.stat().st_blocks * 512 for path in (self.place.ram, self.place.state))
+        except OSError:
+            return 0
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -114,12 +127,37 @@ def find(paths: Paths, name: str, identity: str | None = None) -> Template | Non
         manifest = store.read_record(place.manifest, Manifest)
         if identity is not None and manifest.identity != identity:
             return None
-        if manifest.failure:
-            return Template(place, manifest)
     except StoreError:
         return None
-    whole = store.stamp(place.ram) == manifest.ram and store.stamp(place.state) == manifest.state
-    return Template(place, manifest) if whole else None
+    return Template(place, manifest) if manifest.failure or _is_whole(place, manifest) else None
+
+
+def _is_whole(place: TemplatePaths, manifest: Manifest) -> bool:
+    sealed = (manifest.ram, manifest.state)
+    return None not in sealed and (store.stamp(place.ram), store.stamp(place.state)) == sealed
+
+
+@contextmanager
+def opened(template: Template) -> Iterator[TemplatePaths]:
+    """The template's files by names that lead to them until the end, whatever takes the template's place.
+
+    One file of a template and one of its successor would make a VM that crashes, or worse, does not.
+
+    Raises:
+        StoreError: ``store.missing``: it was discarded or replaced since it was found.
+    """
+    gone = StoreError(f"the template {template.manifest.name} is there no more", code="missing")
+    try:
+        directory = os.open(template.place.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise gone from error
+    try:
+        place = TemplatePaths(Path(f"/proc/self/fd/{directory}"))
+        if not _is_whole(place, template.manifest):
+            raise gone
+        yield place
+    finally:
+        os.close(directory)
 
 
 def lock_of(paths: Paths, name: str) -> Path:
@@ -133,12 +171,33 @@ def discard(paths: Paths, name: str) -> None:
     Raises:
         StoreError: it cannot be removed.
     """
-    place = paths.template(name)
     with store.lock(lock_of(paths, name)):
-        with contextlib.suppress(FileNotFoundError):  # first of all it is no template any more
-            place.manifest.unlink()
+        _remove(paths, name)
+
+
+def _remove(paths: Paths, name: str) -> None:
+    place = paths.template(name)
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.manifest.unlink()  # first of all it is no template any more
         store.remove_tree(place.directory)
         lock_of(paths, name).unlink(missing_ok=True)
+    except OSError as error:
+        message = f"cannot remove {place.directory}: {error.strerror}"
+        raise StoreError(message, code="unwritable", hint="check its owner and permissions") from error
+
+
+def withdraw(paths: Paths, name: str, created: float) -> None:
+    """Discard a template from which a VM did not come up, unless that has been done; does not wait.
+
+    Args:
+        paths: where it is kept.
+        name: of the template.
+        created: by its manifest: one that was made later under its name stays.
+    """
+    with contextlib.suppress(StoreError), store.lock(lock_of(paths, name), wait=0):
+        if store.read_record(paths.template(name).manifest, Manifest).created == created:
+            _remove(paths, name)
 
 
 def note_use(template: Template) -> None:
@@ -148,28 +207,48 @@ def note_use(template: Template) -> None:
 
 
 def prune(paths: Paths) -> None:
-    """Discard what nobody has started from for a while: with another kernel, templates have other names."""
+    """Discard what nobody has started from for a while: with another kernel, templates have other names.
+
+    What somebody makes now is left alone.
+    """
     for one in installed(paths):
-        used = store.stamp(paths.template(one.name).manifest)
-        if used is None or time.time() - used.mtime_ns / 1e9 > _UNUSED:
-            with contextlib.suppress(StoreError):
-                discard(paths, one.name)
+        with contextlib.suppress(StoreError), store.lock(lock_of(paths, one.name), wait=0):
+            used = store.stamp(paths.template(one.name).manifest)
+            if used is None or time.time() - used.mtime_ns / 1e9 > _UNUSED:
+                _remove(paths, one.name)
 
 
 def remember_failure(paths: Paths, manifest: Manifest) -> None:
-    """Keep in mind that VMs do not start from this template, so that nobody makes it again and again."""
-    with store.lock(lock_of(paths, manifest.name)):
-        place = paths.template(manifest.name)
-        store.write_record(place.manifest, manifest)
-        place.ram.unlink(missing_ok=True)
-        place.state.unlink(missing_ok=True)
+    """Keep in mind that VMs do not start from this template, so that nobody makes it again and again.
+
+    The caller holds its lock.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    place = paths.template(manifest.name)
+    store.write_record(place.manifest, manifest)
+    place.ram.unlink(missing_ok=True)
+    place.state.unlink(missing_ok=True)
+
+
+def sweep(paths: Paths) -> None:
+    """Remove what makers that were killed left, unless somebody makes the same template now."""
+    try:
+        found = [(entry, _PARTIAL.fullmatch(entry)) for entry in os.listdir(paths.templates)]
+    except OSError:
+        return
+    for entry, partial in found:
+        if partial is not None:
+            with contextlib.suppress(StoreError, OSError), store.lock(lock_of(paths, partial[1]), wait=0):
+                store.remove_tree(paths.templates / entry)
 
 
 def installed(paths: Paths) -> list[Listed]:
     """All templates, by name."""
     try:
         names = sorted(name for name in os.listdir(paths.templates) if not name.startswith("."))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     found = [(name, find(paths, name)) for name in names]
     return [
@@ -179,7 +258,7 @@ def installed(paths: Paths) -> list[Listed]:
 
 
 def digest_of(ram: Path) -> str:
-    """The sha256 of a RAM file's pages that are not empty, each with its place."""
+    """The sha256 of a RAM file's pages that are not empty, each with its place. Raises ``OSError``."""
     import hashlib  # noqa: PLC0415 - not at each start
 
     digest = hashlib.sha256()
@@ -188,7 +267,9 @@ def digest_of(ram: Path) -> str:
         while at < size:
             try:
                 at = os.lseek(file.fileno(), at, os.SEEK_DATA) // _PAGE * _PAGE
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
                 break  # only a hole is left
             data = os.pread(file.fileno(), _READ, at)
             if not data:
@@ -203,4 +284,7 @@ def digest_of(ram: Path) -> str:
 
 def verify(template: Template) -> bool:
     """Whether the RAM still is what was sealed; reads all of it."""
-    return digest_of(template.place.ram) == template.manifest.digest
+    try:
+        return digest_of(template.place.ram) == template.manifest.digest
+    except OSError:
+        return False

@@ -37,6 +37,12 @@ FORMAT = 1
 #: What a template's guest is started with, bytes: what a clone has beyond it is plugged in.
 _BASES = (512 * _MIB, 256 * _MIB, 128 * _MIB)
 
+#: What guests take memory in, bytes: QEMU 2 MiB, kernels before 5.16 4 MiB. A rest would never be taken.
+_STEP = 4 * _MIB
+
+#: So much of what a VM may have at most cannot be plugged in, bytes: QEMU gets a multiple of a memory block.
+_BLOCK = 128 * _MIB
+
 #: The names that all templates have: what a clone is called does not change what it is.
 _NAME = "template"
 _MACHINE_ID = "0" * 32
@@ -62,17 +68,17 @@ class Recipe(msgspec.Struct, frozen=True):
     held: bool = False
 
 
-def base_memory(memory: int, *, least: int, growing: bool) -> int:
+def base_memory(memory: int, *, least: int, most: int) -> int:
     """Bytes that the template for a VM with so much memory has.
 
     Args:
         memory: of the VM, bytes.
         least: what its kernel needs to come up.
-        growing: whether its kernel can take memory that is plugged in.
+        most: up to how much its clones can grow; 0 if its kernel cannot take memory that is plugged in.
     """
-    if growing:
+    if memory <= most - _BLOCK:
         for base in _BASES:
-            if least <= base <= memory:
+            if least <= base <= memory and (memory - base) % _STEP == 0:
                 return base
     return memory
 
@@ -91,7 +97,7 @@ def name_of(image: str, shape: Shape, kernel: str) -> str:
         kernel: the kernel's identity.
     """
     size = f"{shape.memory // _MIB}M"
-    return ".".join((image.replace(":", "-"), f"{shape.vcpus}", size, shape.accelerator, kernel[:8]))
+    return ".".join((image.replace(":", "+"), f"{shape.vcpus}", size, shape.accelerator, kernel[:8]))
 
 
 def identity_of(argv: Iterable[str], parts: Iterable[str]) -> str:

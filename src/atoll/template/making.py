@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import os
 import time
-from typing import cast
+from collections.abc import Awaitable
+from typing import TypeVar, cast
 
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, BootError, ChannelError, GuestError
+from atoll.errors import AtollError, BootError, ChannelError, GuestError, StoreError
 from atoll.events import Emit, TaskAdvanced, Warned, ignore, task
 from atoll.guest.agent import Agent
 from atoll.guest.messages import ExecStart
-from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import FreezableVm
 from atoll.paths import Paths, TemplatePaths
 from atoll.template import cache
@@ -26,11 +26,19 @@ from atoll.vm.spawning import Clone, spawn, spawn_clone
 
 __all__ = ["ensure", "make"]
 
+T = TypeVar("T")
+
 #: What a template takes at most beside its RAM, bytes.
 _STATE = 4 << 20
 
 #: What nearly every command needs of a guest, done once so that clones find it in their memory.
 _WARM_UP: tuple[tuple[str, ...], ...] = (("/bin/sh", "-c", "true"), ("true",), ("true",))
+
+#: Seconds for that: what an image has under these names may do anything.
+_WARM_UP_TIME = 10.0
+
+#: Seconds in which a VM that is up must be frozen; an image's programs could keep it busy for ever.
+_PREPARATION = 30.0
 
 #: Seconds between two looks at how far a boot is.
 _LOOK = 0.02
@@ -46,18 +54,25 @@ _SETTLED = 3.0
 _REST = 0.1
 
 
-def ensure(paths: Paths, recipe: Recipe, *, emit: Emit = ignore) -> Template | None:
-    """``make``, but a VM that cannot be frozen or cloned is remembered instead of tried at each start.
+class _PassingError(Exception):
+    """What says nothing of the recipe: the host was slow, or somebody ended the VM."""
 
-    Raises:
-        StoreError: as ``make``.
+    def __init__(self, error: BootError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def ensure(paths: Paths, recipe: Recipe, *, emit: Emit = ignore) -> Template | None:
+    """``make`` for a VM that can as well be booted.
+
+    Returns:
+        The template; it has a ``failure`` if VMs cannot start from it, which is remembered. None if there is
+        none now: another process makes it, or it cannot be kept.
     """
     try:
-        return make(paths, recipe, emit=emit)
-    except BootError as error:
-        failed = msgspec.structs.replace(recipe.manifest, created=time.time(), failure=error.message)
-        cache.remember_failure(paths, failed)
-        emit(Warned(message=f"{failed.subject} boot: no template of them can be made: {error.message}"))
+        return _make_once(paths, recipe, emit, remember=True)
+    except (BootError, StoreError) as error:
+        emit(Warned(message=f"{recipe.manifest.subject} boot, for want of a template: {error.message}"))
         return None
 
 
@@ -71,15 +86,30 @@ def make(paths: Paths, recipe: Recipe, *, emit: Emit = ignore) -> Template | Non
         StoreError: it cannot be kept.
         BootError: the VM that it was to be made of does not come up, or no clone of it does.
     """
+    return _make_once(paths, recipe, emit, remember=False)
+
+
+def _make_once(paths: Paths, recipe: Recipe, emit: Emit, *, remember: bool) -> Template | None:
     name = recipe.manifest.name
+    cache.sweep(paths)
     try:
         with store.lock(cache.lock_of(paths, name), wait=0):
             found = cache.find(paths, name, recipe.manifest.identity)
             if found is not None:
                 return found
-            with task(emit, "template", f"Preparing a template of {recipe.manifest.subject}"):
-                return _make(paths, recipe, emit)
-    except AtollError as error:
+            try:
+                with task(emit, "template", f"Preparing a template of {recipe.manifest.subject}"):
+                    return _make(paths, recipe, emit)
+            except _PassingError as passing:
+                raise passing.error from passing
+            except BootError as error:
+                if remember:
+                    failed = msgspec.structs.replace(
+                        recipe.manifest, created=time.time(), failure=error.message
+                    )
+                    cache.remember_failure(paths, failed)
+                raise
+    except StoreError as error:
         if error.code == "store.busy":
             return None
         raise
@@ -107,19 +137,46 @@ async def _freeze(recipe: Recipe, place: TemplatePaths, emit: Emit) -> None:
         os.fchmod(file.fileno(), 0o600)
         file.truncate(recipe.machine.memory)
     machine = original(recipe.machine, place.ram)
-    vm = Vm(spawn(recipe.hypervisor, machine, ignore), ignore)
-    async with vm:
+    async with Vm(spawn(recipe.hypervisor, machine, ignore), ignore) as vm:
         emit(TaskAdvanced(task="template", note="booting"))
-        if recipe.held:
-            await _until_held(vm, recipe.boot_timeout)
-        else:
-            await vm.boot(recipe.boot_timeout)
-            if recipe.modules:
-                await vm.agent.load_modules(recipe.modules)
-            await _warm_up(vm.agent)
-        up = (await vm.agent.info()).uptime / 1e9
-        await asyncio.sleep(max(_SETTLED - up, _REST))
-        await cast(FreezableVm, vm.hypervised).freeze(place.state)
+        up = _until_held(vm, recipe.boot_timeout) if recipe.held else vm.boot(recipe.boot_timeout)
+        await _judged(vm, up, slow_passes=True)
+        try:
+            async with asyncio.timeout(_PREPARATION):
+                await _judged(vm, _prepare(vm, recipe, place), slow_passes=True)
+        except TimeoutError:
+            raise BootError("the guest does not come to rest", stage="command") from None
+
+
+async def _prepare(vm: Vm, recipe: Recipe, place: TemplatePaths) -> None:
+    """From a VM that is up to one that is frozen."""
+    if not recipe.held:
+        if recipe.modules:
+            await vm.agent.load_modules(recipe.modules)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WARM_UP_TIME):
+                await _warm_up(vm.agent)
+    up = (await vm.agent.info()).uptime / 1e9
+    await asyncio.sleep(max(_SETTLED - up, _REST))
+    await cast(FreezableVm, vm.hypervised).freeze(place.state)
+
+
+async def _judged(vm: Vm, work: Awaitable[T], *, slow_passes: bool) -> T:
+    """Await ``work`` on a VM.
+
+    Raises:
+        _PassingError: somebody killed the VM, or it took too long and ``slow_passes``.
+        BootError: any other failure.
+    """
+    try:
+        return await work
+    except AtollError as error:
+        reason = await vm.explain(error) if isinstance(error, ChannelError) else error
+        killed = (vm.hypervised.process.poll() or 0) < 0
+        slow = slow_passes and isinstance(error.__cause__, TimeoutError)
+        stage = reason.stage if isinstance(reason, BootError) else "agent"
+        failed = BootError(reason.message, stage=stage, hint=reason.hint, detail=reason.detail)
+        raise _PassingError(failed) if killed or slow else failed from error
 
 
 async def _until_held(vm: Vm, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage
@@ -140,7 +197,6 @@ async def _warm_up(agent: Agent) -> None:
         try:
             with contextlib.suppress(GuestError):
                 await execution.started()
-                await asyncio.gather(execution.stdout.read_all(), execution.stderr.read_all())
                 await execution.wait()
         finally:
             execution.release()
@@ -165,12 +221,8 @@ def _seal(manifest: Manifest, place: TemplatePaths) -> Manifest:
 
 
 async def _try(recipe: Recipe, place: TemplatePaths, manifest: Manifest) -> None:
-    """Start one clone. Raises ``BootError`` if it does not come up."""
-    template = Template(place, manifest)
-    async with Vm(spawn_clone(recipe.hypervisor, *_clone(recipe, template), emit=ignore), ignore) as vm:
-        await vm.boot(_TRIAL)
-
-
-def _clone(recipe: Recipe, template: Template) -> tuple[Machine, Clone]:
-    machine = clone_of(recipe.machine, "template-trial", template.place.ram)
-    return machine, Clone(template.manifest.name, template.place.state, memory=recipe.machine.memory)
+    """Start one clone. Raises as ``_judged``; one that hangs is wrong, too: CPUs differ so."""
+    machine = clone_of(recipe.machine, "template-trial", place.ram)
+    clone = Clone(manifest.name, place.state, recipe.machine.memory, manifest.created)
+    async with Vm(spawn_clone(recipe.hypervisor, machine, clone, ignore), ignore) as vm:
+        await _judged(vm, vm.boot(_TRIAL), slow_passes=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+import msgspec
+
 from atoll.guest.messages import CloneBegin
 from atoll.hypervisor.model import Machine
 
@@ -34,9 +36,5 @@ def identity_of(machine: Machine) -> CloneBegin:
     """A machine that goes on from a boot that is held: what else its kernel's command line would tell it."""
     ours = (item.removeprefix("atoll.") for item in machine.cmdline if item.startswith("atoll."))
     told = dict(item.split("=", 1) for item in ours)
-    return CloneBegin(
-        realtime=time.time_ns(),
-        seed=os.urandom(_SEED),
-        mac=machine.network.mac if machine.network is not None else "",
-        **told,
-    )
+    mac = machine.network.mac if machine.network is not None else ""
+    return msgspec.structs.replace(renewed_identity(), mac=mac, **told)

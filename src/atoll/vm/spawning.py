@@ -24,11 +24,13 @@ class Clone(msgspec.Struct, frozen=True):
         template: name of the template.
         state: of its devices.
         memory: bytes that the VM shall have; what the template has not is plugged in.
+        created: when the template was made, seconds since the epoch: tells it from others of its name.
     """
 
     template: str
     state: Path
     memory: int
+    created: float = 0.0
 
 
 class Spawned(msgspec.Struct, frozen=True):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from atoll import process
 from atoll.errors import BootError, ProcessError
@@ -48,18 +51,20 @@ class QemuHypervisor:
 
     def clone(self, machine: Machine, state: Path) -> QemuVm:
         """Start QEMU, which then waits for ``proceed``. Raises ``BootError``."""
-        try:
-            fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise BootError(f"{machine.name}: {state}: {error.strerror}", stage="spawn") from error
-        try:
-            vm = self._start(machine, state=fd)
-        finally:
-            os.close(fd)
-        vm.orders = going_on(fd, ram_in_file=machine.ram is not None and machine.ram.path is not None)
+        with ExitStack() as files:
+            fd = _open(files, machine.name, state)
+            inherited = [fd]
+            if machine.ram is not None and machine.ram.path is not None:
+                ram = _open(files, machine.name, machine.ram.path)
+                inherited.append(ram)
+                # QEMU opens it once more, to write to its mapping; its name may lead to another by then.
+                by_number = replace(machine.ram, path=Path(f"/proc/self/fd/{ram}"))
+                machine = replace(machine, ram=by_number)
+            vm = self._start(machine, frozen=inherited)
+        vm.orders = going_on(fd, ram_in_file=len(inherited) > 1)
         return vm
 
-    def _start(self, machine: Machine, *, state: int = -1) -> QemuVm:
+    def _start(self, machine: Machine, *, frozen: Sequence[int] = ()) -> QemuVm:
         with ExitStack() as ours, ExitStack() as theirs:
             channel = _pair(ours, theirs)
             console = _pair(ours, theirs)
@@ -76,8 +81,8 @@ class QemuHypervisor:
                 agent_log=consoles[1][1].fileno() if consoles else -1,
             )
             pairs = (channel, console, qmp, *consoles)
-            inherited = [*(pair[1].fileno() for pair in pairs), *([state] if state >= 0 else [])]
-            argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox, incoming=state >= 0)
+            inherited = [*(pair[1].fileno() for pair in pairs), *frozen]
+            argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox, incoming=bool(frozen))
             try:
                 child = process.spawn(argv, pass_fds=inherited, output=stderr_write)
             except ProcessError as error:
@@ -103,6 +108,15 @@ class QemuHypervisor:
         from atoll.hypervisor.qemu import resident  # noqa: PLC0415
 
         return resident.adopt(place)
+
+
+def _open(files: ExitStack, name: str, path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BootError(f"{name}: {path}: {error.strerror}", stage="spawn") from error
+    files.callback(os.close, fd)
+    return fd
 
 
 def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:

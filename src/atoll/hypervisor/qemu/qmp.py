@@ -31,6 +31,17 @@ _LINE = 65_536
 _DRAIN = 1.0
 
 
+class _Refusal(msgspec.Struct):
+    desc: str
+
+
+class _Answer(msgspec.Struct):
+    """What may come before and between the answers to orders; a greeting and events have neither field."""
+
+    result: Any = msgspec.field(default=msgspec.UNSET, name="return")
+    error: _Refusal | None = None
+
+
 class Monitor:
     """The monitor of one QEMU.
 
@@ -137,14 +148,18 @@ class Monitor:
         """Read what QEMU said to the orders, and not a byte of what follows.
 
         Raises:
-            OSError: QEMU is gone, or refused one.
+            OSError: QEMU is gone, refused one, or said what is no answer.
         """
         self._socket.setblocking(False)
         while self._orders:
-            answer = msgspec.json.decode(await self._line())
-            if "error" in answer:
-                raise OSError(errno.EIO, str(answer["error"].get("desc")))
-            self._orders -= "return" in answer
+            line = await self._line()
+            try:
+                answer = msgspec.json.decode(line, type=_Answer)
+            except msgspec.DecodeError as error:
+                raise OSError(errno.EPROTO, str(error)) from error
+            if answer.error is not None:
+                raise OSError(errno.EIO, answer.error.desc)
+            self._orders -= answer.result is not msgspec.UNSET
 
     async def _line(self) -> bytes:
         loop = asyncio.get_running_loop()
