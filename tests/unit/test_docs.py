@@ -27,7 +27,19 @@ from atoll.guest.watching import Watch
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SOURCES = sorted((ROOT / "src" / "atoll").rglob("*.py"))
-STAGES = {"spawn", "firmware", "kernel", "initramfs", "root", "agent", "setup", "probe", "command"}
+STAGES = {
+    "spawn",
+    "firmware",
+    "kernel",
+    "initramfs",
+    "root",
+    "agent",
+    "setup",
+    "probe",
+    "command",
+    "freeze",
+    "template",
+}
 
 
 def kinds_of_errors(base=errors.AtollError):

@@ -102,7 +102,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     here = [one.name for one in cache.installed(config.paths)]
     hint = "`atoll template ls` lists them"
     if not arguments.names and not arguments.all:
-        raise UsageError("no template is named", code="missing", hint=f"{hint}; --all removes all")
+        raise UsageError("no template is named", code="arguments", hint=f"{hint}; --all removes all")
     for name in arguments.names:
         if name not in here:
             raise StoreError(f"there is no template {name}", code="missing", hint=hint)
