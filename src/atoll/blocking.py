@@ -244,8 +244,8 @@ class Pool:
     @functools.wraps(aio.Pool.claim)
     def claim(self) -> Sandbox:
         """A sandbox that is up; the caller closes it."""
-        claimed: aio.Sandbox = _blocking(aio.Pool.claim)(self)
-        return Sandbox._of(claimed)  # noqa: SLF001 - it is of this module
+        box: Sandbox = Sandbox._of(_blocking(aio.Pool.claim)(self))  # noqa: SLF001 - it is of this module
+        return box
 
     @property
     def ready(self) -> int:

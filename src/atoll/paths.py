@@ -133,6 +133,10 @@ class TemplatePaths(msgspec.Struct, frozen=True):
         """The state of the devices."""
         return self.directory / "state"
 
+    def disk(self, serial: str) -> Path:
+        """A disk that is only read, of a template that keeps its own."""
+        return self.directory / f"{serial}.img"
+
 
 class Paths(msgspec.Struct, frozen=True):
     """The two roots below which everything lies.
@@ -164,6 +168,11 @@ class Paths(msgspec.Struct, frozen=True):
     def templates(self) -> Path:
         """VMs to start from: ``templates/<name>/``."""
         return self.cache / "templates"
+
+    @property
+    def own(self) -> Paths:
+        """These paths, but with the templates that a user has made and would miss."""
+        return Paths(data=self.data, cache=self.data)
 
     @property
     def verdicts(self) -> Path:

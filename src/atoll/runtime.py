@@ -30,6 +30,7 @@ __all__ = [
     "ensure_image",
     "found",
     "host_architecture",
+    "host_memory",
     "launch",
     "machine_origin",
     "new_name",
@@ -101,7 +102,7 @@ def found(config: Config, *, emit: Emit = ignore) -> Foundation:
     native = host_architecture()
     tested = candidate(config, native, emit)
     least = smallest_memory(_size(tested.files.kernel), _size(tested.files.initramfs))
-    check_memory(config.memory, least=least, most=_host_memory())
+    check_memory(config.memory, least=least, most=host_memory())
     chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
     return Foundation(
         hypervisor=QemuHypervisor(tested.host),
@@ -199,7 +200,7 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     """What a template is made of from which VMs like the one that was prepared start."""
     base, machine = prepared.base, prepared.machine
     growing = "virtio_mem" in base.devices and base.shape.architecture is Architecture.X86_64
-    most = _host_memory() if growing else 0
+    most = host_memory() if growing else 0
     memory = base_memory(machine.memory, least=base.least, most=most)
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
     shape = msgspec.structs.replace(base.shape, memory=memory)
@@ -295,7 +296,8 @@ def machine_origin(
     )
 
 
-def _host_memory() -> int:
+def host_memory() -> int:
+    """Bytes of memory that this host has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -15,13 +15,10 @@ from atoll.image.catalog import ImageManifest
 from atoll.machine.spec import Init, MachineSpec, mac_of
 from atoll.paths import VmPaths
 from atoll.vm import serving
-from atoll.vm.bootplan import BootPlan, NetworkSetup, Setup
+from atoll.vm.bootplan import BootPlan, Setup, user_network
 from atoll.vm.plan import Residence, limits_of, plan_resident
 
 __all__ = ["FAKE", "make_plan", "setup_script"]
-
-#: The addresses of QEMU's user network: its guest, its gateway and its name server.
-_ADDRESS, _GATEWAY, _RESOLVER = "10.0.2.15/24", "10.0.2.2", "10.0.2.3"
 
 #: PCIe slots for shares that come and go while the machine runs.
 _SLOTS = 4
@@ -81,7 +78,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         parameters=_SYSTEMD if init else (),
         machine_id=spec.id,
     )
-    network = NetworkSetup(mac, _ADDRESS, _GATEWAY, (_RESOLVER,)) if spec.network else None
+    network = user_network(mac) if spec.network else None
     machine = plan_resident(name, files, base.shape, residence)
     kind = f"machine-{spec.init}" + ("" if spec.network else "-offline")
     devices = ("virtio_rng", "virtio_balloon", *(("virtio_net",) if spec.network else ()))

@@ -16,11 +16,14 @@ import msgspec
 
 from atoll import store
 from atoll.errors import StoreError
+from atoll.hypervisor.model import Machine
 from atoll.paths import Paths, TemplatePaths
+from atoll.vm.bootplan import Probe
 
 __all__ = [
     "Listed",
     "Manifest",
+    "Preparation",
     "Template",
     "digest_of",
     "discard",
@@ -47,6 +50,20 @@ _UNUSED = 7 * 86_400.0
 _PARTIAL = re.compile(r"\.partial-(.+)-[0-9a-f]{8}")
 
 
+class Preparation(msgspec.Struct, frozen=True):
+    """What is done in a VM before it is frozen.
+
+    Attributes:
+        commands: for the guest's shell, as root, one after the other.
+        probe: what must work then, or None.
+        network: it has a network, and so have its clones.
+    """
+
+    commands: tuple[str, ...] = ()
+    probe: Probe | None = None
+    network: bool = False
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a template is.
 
@@ -64,6 +81,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         state: likewise.
         digest: sha256 of the RAM's pages.
         failure: why no VM can start from it; empty if they can.
+        preparation: what a user had done in it; None for a template that is made by itself.
+        machine: the VM that was frozen, of a user's template; its disks lie beside the RAM.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -81,10 +100,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     state: store.Stamp | None = None
     digest: str = ""
     failure: str = ""
+    preparation: Preparation | None = None
+    machine: Machine | None = None
 
     @property
     def subject(self) -> str:
         """What starts from it, in words."""
+        if self.preparation is not None:
+            return self.name
         return f"sandboxes of {self.image}" if self.image else "machines"
 
 

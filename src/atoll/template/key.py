@@ -15,7 +15,9 @@ from msgspec.structs import replace
 
 from atoll.hypervisor.model import Machine, MemoryFile
 from atoll.hypervisor.port import CloningHypervisor
+from atoll.paths import TemplatePaths
 from atoll.template.cache import Manifest
+from atoll.vm.bootplan import NetworkSetup
 from atoll.vm.plan import Bootable, Shape, plan_growing
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "name_of",
     "original",
     "plan_original",
+    "with_disks_at",
 ]
 
 _MIB = 1 << 20
@@ -58,6 +61,9 @@ class Recipe(msgspec.Struct, frozen=True):
         modules: kernel modules that clones shall have, in order.
         held: its boot stops before the root: clones go on to one of their own.
         boot_timeout: seconds in which it must be up.
+        network: its addresses, or None without a network.
+        keeps_disks: it has disks of its own, by hard links: what they come from may be built anew.
+        patience: seconds in which it must be prepared once it is up.
     """
 
     hypervisor: CloningHypervisor
@@ -66,6 +72,9 @@ class Recipe(msgspec.Struct, frozen=True):
     modules: tuple[str, ...]
     boot_timeout: float
     held: bool = False
+    network: NetworkSetup | None = None
+    keeps_disks: bool = False
+    patience: float = 30.0
 
 
 def base_memory(memory: int, *, least: int, most: int) -> int:
@@ -113,6 +122,13 @@ def identity_of(argv: Iterable[str], parts: Iterable[str]) -> str:
 def original(machine: Machine, ram: Path) -> Machine:
     """``machine`` with RAM that others can start from."""
     return replace(machine, ram=MemoryFile(ram, shared=True))
+
+
+def with_disks_at(machine: Machine, place: TemplatePaths) -> Machine:
+    """``machine`` with disks that lie in a template's directory."""
+    return replace(
+        machine, disks=tuple(replace(disk, path=place.disk(disk.serial)) for disk in machine.disks)
+    )
 
 
 def clone_of(machine: Machine, name: str, ram: Path) -> Machine:

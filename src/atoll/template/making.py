@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Awaitable
 from typing import TypeVar, cast
@@ -16,11 +17,13 @@ from atoll.errors import AtollError, BootError, ChannelError, GuestError, StoreE
 from atoll.events import Emit, TaskAdvanced, Warned, ignore, task
 from atoll.guest.agent import Agent
 from atoll.guest.messages import ExecStart
+from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import FreezableVm
 from atoll.paths import Paths, TemplatePaths
 from atoll.template import cache
 from atoll.template.cache import Manifest, Template
-from atoll.template.key import Recipe, clone_of, original
+from atoll.template.key import Recipe, clone_of, original, with_disks_at
+from atoll.template.preparing import carry_out, configure
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Clone, spawn, spawn_clone
 
@@ -36,9 +39,6 @@ _WARM_UP: tuple[tuple[str, ...], ...] = (("/bin/sh", "-c", "true"), ("true",), (
 
 #: Seconds for that: what an image has under these names may do anything.
 _WARM_UP_TIME = 10.0
-
-#: Seconds in which a VM that is up must be frozen; an image's programs could keep it busy for ever.
-_PREPARATION = 30.0
 
 #: Seconds between two looks at how far a boot is.
 _LOOK = 0.02
@@ -76,8 +76,14 @@ def ensure(paths: Paths, recipe: Recipe, *, emit: Emit = ignore) -> Template | N
         return None
 
 
-def make(paths: Paths, recipe: Recipe, *, emit: Emit = ignore) -> Template | None:
+def make(paths: Paths, recipe: Recipe, *, anew: bool = False, emit: Emit = ignore) -> Template | None:
     """Make a template, unless somebody else is about to.
+
+    Args:
+        paths: where it is kept.
+        recipe: what it is made of.
+        anew: also if it is there; until it is made, that one stays.
+        emit: told of progress.
 
     Returns:
         The template; None if another process makes it now.
@@ -86,16 +92,18 @@ def make(paths: Paths, recipe: Recipe, *, emit: Emit = ignore) -> Template | Non
         StoreError: it cannot be kept.
         BootError: the VM that it was to be made of does not come up, or no clone of it does.
     """
-    return _make_once(paths, recipe, emit, remember=False)
+    return _make_once(paths, recipe, emit, remember=False, anew=anew)
 
 
-def _make_once(paths: Paths, recipe: Recipe, emit: Emit, *, remember: bool) -> Template | None:
+def _make_once(
+    paths: Paths, recipe: Recipe, emit: Emit, *, remember: bool, anew: bool = False
+) -> Template | None:
     name = recipe.manifest.name
     cache.sweep(paths)
     try:
         with store.lock(cache.lock_of(paths, name), wait=0):
             found = cache.find(paths, name, recipe.manifest.identity)
-            if found is not None:
+            if found is not None and not anew:
                 return found
             try:
                 with task(emit, "template", f"Preparing a template of {recipe.manifest.subject}"):
@@ -127,7 +135,8 @@ def _make(paths: Paths, recipe: Recipe, emit: Emit) -> Template:
             asyncio.run(_try(recipe, place, manifest))
         store.write_record(place.manifest, manifest)
         store.publish(staged, paths.template(name).directory)
-    cache.prune(paths)
+    if manifest.preparation is None:
+        cache.prune(paths)
     return Template(paths.template(name), manifest)
 
 
@@ -136,23 +145,39 @@ async def _freeze(recipe: Recipe, place: TemplatePaths, emit: Emit) -> None:
     with place.ram.open("xb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.truncate(recipe.machine.memory)
-    machine = original(recipe.machine, place.ram)
+    machine = original(_with_disks(recipe, place), place.ram)
     async with Vm(spawn(recipe.hypervisor, machine, ignore), ignore) as vm:
         emit(TaskAdvanced(task="template", note="booting"))
         up = _until_held(vm, recipe.boot_timeout) if recipe.held else vm.boot(recipe.boot_timeout)
         await _judged(vm, up, slow_passes=True)
         try:
-            async with asyncio.timeout(_PREPARATION):
-                await _judged(vm, _prepare(vm, recipe, place), slow_passes=True)
+            async with asyncio.timeout(recipe.patience):
+                await _judged(vm, _prepare(vm, recipe, place, emit), slow_passes=True)
         except TimeoutError:
             raise BootError("the guest does not come to rest", stage="command") from None
 
 
-async def _prepare(vm: Vm, recipe: Recipe, place: TemplatePaths) -> None:
+def _with_disks(recipe: Recipe, place: TemplatePaths) -> Machine:
+    """The VM with the disks that it shall have, which are put beside its RAM where it keeps its own."""
+    if not recipe.keeps_disks:
+        return recipe.machine
+    for disk in recipe.machine.disks:
+        try:
+            os.link(disk.path, place.disk(disk.serial))
+        except OSError:  # on another file system
+            shutil.copyfile(disk.path, place.disk(disk.serial))
+    return with_disks_at(recipe.machine, place)
+
+
+async def _prepare(vm: Vm, recipe: Recipe, place: TemplatePaths, emit: Emit) -> None:
     """From a VM that is up to one that is frozen."""
     if not recipe.held:
         if recipe.modules:
             await vm.agent.load_modules(recipe.modules)
+        if recipe.network is not None:
+            await configure(vm.agent, recipe.network)
+        if recipe.manifest.preparation is not None:
+            await carry_out(vm.agent, recipe.manifest.preparation, emit)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WARM_UP_TIME):
                 await _warm_up(vm.agent)
@@ -222,7 +247,8 @@ def _seal(manifest: Manifest, place: TemplatePaths) -> Manifest:
 
 async def _try(recipe: Recipe, place: TemplatePaths, manifest: Manifest) -> None:
     """Start one clone. Raises as ``_judged``; one that hangs is wrong, too: CPUs differ so."""
-    machine = clone_of(recipe.machine, "template-trial", place.ram)
+    machine = recipe.machine if not recipe.keeps_disks else with_disks_at(recipe.machine, place)
+    machine = clone_of(machine, "template-trial", place.ram)
     clone = Clone(manifest.name, place.state, recipe.machine.memory, manifest.created)
     async with Vm(spawn_clone(recipe.hypervisor, machine, clone, ignore), ignore) as vm:
         await _judged(vm, vm.boot(_TRIAL), slow_passes=False)

@@ -11,7 +11,7 @@ from atoll.hypervisor.qemu.host import QemuHost
 from atoll.vm.origin import Origin
 from atoll.vm.restart import Policy
 
-__all__ = ["BootPlan", "NetworkSetup", "Probe", "Setup", "Share"]
+__all__ = ["BootPlan", "NetworkSetup", "Probe", "Setup", "Share", "user_network"]
 
 
 class NetworkSetup(msgspec.Struct, frozen=True):
@@ -21,6 +21,11 @@ class NetworkSetup(msgspec.Struct, frozen=True):
     address: str
     gateway: str
     resolvers: tuple[str, ...]
+
+
+def user_network(mac: str) -> NetworkSetup:
+    """The addresses of QEMU's user network: its guest, its gateway and its name server."""
+    return NetworkSetup(mac, "10.0.2.15/24", "10.0.2.2", ("10.0.2.3",))
 
 
 class Probe(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from atoll.guest.execution import Execution
 from atoll.guest.messages import ExecStart
 from atoll.vm.bootplan import Probe, Setup
 
-__all__ = ["run_quietly", "set_up"]
+__all__ = ["probe_until_ready", "run_quietly", "set_up"]
 
 #: Seconds between two attempts of a probe.
 _PROBE_PAUSE = 0.2
@@ -57,8 +57,13 @@ async def set_up(
         await mount()
     if setup.probe is not None:
         emit(WaitingFor(vm=vm, what=_describe(setup.probe)))
-        while not await _probe(agent, setup.probe):  # noqa: ASYNC110 - only asking again tells
-            await asyncio.sleep(_PROBE_PAUSE)
+        await probe_until_ready(agent, setup.probe)
+
+
+async def probe_until_ready(agent: Agent, probe: Probe) -> None:
+    """Wait until ``probe`` succeeds. The caller bounds the time."""
+    while not await _probe(agent, probe):  # noqa: ASYNC110 - only asking again tells
+        await asyncio.sleep(_PROBE_PAUSE)
 
 
 async def _fill_disk(agent: Agent, vm: str, emit: Emit) -> None:

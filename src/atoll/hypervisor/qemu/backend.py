@@ -41,9 +41,15 @@ class QemuHypervisor:
     def __init__(self, host: QemuHost) -> None:
         self._host = host
 
-    def vector(self, machine: Machine) -> tuple[str, ...]:
+    def vector(self, machine: Machine, *, incoming: bool = False) -> tuple[str, ...]:
         """The argument vector for ``machine``, but for the numbers of descriptors."""
-        return render(machine, self._host.program, Descriptors(-1, -1, -1), sandbox=self._host.sandbox)
+        return render(
+            machine,
+            self._host.program,
+            Descriptors(-1, -1, -1),
+            sandbox=self._host.sandbox,
+            incoming=incoming,
+        )
 
     def spawn(self, machine: Machine) -> QemuVm:
         """Start QEMU with every descriptor passed in: no path, no polling. Raises ``BootError``."""

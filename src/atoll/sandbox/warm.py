@@ -1,0 +1,180 @@
+"""Templates that users make: a VM that was prepared, frozen with its processes, and started from again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from atoll import runtime
+from atoll.config import Config
+from atoll.errors import ImageError, StoreError, UsageError
+from atoll.events import Emit, ignore
+from atoll.hypervisor.model import Machine, UserNetwork
+from atoll.hypervisor.qemu.backend import QemuHypervisor
+from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
+from atoll.template import cache
+from atoll.template.cache import Manifest, Preparation, Template
+from atoll.template.key import Recipe, clone_of, identity_of, plan_original, with_disks_at
+from atoll.vm.bootplan import user_network
+from atoll.vm.spawning import Clone, Spawned, spawn_clone
+
+__all__ = ["build", "find", "launch"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+#: The address of a template's network card; each clone is told another.
+_MAC = "02:00:00:00:00:01"
+
+#: Seconds for all that a user has done in a template: packages take minutes to install under emulation.
+_PATIENCE = 3600.0
+
+#: Where the disks of a template are, as far as its identity is concerned.
+_ANYWHERE = Path("/template")
+
+
+def build(
+    config: Config, name: str, image: str, preparation: Preparation, *, emit: Emit = ignore
+) -> Template:
+    """Boot a VM of ``image``, prepare it, and freeze it as the template ``name``, in the place of one before.
+
+    Args:
+        config: size and accelerator of the VM.
+        name: of the template.
+        image: of its root; it stays as it is when the image is built anew.
+        preparation: what is done in it.
+        emit: told of progress.
+
+    Raises:
+        UsageError: ``usage.template``: the name is none.
+        StoreError: ``store.busy``: another process makes it; or it cannot be kept.
+        BootError: stage ``prepare`` if a command failed; else it does not come up, or no clone does.
+        AtollError: as ``runtime.prepare``.
+    """
+    from atoll.template import making  # noqa: PLC0415 - not for those who start from it
+
+    _check(name)
+    prepared = runtime.prepare(config, "template", image, emit=emit)
+    recipe = _recipe(config, name, prepared, preparation)
+    paths = config.paths.own
+    made = making.make(paths, recipe, anew=True, emit=emit)
+    if made is None:
+        message = f"the template {name} is being made by another process"
+        raise StoreError(message, code="busy", hint="wait for it, or choose another name")
+    return made
+
+
+def find(config: Config, name: str) -> Template:
+    """A user's template.
+
+    Raises:
+        ImageError: ``image.template``: there is none of that name, or it was changed.
+    """
+    _check(name)
+    template = cache.find(config.paths.own, name)
+    if template is None or template.manifest.machine is None:
+        broken = config.paths.own.template(name).directory.exists()
+        message = f"the template {name} is broken" if broken else f"there is no template {name}"
+        raise ImageError(
+            message, code="template", hint=f"make it with `atoll template build {name} --image IMAGE`"
+        )
+    return template
+
+
+def launch(config: Config, name: str, template: str, memory: int | None, *, emit: Emit = ignore) -> Spawned:
+    """Spawn a VM that goes on where a user's template was frozen.
+
+    Args:
+        config: where templates are kept.
+        name: of the VM.
+        template: its name.
+        memory: bytes that the VM shall have; those of the template by default.
+        emit: told of the start.
+
+    Raises:
+        ImageError: ``image.template``: there is none of that name; ``image.stale``: it was made with another
+            QEMU, or on another CPU.
+        UsageError: ``usage.memory``: the template has more.
+        BootError: stage ``spawn``.
+    """
+    found = find(config, template)
+    manifest = found.manifest
+    assert manifest.machine is not None
+    host = inspect_host(runtime.host_architecture(), config.cache_dir)
+    hypervisor = QemuHypervisor(host)
+    if manifest.identity != _identity(hypervisor, host, manifest.machine):
+        message = f"the template {template} was made with another QEMU, or on another CPU"
+        raise ImageError(message, code="stale", hint=f"make it anew with `atoll template build {template}`")
+    size = manifest.memory if memory is None else memory
+    if size < manifest.memory:
+        message = f"the template {template} has {manifest.memory >> 20} MiB of memory, and so have its VMs"
+        raise UsageError(message, code="memory", hint="ask for as much or more")
+    with cache.opened(found) as place:
+        machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
+        clone = Clone("", place.state, size, manifest.created)
+        return spawn_clone(hypervisor, machine, clone, emit)
+
+
+def rebuilt(config: Config, name: str) -> tuple[str, Preparation, Config]:
+    """What a template was made of, to make it anew: its image, what was done in it, and its size.
+
+    Raises:
+        ImageError: as ``find``.
+    """
+    manifest = find(config, name).manifest
+    assert manifest.preparation is not None
+    same = replace(config, cpus=manifest.vcpus, memory=manifest.memory, accel=manifest.accelerator)
+    return manifest.image, manifest.preparation, same
+
+
+def _check(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        hint = "use lower-case letters, digits, - and _; begin with a letter or digit"
+        raise UsageError(f"{name!r} cannot be a template's name", code="template", hint=hint)
+
+
+def _recipe(config: Config, name: str, prepared: runtime.Prepared, preparation: Preparation) -> Recipe:
+    base = prepared.base
+    growing = "virtio_mem" in base.devices
+    files = replace(base.files, root=prepared.image.root)
+    machine = plan_original(files, base.shape, most=runtime.host_memory() if growing else 0)
+    devices = ["virtio_mem"] if growing else []
+    if preparation.network:
+        machine = replace(machine, network=UserNetwork(_MAC))
+        devices.append("virtio_net")
+    manifest = Manifest(
+        name=name,
+        identity=_identity(base.hypervisor, base.host, machine),
+        image=prepared.image.manifest.name,
+        accelerator=machine.accelerator,
+        vcpus=machine.vcpus,
+        memory=machine.memory,
+        hypervisor=f"QEMU {base.host.version}",
+        created=0.0,
+        preparation=preparation,
+        machine=machine,
+    )
+    return Recipe(
+        base.hypervisor,
+        machine,
+        manifest,
+        _modules(base.devices, devices),
+        config.boot_timeout,
+        network=user_network(_MAC) if preparation.network else None,
+        keeps_disks=True,
+        patience=_PATIENCE,
+    )
+
+
+def _modules(known: dict[str, tuple[str, ...]], devices: Iterable[str]) -> tuple[str, ...]:
+    return tuple(path for device in devices for path in known.get(device, ()))
+
+
+def _identity(hypervisor: QemuHypervisor, host: QemuHost, machine: Machine) -> str:
+    """What a template and its clones must have in common: a kernel is in the template's RAM."""
+    placed = replace(machine, disks=tuple(replace(disk, path=_ANYWHERE) for disk in machine.disks))
+    return identity_of(
+        hypervisor.vector(placed, incoming=True), (host.identity, host.version, cpu_identity())
+    )
