@@ -184,8 +184,8 @@ static void park(struct request *request)
 static const struct method *find_method(const char *name)
 {
     const struct method *const tables[] = {
-        system_methods, exec_methods, hardware_methods, net_methods, mount_methods,
-        data_methods,   tree_methods,
+        system_methods,     exec_methods,  hardware_methods, net_methods,
+        connection_methods, mount_methods, data_methods,     tree_methods,
     };
 
     for (size_t i = 0; i < sizeof(tables) / sizeof(*tables); i++) {
