@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from atoll import aio
-    from atoll.blocking import Machine, Sandbox
+    from atoll.blocking import Exposed, Machine, Process, Reader, Sandbox
     from atoll.errors import (
         AtollError,
         BootError,
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         StoreError,
         UsageError,
     )
+    from atoll.guest.handle import Detached
+    from atoll.guest.messages import ExecutionState, Exit, TerminalSize
     from atoll.guest.result import CommandFailedError, Result
     from atoll.vm.state import StateError
 
@@ -42,24 +44,38 @@ __all__ = [
     "CommandFailedError",
     "CommandTimeoutError",
     "ConfigError",
+    "Detached",
+    "ExecutionState",
+    "Exit",
+    "Exposed",
     "GuestError",
     "ImageError",
     "Machine",
     "PreflightError",
+    "Process",
+    "Reader",
     "Result",
     "Sandbox",
     "StateError",
     "StoreError",
+    "TerminalSize",
     "UsageError",
     "aio",
 ]
 
 _ELSEWHERE = {
     "CommandFailedError": "atoll.guest.result",
+    "Detached": "atoll.guest.handle",
+    "ExecutionState": "atoll.guest.messages",
+    "Exit": "atoll.guest.messages",
+    "Exposed": "atoll.blocking",
     "Machine": "atoll.blocking",
+    "Process": "atoll.blocking",
+    "Reader": "atoll.blocking",
     "Result": "atoll.guest.result",
     "Sandbox": "atoll.blocking",
     "StateError": "atoll.vm.state",
+    "TerminalSize": "atoll.guest.messages",
 }
 
 

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     events = emit if isinstance(emit, JsonLines) else None
     command = tuple(arguments.argv) or (catalog.find(config.paths, arguments.image).manifest.shell,)
-    session = Session(box=box, begin=box.start, argv=command, tty=bool(tty), events=events, timeout=timeout)
+    session = Session(box=box, begin=box.open, argv=command, tty=bool(tty), events=events, timeout=timeout)
     return asyncio.run(session.run())
 
 

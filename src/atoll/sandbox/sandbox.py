@@ -64,14 +64,16 @@ class Sandbox(Commands):
         self.image = image
         self.name = spawned.name if spawned else runtime.new_name()
 
+    start = Commands.start_process
+
     @property
     def vm(self) -> Vm:
         """The VM below; for what this class does not offer."""
         if self._vm is None:
-            raise UsageError("the sandbox is not started", code="state", hint="use it in a with statement")
+            raise UsageError("the sandbox is not open", code="state", hint="use it in a with statement")
         return self._vm
 
-    async def start(self) -> None:
+    async def open(self) -> None:
         """Spawn the VM and wait until it is up.
 
         Raises:
@@ -106,7 +108,7 @@ class Sandbox(Commands):
         return await self.vm.explain(error)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        await self.open()
         return self
 
     async def __aexit__(
