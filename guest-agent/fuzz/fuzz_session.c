@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "exec_methods.h"
+#include "fake_dial.h"
 #include "fake_launch.h"
 #include "msgpack.h"
 #include "request.h"
@@ -167,6 +168,7 @@ static void set_up(enum boot_phase phase)
         list_init(&agent.parked);
         jobs_init(&agent.jobs);
         executions_init(&agent.executions, &agent.loop);
+        connections_init(&agent.connections, &agent.loop);
         ready = loop_init(&agent.loop) && mux_init(&agent.mux, request_open, &agent);
         assert(ready);
     }
@@ -183,7 +185,11 @@ static void tear_down(void)
     list_each(item, after, &agent.executions.all)
         execution_release(&agent.executions, list_entry(item, struct execution, link));
     assert(agent.executions.count == 0);
+    list_each(item, after, &agent.connections.all)
+        connection_free(list_entry(item, struct connection, link));
+    assert(agent.connections.count == 0 && agent.connections.kept == 0);
     fake_launch_reset();
+    fake_dial_reset();
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -5,6 +5,7 @@
 #define ATOLL_AGENT_H
 
 #include "boot.h"
+#include "connection.h"
 #include "exec.h"
 #include "job.h"
 #include "link.h"
@@ -36,6 +37,7 @@ struct agent {
     struct mux mux;
     struct boot boot;
     struct executions executions;
+    struct connections connections;
     struct power power;
     struct source signals;
     struct source listener; /* of a hosted agent that serves one connection after another, or closed */

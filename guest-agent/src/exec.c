@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,7 +32,20 @@ static void execution_free(struct execution *execution)
     output_free(&execution->outputs[0]);
     output_free(&execution->outputs[1]);
     input_free(&execution->input);
+    free(execution->command);
     free(execution);
+}
+
+static bool remember_command(struct execution *execution, char *const *argv)
+{
+    execution->command = malloc(EXEC_COMMAND_MAX);
+    for (; execution->command && *argv && execution->command_size < EXEC_COMMAND_MAX; argv++) {
+        size_t room = EXEC_COMMAND_MAX - execution->command_size;
+        int size = snprintf(execution->command + execution->command_size, room, "%s", *argv);
+
+        execution->command_size += (size_t)size < room ? (size_t)size + 1 : room;
+    }
+    return execution->command;
 }
 
 static struct execution *execution_new(const char *id, const struct launch *start)
@@ -45,7 +59,8 @@ static struct execution *execution_new(const char *id, const struct launch *star
     execution->has_input = start->input;
     list_init(&execution->link);
     list_init(&execution->waiters);
-    bool whole = output_init(&execution->outputs[0], start->tty);
+    bool whole = remember_command(execution, start->argv);
+    whole = output_init(&execution->outputs[0], start->tty) && whole;
     whole = output_init(&execution->outputs[1], false) && whole;
     whole = input_init(&execution->input, start->input, start->tty) && whole;
     if (whole)

@@ -15,11 +15,14 @@
 enum {
     EXEC_MAX = 1024,
     EXEC_ID_MAX = 64,
+    EXEC_COMMAND_MAX = 1024, /* bytes of an argument vector that are remembered */
 };
 
 struct execution {
     struct list link;
     char id[EXEC_ID_MAX + 1];
+    char *command; /* its arguments, each with a zero byte behind it; what is too long is cut off */
+    size_t command_size;
     pid_t pid;
     bool running;
     bool tty;

@@ -11,7 +11,8 @@
 
 enum {
     SIGNAL_MAX = 64,
-    ITEM_OVERHEAD = 32, /* of an item of exec.list, and of the rest of the reply */
+    ITEM_OVERHEAD = 80,    /* of an item of exec.list, and of the rest of the reply */
+    ARGUMENT_OVERHEAD = 5, /* what stands before each argument there */
 };
 
 static bool is_id(const char *id)
@@ -80,10 +81,31 @@ static void reply_offset(struct request *request, uint64_t offset)
     request_reply(request, &writer, false);
 }
 
+/* Where the writer's data begins: behind all that is here if it is to be added to that. */
+static bool decode_start(struct request *request, const struct input *input, uint64_t *start)
+{
+    bool append;
+    int64_t offset;
+
+    if (!param_bool_or(request, "append", &append, false) ||
+        !param_int_or(request, "offset", 0, INT64_MAX, &offset, 0))
+        return false;
+    *start = append ? input_received(input) : (uint64_t)offset;
+    if (append && input->end)
+        request_fail(request, failure(FAIL_INVALID, "its input has ended"));
+    else if (*start > input_received(input))
+        request_fail(request, failure(FAIL_INVALID, "offset: not received so far"));
+    else if (*start > input->accepted + MUX_WINDOW)
+        request_fail(request, failure(FAIL_RESOURCE, "it has not read what was written before"));
+    else
+        return true;
+    return false;
+}
+
 static void exec_stdin(struct request *request)
 {
     struct execution *execution = find(request);
-    int64_t offset;
+    uint64_t start;
 
     if (!execution)
         return;
@@ -92,15 +114,11 @@ static void exec_stdin(struct request *request)
         request_fail(request, failure(FAIL_INVALID, "started without stdin"));
         return;
     }
-    if (!param_int_or(request, "offset", 0, INT64_MAX, &offset, 0))
+    if (!decode_start(request, input, &start))
         return;
-    if ((uint64_t)offset > input->accepted) {
-        request_fail(request, failure(FAIL_INVALID, "offset: not accepted so far"));
-        return;
-    }
-    input_rewind(input);
-    reply_offset(request, input->accepted);
-    input_attach(input, request->stream, (uint64_t)offset);
+    input_rewind(input, start);
+    reply_offset(request, start > input->accepted ? start : input->accepted);
+    input_attach(input, request->stream, start);
 }
 
 static void exec_output(struct request *request)
@@ -216,10 +234,37 @@ static void exec_resize(struct request *request)
     answer(request, error, "TIOCSWINSZ");
 }
 
-/* The most that an item of exec.list takes: its id, and the rest. */
+static size_t count_arguments(const struct execution *execution)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < execution->command_size; i++)
+        count += execution->command[i] == '\0';
+    return count;
+}
+
+/* The most that an item of exec.list takes: its id, its arguments, and the rest. */
 static size_t item_room(const struct execution *execution)
 {
-    return strlen(execution->id) + ITEM_OVERHEAD;
+    return strlen(execution->id) + execution->command_size + ARGUMENT_OVERHEAD * count_arguments(execution) +
+           ITEM_OVERHEAD;
+}
+
+static void write_item(struct mp_writer *writer, const struct execution *execution)
+{
+    const char *argument = execution->command;
+    size_t count = count_arguments(execution);
+
+    mp_write_map(writer, 6);
+    mp_put_str(writer, "id", execution->id);
+    mp_put_int(writer, "pid", execution->pid);
+    mp_put_bool(writer, "running", execution->running);
+    mp_put_bool(writer, "stdin", execution->has_input);
+    mp_put_bool(writer, "tty", execution->tty);
+    mp_write_str(writer, "argv");
+    mp_write_array(writer, count);
+    for (; count > 0; count--, argument += strlen(argument) + 1)
+        mp_write_bin(writer, (const uint8_t *)argument, strlen(argument));
 }
 
 /* How many executions behind the first `skip` fit into `room`; `more` tells whether others are left. */
@@ -266,12 +311,17 @@ static void exec_list(struct request *request)
             continue;
         if (listed-- == 0)
             break;
-        mp_write_map(&writer, 3);
-        mp_put_str(&writer, "id", execution->id);
-        mp_put_int(&writer, "pid", execution->pid);
-        mp_put_bool(&writer, "running", execution->running);
+        write_item(&writer, execution);
     }
     request_reply(request, &writer, true);
+}
+
+/* Nothing changes here, where no execution has an owner: it is for those on the way that release the executions of
+ * who has gone away. */
+static void exec_detach(struct request *request)
+{
+    if (find(request))
+        request_reply_empty(request);
 }
 
 static void exec_release(struct request *request)
@@ -288,6 +338,7 @@ const struct method exec_methods[] = {
     {"exec.start", true, exec_start},   {"exec.stdin", true, exec_stdin},
     {"exec.output", true, exec_output}, {"exec.wait", true, exec_wait},
     {"exec.signal", true, exec_signal}, {"exec.resize", true, exec_resize},
-    {"exec.list", true, exec_list},     {"exec.release", true, exec_release},
+    {"exec.list", true, exec_list},     {"exec.detach", true, exec_detach},
+    {"exec.release", true, exec_release},
     {NULL, false, NULL},
 };

@@ -7,9 +7,12 @@
 
 static void input_accept(struct input *input, size_t size)
 {
+    size_t former = input->former < size ? input->former : size;
+
     input->accepted += size;
+    input->former -= former;
     if (input->writer)
-        mux_consumed(input->writer, size);
+        mux_consumed(input->writer, size - former);
 }
 
 /* The command reads no more: what is here and what follows is discarded. */
@@ -136,11 +139,20 @@ static void input_closed(struct stream *writer)
     input->writer = NULL;
 }
 
-void input_rewind(struct input *input)
+uint64_t input_received(const struct input *input)
 {
+    return input->accepted + input->waiting.used;
+}
+
+void input_rewind(struct input *input, uint64_t offset)
+{
+    uint64_t received = input_received(input);
+
     mux_cancel(input->writer, "another writer took over");
-    ring_drop(&input->waiting, input->waiting.used);
-    input->end = input->finished;
+    if (offset < received) {
+        ring_shorten(&input->waiting, offset > input->accepted ? (size_t)(offset - input->accepted) : 0);
+        input->end = input->finished;
+    }
 }
 
 void input_attach(struct input *input, struct stream *writer, uint64_t offset)
@@ -154,8 +166,9 @@ void input_attach(struct input *input, struct stream *writer, uint64_t offset)
     writer->ops = &ops;
     writer->owner = input;
     input->writer = writer;
-    input->repeated = input->accepted - offset;
-    input->end = writer->remote_end || input->finished;
+    input->repeated = offset < input->accepted ? input->accepted - offset : 0;
+    input->former = input->waiting.used;
+    input->end = writer->remote_end || input->end;
     input_flush(input);
     mux_ready(writer);
 }
@@ -165,7 +178,7 @@ bool input_init(struct input *input, bool wanted, bool tty)
     input->source = (struct source){-1, input_event};
     input->tty = tty;
     input->end = !wanted;
-    ring_init(&input->waiting, MUX_WINDOW);
+    ring_init(&input->waiting, 2 * MUX_WINDOW); /* of this writer, and of those before */
     return !wanted || ring_reserve(&input->waiting);
 }
 

@@ -18,6 +18,7 @@ struct input {
     struct ring waiting;
     uint64_t accepted; /* bytes passed on or discarded */
     uint64_t repeated; /* bytes that the writer will send again */
+    size_t former;     /* bytes waiting that are no longer the writer's to be credited with */
     struct stream *writer;
 };
 
@@ -31,11 +32,14 @@ void input_opened(struct input *input, int fd);
 /* Passes on what can be passed on now. */
 void input_flush(struct input *input);
 
-/* Before a new writer: cancels the former, and gives up input that has not been passed on, since the host is going
- * to send it again. */
-void input_rewind(struct input *input);
+/* The offset behind all that is here. */
+uint64_t input_received(const struct input *input);
 
-/* Gives the input a writer that has been replied to, whose data begins at `offset`: at most input->accepted. */
+/* Before a new writer whose data begins at `offset`, at most input_received(): cancels the former, and gives up what it
+ * sent from there on, since the host is going to send it again. */
+void input_rewind(struct input *input, uint64_t offset);
+
+/* Gives the input a writer that has been replied to, whose data begins at the offset of the rewind. */
 void input_attach(struct input *input, struct stream *writer, uint64_t offset);
 
 #endif

@@ -101,6 +101,7 @@ static bool agent_init(struct agent *agent, enum agent_mode mode)
     list_init(&agent->parked);
     jobs_init(&agent->jobs);
     executions_init(&agent->executions, &agent->loop);
+    connections_init(&agent->connections, &agent->loop);
     return loop_init(&agent->loop) && mux_init(&agent->mux, request_open, agent) &&
            agent_watch_signals(agent);
 }

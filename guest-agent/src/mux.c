@@ -6,7 +6,6 @@
 #include "msgpack.h"
 
 enum {
-    CREDIT_AT = MUX_WINDOW / 4,
     CREDIT_SIZE = 4,
     RESET_MAX = 512,
     /* Data is not cut into frames smaller than this to fill up a chunk. */
@@ -136,6 +135,18 @@ void mux_cancel(struct stream *stream, const char *why)
         mux_reset(stream, &failed);
 }
 
+bool mux_set_window(struct stream *stream, uint32_t window)
+{
+    uint32_t received = MUX_WINDOW - stream->receive_window;
+
+    if (received > window)
+        return false;
+    stream->window = window;
+    stream->send_window = window;
+    stream->receive_window = window - received;
+    return true;
+}
+
 void mux_ready(struct stream *stream)
 {
     if (list_empty(&stream->ready) && !stream->local_end)
@@ -147,7 +158,7 @@ void mux_consumed(struct stream *stream, size_t size)
     uint8_t payload[CREDIT_SIZE];
 
     stream->consumed += (uint32_t)size;
-    if (stream->consumed < CREDIT_AT || stream->remote_end)
+    if (stream->consumed < stream->window / 4 || stream->remote_end)
         return;
     wire_put_u32(payload, stream->consumed);
     queue_control(stream->mux, WIRE_CREDIT, false, stream->id, payload, CREDIT_SIZE);
@@ -192,6 +203,7 @@ static struct stream *new_stream(struct mux *mux, const struct wire_frame *frame
         .mux = mux,
         .id = frame->stream,
         .remote_end = frame->end,
+        .window = MUX_WINDOW,
         .send_window = MUX_WINDOW,
         .receive_window = MUX_WINDOW,
     };
@@ -256,7 +268,7 @@ static void receive_credit(struct stream *stream, const struct wire_frame *frame
 {
     uint32_t size = frame->length == CREDIT_SIZE ? wire_get_u32(frame->payload) : UINT32_MAX;
 
-    if (size > MUX_WINDOW - stream->send_window) {
+    if (size > stream->window - stream->send_window) {
         violation(stream->mux, stream->id, "CREDIT beyond the window");
         return;
     }

@@ -52,6 +52,7 @@ struct stream {
     bool replied;
     bool local_end;
     bool remote_end;
+    uint32_t window; /* the largest in either direction */
     uint32_t send_window;
     uint32_t receive_window;
     uint32_t consumed; /* and not credited yet */
@@ -104,6 +105,10 @@ void mux_reset(struct stream *stream, const struct failure *failed);
 
 /* Resets the stream, if there is one, since it is no longer wanted. */
 void mux_cancel(struct stream *stream, const char *why);
+
+/* Before the reply: either direction begins with this window, at most MUX_WINDOW, in the place of that. False if the
+ * peer has sent more than that allows. */
+bool mux_set_window(struct stream *stream, uint32_t window);
 
 /* The stream has something to send, or its end. */
 void mux_ready(struct stream *stream);

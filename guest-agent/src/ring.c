@@ -82,6 +82,12 @@ void ring_copy(const struct ring *ring, size_t offset, uint8_t *out, size_t size
     memcpy(out + first, ring->base, size - first);
 }
 
+void ring_shorten(struct ring *ring, size_t size)
+{
+    assert(size <= ring->used);
+    ring->used = size;
+}
+
 void ring_drop(struct ring *ring, size_t size)
 {
     assert(size <= ring->used);

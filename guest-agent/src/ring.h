@@ -40,6 +40,9 @@ void ring_put(struct ring *ring, const uint8_t *bytes, size_t size);
 /* Copies `size` bytes that lie `offset` bytes behind the oldest. */
 void ring_copy(const struct ring *ring, size_t offset, uint8_t *out, size_t size);
 
+/* Forgets the newest bytes, but for `size`. */
+void ring_shorten(struct ring *ring, size_t size);
+
 /* Forgets the oldest `size` bytes. */
 void ring_drop(struct ring *ring, size_t size);
 

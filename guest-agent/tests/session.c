@@ -24,6 +24,7 @@ struct agent *session_open(enum boot_phase phase)
     list_init(&agent->parked);
     jobs_init(&agent->jobs);
     executions_init(&agent->executions, &agent->loop);
+    connections_init(&agent->connections, &agent->loop);
     wire_reader_init(&from_agent);
     agent->boot.phase = phase;
     CHECK(loop_init(&agent->loop) && mux_init(&agent->mux, request_open, agent));
@@ -41,6 +42,9 @@ void session_close(struct agent *agent)
     CHECK(agent->parked_size == 0 && list_empty(&agent->parked));
     list_each(item, after, &agent->executions.all)
         execution_release(&agent->executions, list_entry(item, struct execution, link));
+    list_each(item, after, &agent->connections.all)
+        connection_free(list_entry(item, struct connection, link));
+    CHECK(agent->connections.count == 0 && agent->connections.kept == 0);
     while (wait(NULL) > 0)
         continue;
     loop_close(&epoll);

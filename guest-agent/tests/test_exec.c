@@ -246,6 +246,77 @@ static void repeated_input_is_dropped(void)
     session_close(agent);
 }
 
+static void append_input(struct agent *agent, uint32_t stream)
+{
+    struct mp_writer writer = request("exec.stdin", 1);
+
+    mp_put_bool(&writer, "append", true);
+    session_call(agent, stream, &writer, false);
+}
+
+static void a_new_writer_may_go_on_behind_what_was_not_read_yet(void)
+{
+    static uint8_t data[WIRE_PAYLOAD_MAX];
+    struct agent *agent = session_open(BOOT_DONE);
+    char out[16] = "";
+
+    start_shell(agent, 1, "kill -STOP $$; wc -c", 1, with_input);
+    pid_t pid = (pid_t)reply_int(session_next(agent), "pid");
+    struct input *input = &execution_find(&agent->executions, "x")->input;
+    struct mp_writer writer = request("exec.stdin", 0);
+    session_call(agent, 3, &writer, false);
+    session_next(agent);
+    while (input->waiting.used == 0)
+        session_send(agent, WIRE_DATA, false, 3, data, sizeof(data));
+    uint64_t before = input_received(input);
+    session_send(agent, WIRE_RESET, false, 3, "\x80", 1);
+    while (!session_silent(agent)) /* credit */
+        continue;
+
+    append_input(agent, 5);
+    CHECK((uint64_t)reply_int(session_next(agent), "offset") == before);
+    for (int i = 0; i < FRAMES_IN_WINDOW; i++)
+        session_send(agent, WIRE_DATA, false, 5, data, sizeof(data));
+    append_input(agent, 7);
+    CHECK(reply_has(session_next(agent), "code", FAIL_RESOURCE));
+    session_send(agent, WIRE_DATA, true, 5, "", 0);
+    append_input(agent, 9);
+    CHECK(reply_has(session_next(agent), "code", FAIL_INVALID));
+    CHECK(waitpid(pid, NULL, WUNTRACED) == pid && kill(-pid, SIGCONT) == 0);
+    open_output(agent, 11, 1, 0);
+    read_to_end(agent, 11, out, sizeof(out) - 1);
+    CHECK((uint64_t)atol(out) == before + MUX_WINDOW);
+    session_close(agent);
+}
+
+static void what_is_sent_again_replaces_what_was_not_read_yet(void)
+{
+    static uint8_t data[WIRE_PAYLOAD_MAX];
+    struct agent *agent = session_open(BOOT_DONE);
+
+    start_shell(agent, 1, "sleep 100", 1, with_input);
+    session_next(agent);
+    struct input *input = &execution_find(&agent->executions, "x")->input;
+    struct mp_writer writer = request("exec.stdin", 0);
+    session_call(agent, 3, &writer, false);
+    while (input->waiting.used < 2 * sizeof(data))
+        session_send(agent, WIRE_DATA, false, 3, data, sizeof(data));
+    while (!session_silent(agent))
+        continue;
+
+    writer = request("exec.stdin", 1);
+    mp_put_int(&writer, "offset", (int64_t)input->accepted + 10);
+    session_call(agent, 5, &writer, false);
+    CHECK(session_next(agent)->stream == 3);
+    CHECK((uint64_t)reply_int(session_next(agent), "offset") == input->accepted + 10);
+    CHECK(input->waiting.used == 10);
+    writer = request("exec.stdin", 1);
+    mp_put_int(&writer, "offset", (int64_t)input->accepted + 11);
+    session_call(agent, 7, &writer, false);
+    CHECK(reply_has(session_next(agent), "code", FAIL_INVALID));
+    session_close(agent);
+}
+
 static void input_that_nobody_reads_is_discarded(void)
 {
     static uint8_t data[WIRE_PAYLOAD_MAX];
@@ -365,6 +436,49 @@ static void a_released_execution_is_killed_and_gone(void)
     session_close(agent);
 }
 
+static bool lists(const struct reply *reply, const char *text)
+{
+    for (size_t at = 0; at + strlen(text) <= reply->size; at++) {
+        if (memcmp(reply->payload + at, text, strlen(text)) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void a_list_tells_what_runs(void)
+{
+    static char script[3 * EXEC_COMMAND_MAX];
+    struct agent *agent = session_open(BOOT_DONE);
+
+    memset(script, '#', sizeof(script) - 1);
+    memcpy(script, "exit 0 ", 7);
+    start_shell(agent, 1, script, 1, with_input);
+    session_next(agent);
+    struct mp_writer writer = session_request("exec.list", 0);
+    session_call(agent, 3, &writer, true);
+    const struct reply *reply = session_next(agent);
+    while (reply->type != WIRE_REPLY)
+        reply = session_next(agent);
+    CHECK(reply->stream == 3 && lists(reply, "exit 0 ###"));
+    CHECK(lists(reply, "stdin\xc3") && lists(reply, "tty\xc2"));
+    CHECK(reply->size > EXEC_COMMAND_MAX && reply->size < EXEC_COMMAND_MAX + 128);
+    session_close(agent);
+}
+
+static void a_detached_execution_stays_as_it_is(void)
+{
+    struct agent *agent = session_open(BOOT_DONE);
+
+    call(agent, 1, "exec.detach");
+    CHECK(reply_has(session_next(agent), "code", FAIL_NOT_FOUND));
+    start_shell(agent, 3, "sleep 100", 0, NULL);
+    session_next(agent);
+    call(agent, 5, "exec.detach");
+    CHECK(session_next(agent)->type == WIRE_REPLY);
+    CHECK(execution_find(&agent->executions, "x")->running);
+    session_close(agent);
+}
+
 static void an_id_is_used_once(void)
 {
     struct agent *agent = session_open(BOOT_DONE);
@@ -385,12 +499,17 @@ const struct test exec_tests[] = {
     {"an end does not wait for what was left behind", an_end_does_not_wait_for_what_was_left_behind},
     {"input arrives and ends", input_arrives_and_ends},
     {"repeated input is dropped", repeated_input_is_dropped},
+    {"a new writer may go on behind what was not read yet",
+     a_new_writer_may_go_on_behind_what_was_not_read_yet},
+    {"what is sent again replaces what was not read yet", what_is_sent_again_replaces_what_was_not_read_yet},
     {"input that nobody reads is discarded", input_that_nobody_reads_is_discarded},
     {"a terminal has a size and an end of file", a_terminal_has_a_size_and_an_end_of_file},
     {"terminal output is counted at the end though unread",
      terminal_output_is_counted_at_the_end_though_unread},
     {"a command that cannot start leaves no execution", a_command_that_cannot_start_leaves_no_execution},
     {"a released execution is killed and gone", a_released_execution_is_killed_and_gone},
+    {"a list tells what runs", a_list_tells_what_runs},
+    {"a detached execution stays as it is", a_detached_execution_stays_as_it_is},
     {"an id is used once", an_id_is_used_once},
     {0},
 };

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from atoll import aio
-    from atoll.blocking import Machine, Pool, Sandbox
+    from atoll.blocking import Exposed, Machine, Pool, Process, Reader, Sandbox
     from atoll.errors import (
         AtollError,
         BootError,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from atoll.guest.file_messages import FileChange, FileInfo
+    from atoll.guest.handle import Detached
+    from atoll.guest.messages import ExecutionState, Exit, TerminalSize
     from atoll.guest.result import CommandFailedError, Result
     from atoll.vm.state import StateError
 
@@ -45,6 +47,10 @@ __all__ = [
     "CommandFailedError",
     "CommandTimeoutError",
     "ConfigError",
+    "Detached",
+    "ExecutionState",
+    "Exit",
+    "Exposed",
     "FileChange",
     "FileError",
     "FileInfo",
@@ -54,10 +60,13 @@ __all__ = [
     "Machine",
     "Pool",
     "PreflightError",
+    "Process",
+    "Reader",
     "Result",
     "Sandbox",
     "StateError",
     "StoreError",
+    "TerminalSize",
     "UsageError",
     "aio",
 ]
@@ -66,11 +75,18 @@ _ELSEWHERE = {
     "CommandFailedError": "atoll.guest.result",
     "FileChange": "atoll.guest.file_messages",
     "FileInfo": "atoll.guest.file_messages",
-    "Machine": "atoll.blocking",
     "Pool": "atoll.blocking",
+    "Detached": "atoll.guest.handle",
+    "ExecutionState": "atoll.guest.messages",
+    "Exit": "atoll.guest.messages",
+    "Exposed": "atoll.blocking",
+    "Machine": "atoll.blocking",
+    "Process": "atoll.blocking",
+    "Reader": "atoll.blocking",
     "Result": "atoll.guest.result",
     "Sandbox": "atoll.blocking",
     "StateError": "atoll.vm.state",
+    "TerminalSize": "atoll.guest.messages",
 }
 
 

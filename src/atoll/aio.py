@@ -8,9 +8,25 @@ async with atoll.aio.Sandbox("debian") as box:
 
 from __future__ import annotations
 
+from atoll.guest.exposure import Exposed
+from atoll.guest.handle import Detached, Process, Reader
+from atoll.guest.messages import ExecutionState, Exit, TerminalSize
 from atoll.guest.result import CommandFailedError, Result
 from atoll.machine.machine import Machine
 from atoll.sandbox.pool import Pool
 from atoll.sandbox.sandbox import Sandbox
 
-__all__ = ["CommandFailedError", "Machine", "Pool", "Result", "Sandbox"]
+__all__ = [
+    "CommandFailedError",
+    "Detached",
+    "ExecutionState",
+    "Exit",
+    "Exposed",
+    "Machine",
+    "Pool",
+    "Process",
+    "Reader",
+    "Result",
+    "Sandbox",
+    "TerminalSize",
+]

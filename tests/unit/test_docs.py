@@ -155,8 +155,12 @@ def test_the_python_page_has_each_argument_and_attribute():
             if not name.startswith("_"):
                 wanted |= {name, *inspect.signature(method).parameters} - {"self"}
     wanted |= {*FileInfo.__struct_fields__, *FileChange.__struct_fields__}
-    for method in ("create", "copy_in", "copy_out", "start", "stop", "wait"):
+    methods = ("create", "copy_in", "copy_out", "start", "stop", "wait", "start_process", "attach", "expose")
+    for method in methods:
         wanted |= set(inspect.signature(getattr(aio.Machine, method)).parameters) - {"self"}
+    for kind in (blocking.Process, blocking.Reader, blocking.Exposed, atoll.Exit, atoll.ExecutionState):
+        wanted |= {name for name in dir(kind) if not name.startswith("_")} - {"arguments"}
+    wanted |= set(atoll.Detached.__struct_fields__)
     assert names == wanted
 
 

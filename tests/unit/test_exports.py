@@ -32,7 +32,9 @@ def public(kind):
 
 
 def coroutine_methods(kind):
-    return {name for name, value in public(kind).items() if inspect.iscoroutinefunction(value)}
+    """Those that are awaited, also where they may be entered (``atoll.guest.opening``)."""
+    functions = {name: value for name, value in public(kind).items() if inspect.isfunction(value)}
+    return {name for name, value in functions.items() if inspect.iscoroutinefunction(inspect.unwrap(value))}
 
 
 def test_each_public_name_is_there_and_listed():
@@ -84,16 +86,9 @@ def test_each_module_can_be_imported_first():
 
 
 def test_the_blocking_sandbox_has_each_coroutine_method_as_one_that_waits():
-    assert coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY == {
-        "start",
-        "close",
-        "run",
-        "ping",
-        "info",
-        "pause",
-        "resume",
-        "fork",
-    }
+    commands = {"run", "start", "start_process", "attach", "processes", "expose"}
+    life = {"open", "close", "ping", "info", "pause", "resume", "fork"}
+    assert coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY == commands | life
     for name in coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY:
         waiting = public(blocking.Sandbox)[name]
         original = public(aio.Sandbox)[name]
@@ -134,6 +129,19 @@ def test_files_are_used_alike_in_both_faces(waiting, original):
         assert not inspect.iscoroutinefunction(public(waiting)[name])
     assert isinstance(blocking.Sandbox("debian").files, blocking.Files)
     assert isinstance(aio.Sandbox("debian").files, Files)
+
+
+@pytest.mark.parametrize("name", ["Process", "Reader", "Exposed"])
+def test_what_a_blocking_sandbox_opens_has_each_method_of_the_other(name):
+    waiting, original = public(getattr(blocking, name)), public(getattr(aio, name))
+    for method in coroutine_methods(getattr(aio, name)):
+        assert not inspect.iscoroutinefunction(waiting[method])
+        assert inspect.signature(waiting[method]) == inspect.signature(original[method])
+        assert waiting[method].__doc__ == original[method].__doc__
+    for attribute in set(waiting) & set(original):
+        assert waiting[attribute].__doc__ == original[attribute].__doc__
+    assert set(original) - set(waiting) <= {"line_at_hand"}
+    assert set(waiting) <= set(original)
 
 
 def test_both_faces_are_made_of_the_same_arguments():

@@ -163,5 +163,6 @@ async def test_a_qemu_that_ended_before_it_was_told_anything_is_nobodys_error():
     from atoll.hypervisor.port import Capture
 
     vm = QemuVm(child, channel=channel, console=Capture(console), diagnostics=Capture(reads), qmp=ours)
-    vm.tell(("cont", {}))
+    vm.orders = (("cont", {}),)
+    vm.proceed()
     vm.discard()

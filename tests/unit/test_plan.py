@@ -42,7 +42,6 @@ def test_a_sandbox_under_tcg():
             "cryptomgr.notests",
             "noreplace-smp",
             "no_timer_check",
-            "tsc=nowatchdog",
             "init_on_alloc=0",
             "lsm=",
             "mitigations=off",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,8 @@ from atoll.hypervisor.model import Accelerator
 from atoll.vm import accelerator
 
 pytestmark = [pytest.mark.vm]
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,46 @@ def test_info_tells_of_the_guest(box):
     assert list(info.timeline) == sorted(info.timeline, key=info.timeline.get)
 
 
+def test_a_process_is_talked_to_left_and_taken_up_again(box):
+    script = "read name; echo hello $name; seq 1 100000; exec cat"
+    with box.start(["sh", "-c", script], stdin=True, user="nobody", cwd="/") as process:
+        process.write("guest\n")
+        assert process.stdout.readline() == "hello guest"
+        place = process.detach()
+    assert [(found.id, found.pid) for found in box.processes()] == [(process.id, process.pid)]
+    with box.attach(place) as process:
+        for number in range(1, 100_001):
+            assert process.stdout.readline() == str(number)
+        process.write("still there\n")
+        assert process.stdout.readline() == "still there"
+        process.terminate()
+        assert process.wait(timeout=20).signal == signal.SIGTERM
+    assert box.processes() == ()
+    with box.start(["sh", "-c", "stty size; exec sleep 100"], tty=atoll.TerminalSize(31, 99)) as process:
+        assert process.stdout.readline() == "31 99"
+    assert box.processes() == ()
+
+
+def test_a_server_of_a_guest_without_a_network_is_reached_from_the_host(box):
+    page = (ROOT / "docs" / "how-to" / "use-from-python.md").read_text()
+    server = page.partition('SERVER = r"""')[2].partition('"""')[0]
+    with box.start(["perl", "-e", server]) as process:
+        assert process.stdout.readline() == "up"
+        with box.expose(8000) as exposed:
+            for _ in range(5):
+                with urllib.request.urlopen(exposed.url) as answer:
+                    assert answer.read() == b"hello\n"
+            address = (exposed.host, exposed.port)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+    with (
+        box.expose(8000) as exposed,
+        socket.create_connection((exposed.host, exposed.port)) as client,
+        pytest.raises(ConnectionResetError),
+    ):
+        client.recv(1)
+
+
 def test_orphans_are_reaped_by_the_guests_init(box):
     box.run(["sh", "-c", "for i in 1 2 3 4 5; do (sleep 0.05 &) ; done; sleep 0.3"])
     states = box.run(["sh", "-c", "cat /proc/[0-9]*/stat | awk '{print $3}' | grep -c Z || true"]).stdout
@@ -127,7 +172,7 @@ async def test_the_asynchronous_face_does_the_same(config):
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("no_leftovers")
-async def test_a_cancelled_start_leaves_nothing_behind(config):
+async def test_a_cancelled_open_leaves_nothing_behind(config):
     loop = asyncio.get_running_loop()
     for cold in (True, False):
         for moment in ("", "spawn", "agent"):
@@ -138,7 +183,7 @@ async def test_a_cancelled_start_leaves_nothing_behind(config):
                     loop.call_soon_threadsafe(reached.set)  # a launch has a thread of its own
 
             box = aio.Sandbox("debian", config=config, cold=cold, on_event=on_event)
-            starting = asyncio.create_task(box.start())
+            starting = asyncio.create_task(box.open())
             await (reached.wait() if moment else asyncio.sleep(0))
             starting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -201,7 +246,7 @@ def test_a_killed_program_takes_its_sandboxes_with_it_also_those_of_threads(envi
         import os, threading, time, atoll
         def hold():
             box = atoll.Sandbox("debian")
-            box.start()
+            box.open()
             box.run(["true"])
             os.write(1, b"up\\n")
             time.sleep(100)
@@ -221,7 +266,7 @@ def test_a_killed_program_takes_its_sandboxes_with_it_also_those_of_threads(envi
 def test_a_sandbox_outlives_the_thread_that_made_it(config):
     made = []
     thread = threading.Thread(
-        target=lambda: made.append(atoll.Sandbox("debian", config=config)) or made[0].start()
+        target=lambda: made.append(atoll.Sandbox("debian", config=config)) or made[0].open()
     )
     thread.start()
     thread.join()

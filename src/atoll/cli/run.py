@@ -11,17 +11,23 @@ import os
 from atoll import runtime
 from atoll.cli.options import add_vm_options, parse_environment, resolve
 from atoll.cli.output import JsonLines, listener
+from atoll.config import Config
 from atoll.errors import UsageError
+from atoll.events import Emit
+from atoll.vm.spawning import Spawned
 
 __all__ = ["configure", "run", "seconds"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.usage = "atoll run [OPTIONS] IMAGE [--] [COMMAND [ARGUMENT ...]]"
+    parser.usage = "atoll run [OPTIONS] IMAGE|--template NAME [--] [COMMAND [ARGUMENT ...]]"
     add_vm_options(parser)
     parser.add_argument(
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
+    )
+    parser.add_argument(
+        "--template", metavar="NAME", help="start from this template of yours; then no IMAGE is named"
     )
     parser.add_argument(
         "--env", "-e", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable"
@@ -39,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print events and output as JSON lines")
     parser.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
     parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
-    parser.add_argument("image", metavar="IMAGE", help="such as debian, or debian:bookworm")
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="such as debian, or debian:bookworm")
     parser.add_argument(
         "argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="default: the image's shell"
     )
@@ -51,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     timeout = seconds(arguments.timeout)
     environment = parse_environment(arguments.env)
     emit = listener(json=arguments.json, verbose=arguments.verbose, quiet=arguments.quiet)
-    spawned = runtime.launch(config, runtime.new_name(), arguments.image, emit=emit)
+    spawned = _spawned(arguments, config, emit)
     # The guest boots from here on, while the event loop and all that needs it are loaded.
     import asyncio
 
@@ -63,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     if tty is None:
         tty = os.isatty(0) and os.isatty(1) and not arguments.json
     box = Sandbox(
-        arguments.image,
+        arguments.image or "",
         env=environment,
         workdir=arguments.workdir,
         user=arguments.user,
@@ -72,9 +78,27 @@ def run(arguments: argparse.Namespace) -> int:
         spawned=spawned,
     )
     events = emit if isinstance(emit, JsonLines) else None
-    command = tuple(arguments.argv) or (catalog.find(config.paths, arguments.image).manifest.shell,)
-    session = Session(box=box, begin=box.start, argv=command, tty=bool(tty), events=events, timeout=timeout)
+    image, command = arguments.image, tuple(arguments.argv)
+    if arguments.template is not None:  # then what stands where the image would is the command's first word
+        image, command = "", tuple(word for word in (image, *command) if word is not None)
+        command = command or ("/bin/sh",)
+    command = command or (catalog.find(config.paths, image).manifest.shell,)
+    session = Session(box=box, begin=box.open, argv=command, tty=bool(tty), events=events, timeout=timeout)
     return asyncio.run(session.run())
+
+
+def _spawned(arguments: argparse.Namespace, config: Config, emit: Emit) -> Spawned:
+    """The VM, on its way up."""
+    name = runtime.new_name()
+    if arguments.template is not None:
+        from atoll.sandbox import warm
+
+        memory = config.memory if arguments.memory is not None else None
+        return warm.launch(config, name, arguments.template, memory, emit=emit)
+    if arguments.image is None:
+        hint = "such as `atoll run debian`; `atoll image ls` lists those that are here"
+        raise UsageError("no image is named", code="arguments", hint=hint)
+    return runtime.launch(config, name, arguments.image, emit=emit)
 
 
 def seconds(text: str | None) -> float | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeVar
 
+from atoll.errors import ChannelError
 from atoll.guest import messages
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.execution import Execution, list_executions
@@ -14,6 +15,8 @@ from atoll.guest.execution import Execution, list_executions
 __all__ = ["Agent"]
 
 T = TypeVar("T")
+#: Bytes under way in either direction of a connection, of which there may be hundreds.
+_CONNECTION_WINDOW = 131_072
 
 
 class Agent:
@@ -167,6 +170,36 @@ class Agent:
     def start(self, command: messages.ExecStart) -> Execution:
         """Start a command. All requests of its life leave at once; ``Execution.started`` tells of errors."""
         return Execution(self._channel, command)
+
+    async def attach(
+        self, found: messages.ExecutionState, stdout_offset: int | None, stderr_offset: int | None
+    ) -> Execution:
+        """Take up a command that was started before, with its outputs from these offsets on.
+
+        What lies before an offset need not be held any more; None is the oldest byte that is.
+        """
+        execution = Execution(self._channel, found, (stdout_offset, stderr_offset))
+        try:
+            await execution.stdout.attached()
+            await execution.stderr.attached()
+        except BaseException:
+            execution.close()
+            raise
+        return execution
+
+    def connect(self, target: int | str) -> Stream:
+        """Connect to a server in the guest: a stream of bytes both ways, behind an ``Empty`` reply.
+
+        Args:
+            target: a TCP port of the guest's own address, or the path of a unix socket.
+        """
+        port, path = (target, None) if isinstance(target, int) else (None, target)
+        request = messages.NetConnect(port=port, path=path, window=_CONNECTION_WINDOW)
+        return self._channel.open(request, window=_CONNECTION_WINDOW)
+
+    async def lost(self) -> ChannelError:
+        """Wait until nothing reaches the agent any more; why."""
+        return await self._channel.lost()
 
     async def executions(self) -> tuple[messages.ExecutionState, ...]:
         """The executions that the guest holds."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from atoll.errors import AtollError, ChannelError, GuestError, ProtocolError, revive
+from atoll.guest import wire
 from atoll.guest.messages import HOST_ERROR, LINK_RESET, Refusal, Request
 from atoll.guest.session import Data, Replied, Reset, Session, SessionEvent, Welcomed, Writable
 
@@ -132,10 +133,16 @@ class Channel:
             except LinkResetError:
                 await self.ready()
 
-    def open(self, request: Request, *, end: bool = False) -> Stream:
-        """Send a request whose stream carries data; ``end`` if none will be sent from here."""
+    def open(self, request: Request, *, end: bool = False, window: int = wire.WINDOW) -> Stream:
+        """Send a request whose stream carries data.
+
+        Args:
+            request: what is asked for.
+            end: no data will be sent from here.
+            window: bytes with which either direction begins, as the request says.
+        """
         self._check_usable()
-        stream = Stream(self, self._session.open(_encode(request), end=end))
+        stream = Stream(self, self._session.open(_encode(request), end=end, window=window))
         self._streams[stream.id] = stream
         self._flush()
         return stream
@@ -149,13 +156,13 @@ class Channel:
             self._posted[self._session.open(_encode(request), end=True)] = request
             self._flush()
 
-    def forward(self, request: bytes, receiver: Receiver, *, end: bool) -> int:
+    def forward(self, request: bytes, receiver: Receiver, *, end: bool, window: int = wire.WINDOW) -> int:
         """Open a stream for somebody else, as ``open`` does for this process; its number on the link.
 
         What follows in both directions is passed on as it is: credit goes from end to end.
         """
         self._check_usable()
-        stream = self._session.open(request, end=end)
+        stream = self._session.open(request, end=end, window=window)
         self._streams[stream] = receiver
         self._flush()
         return stream
@@ -183,6 +190,13 @@ class Channel:
         if self._streams.pop(stream, None) is not None:
             self._session.cancel(stream, reason)
             self._flush()
+
+    async def lost(self) -> ChannelError:
+        """Wait until the link is no more; why."""
+        while self._broken is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._broken
 
     @property
     def broken(self) -> bool:
@@ -344,6 +358,7 @@ class Stream:
         self._chunks: deque[bytes] = deque()
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
+        self._failing = asyncio.Event()
         self._ended = False
         self._error: AtollError | None = None
 
@@ -366,17 +381,33 @@ class Stream:
             GuestError: the agent ended the stream with an error.
             ChannelError: the link broke.
         """
+        data = await self.fetch()
+        self.consumed(len(data))
+        return data
+
+    async def fetch(self) -> bytes:
+        """``read`` for who says with ``consumed`` how much has reached its reader. Raises as ``read``."""
         while not self._chunks:
-            if self._error is not None:
-                raise self._error
             if self._ended:
                 return b""
+            if self._error is not None:
+                raise self._error
             self._arrived.clear()
             await self._arrived.wait()
         data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
-        self._channel._consume(self, len(data))  # noqa: SLF001
         return data
+
+    def consumed(self, count: int) -> None:
+        """Credit for ``count`` bytes goes back to the guest."""
+        self._channel._consume(self, count)  # noqa: SLF001
+
+    async def failure(self) -> AtollError:
+        """Wait until the stream ends with an error, also behind the end of its data; that error."""
+        while self._error is None:
+            self._failing.clear()
+            await self._failing.wait()
+        return self._error
 
     async def write(self, data: bytes | memoryview, *, end: bool = False) -> None:
         """Send all of ``data`` as credit allows, then end this direction if ``end``.
@@ -402,11 +433,9 @@ class Stream:
         self._arrived.set()
 
     def cancel(self) -> None:
-        """End the stream from this side if it has not ended; nobody may be waiting on it."""
-        if not self._reply.done():
-            self._reply.cancel()
-        elif not self._reply.cancelled():
-            self._reply.exception()
+        """End the stream from this side if it has not ended; whoever waits on it gets ``ChannelError``."""
+        if self._error is None:
+            self.on_failure(ChannelError("the stream was closed", code="closed"))
         self._channel._cancel(self)  # noqa: SLF001
 
     def on_reply(self, payload: bytes, *, end: bool) -> None:
@@ -436,6 +465,7 @@ class Stream:
             self._reply.exception()  # it may be that nobody awaits it
         self._arrived.set()
         self._writable.set()
+        self._failing.set()
 
 
 def _decode(payload: bytes, kind: type[T]) -> T:

@@ -8,13 +8,17 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from atoll.errors import AtollError, ChannelError, CommandTimeoutError, GuestError, UsageError, innermost
 from atoll.events import Emit, ExecutionEnded, ExecutionStarted
 from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution, Output
+from atoll.guest.exposure import Exposed, listen
 from atoll.guest.files import Access, Files
-from atoll.guest.messages import ExecStart, Exit, Info, TerminalSize
+from atoll.guest.handle import Detached, Process
+from atoll.guest.messages import ExecStart, ExecutionState, Exit, Info, TerminalSize
+from atoll.guest.opening import opening
 from atoll.guest.result import Result
 
 __all__ = ["Commands", "feed"]
@@ -124,6 +128,117 @@ class Commands:
             elapsed=(end.ended - end.started) / 1e9,
         )
         return result.check() if check else result
+
+    @opening
+    async def start_process(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bool = False,
+        tty: TerminalSize | None = None,
+    ) -> Process:
+        """Start a process and return while it runs: to be awaited, or entered with ``async with``.
+
+        Args:
+            argv: program and arguments; no shell is involved.
+            env: variables, beside those that all commands get.
+            cwd: directory in which it starts.
+            user: who runs it.
+            stdin: give it an input to ``write`` to; empty by default.
+            tty: give it a terminal of this size.
+
+        Raises:
+            UsageError: ``argv`` is empty or a string.
+            CommandError: it could not be started.
+            BootError, StateError: the VM died, or does not run.
+        """
+        execution = await self.start_command(argv, env=env, cwd=cwd, user=user, stdin=stdin, tty=tty)
+        return self._held(execution, await execution.started(), takes_input=stdin)
+
+    @opening
+    async def attach(
+        self,
+        process: str | Detached,
+        *,
+        stdout_offset: int | None = None,
+        stderr_offset: int | None = None,
+    ) -> Process:
+        """Take up a process that runs in the guest, whoever started it; whoever read it before reads no more.
+
+        Args:
+            process: its id, or what ``detach`` returned.
+            stdout_offset: bytes of its output that were read: the guest holds them no longer. By default what
+                is held is read from its beginning.
+            stderr_offset: likewise.
+
+        Raises:
+            GuestError: ``guest.not_found``: there is no such process; ``guest.gone``: its output from there
+                on was read already; ``guest.invalid``: it has not written so much.
+            BootError, StateError: the VM died, or does not run.
+        """
+        if isinstance(process, str):
+            process = Detached(process, stdout_offset, stderr_offset)
+        async with self._explained():
+            found = await self._find(process.id)
+            execution = await self._reached().attach(found, process.stdout_offset, process.stderr_offset)
+        return self._held(execution, found.pid, takes_input=found.stdin)
+
+    async def processes(self) -> tuple[ExecutionState, ...]:
+        """What was started in the guest, by whomever, and is not released; in the order of the starts.
+
+        Raises:
+            BootError, StateError: the VM died, or does not run.
+        """
+        async with self._explained():
+            return await self._reached().executions()
+
+    @opening
+    async def expose(self, target: int | str, *, host: str = "127.0.0.1", port: int = 0) -> Exposed:
+        """Let programs of this host connect to a server in the guest: to be awaited, or entered.
+
+        No network card is needed: connections pass through the guest's channel. It ends with ``close``, at
+        the end of the block, and when the VM or the connection to it does.
+
+        Args:
+            target: a TCP port of the guest, or the path of a unix socket there.
+            host: the address to listen on.
+            port: the port to listen on; 0 for any that is free.
+
+        Raises:
+            UsageError: ``usage.expose``: there is no such port, or it cannot be listened on.
+            BootError, StateError: the VM does not run.
+        """
+        async with self._explained():
+            await self._reached().ping()
+            return await listen(self._reached(), target, host=host, port=port)
+
+    async def _find(self, process: str) -> ExecutionState:
+        for found in await self._reached().executions():
+            if found.id == process:
+                return found
+        hint = "it was released, or ended with the client that started it"
+        raise GuestError(f"no process {process}", reason="not_found", hint=hint)
+
+    def _held(self, execution: Execution, pid: int, *, takes_input: bool) -> Process:
+        return Process(execution, pid, takes_input=takes_input, explain=self._explain, on_end=self._tell_end)
+
+    def _tell_end(self, execution: Execution, end: Exit) -> None:
+        self._emit(
+            ExecutionEnded(
+                vm=self.name, execution=execution.id, code=end.code, signal=end.signal, elapsed=end.elapsed
+            )
+        )
+
+    @asynccontextmanager
+    async def _explained(self) -> AsyncIterator[None]:
+        await self._reach()
+        try:
+            yield
+        except ChannelError as error:
+            raise await self._explain(error) from error
 
     async def start_command(
         self,

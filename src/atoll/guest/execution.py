@@ -32,17 +32,41 @@ async def list_executions(channel: Channel) -> tuple[messages.ExecutionState, ..
 class Output:
     """What a command writes to one descriptor.
 
+    Args:
+        channel: to the guest.
+        execution: the command's name.
+        fd: the descriptor.
+        offset: where to begin, which acknowledges all before it; None for the oldest byte that is held.
+
     Attributes:
         offset: bytes read so far, counted from the command's start.
     """
 
-    def __init__(self, channel: Channel, execution: str, fd: int) -> None:
+    def __init__(self, channel: Channel, execution: str, fd: int, offset: int | None = 0) -> None:
         self._channel = channel
         self._execution = execution
         self._fd = fd
         self._limit: int | None = None
-        self.offset = 0
+        self._ahead = 0  # bytes that were fetched and are not acknowledged
+        self._repeated = 0  # bytes that the guest sends again since they were not
+        self._placed = offset is not None
+        self.offset = offset or 0
         self._stream = self._attach()
+
+    async def attached(self) -> None:
+        """Wait until the guest says that what follows is there. Raises as ``read``."""
+        while True:
+            try:
+                reply = await self._stream.reply(messages.Offset)
+            except LinkResetError:
+                await self._renew()
+                continue
+            except GuestError as error:
+                raise _place_error(self.offset, error) from error
+            if not self._placed:
+                self.offset = reply.offset
+                self._placed = True
+            return
 
     async def read(self) -> bytes:
         """Wait for output and return all that has come; empty at the end.
@@ -52,16 +76,32 @@ class Output:
                 reader took over.
             ChannelError: the link broke.
         """
-        while self._limit is None or self.offset < self._limit:
+        data = await self.fetch()
+        self.acknowledge(len(data))
+        return data
+
+    async def fetch(self) -> bytes:
+        """``read`` for who says with ``acknowledge`` how much of it need not be held any more."""
+        if not self._placed:
+            await self.attached()
+        while self._limit is None or self.offset + self._ahead < self._limit:
             try:
-                data = await self._stream.read()
+                data = await self._stream.fetch()
             except LinkResetError:
-                await self._channel.ready()
-                self._stream = self._attach()
+                await self._renew()
                 continue
-            self.offset += len(data)
-            return data
+            news = data[self._repeated :]
+            self._repeated -= len(data) - len(news)
+            self._ahead += len(news)
+            if news or not data:
+                return news
         return b""
+
+    def acknowledge(self, count: int) -> None:
+        """The guest need not hold the next ``count`` bytes any more: they were read."""
+        self.offset += count
+        self._ahead -= count
+        self._stream.consumed(count)
 
     async def read_all(self) -> bytes:
         """Read to the end."""
@@ -73,7 +113,7 @@ class Output:
     def settle(self, limit: int) -> None:
         """The command has ended after ``limit`` bytes: do not wait for more, whoever holds the pipe open."""
         self._limit = limit
-        if self.offset >= limit:
+        if self.offset + self._ahead >= limit:
             self._stream.finish()
 
     def close(self) -> None:
@@ -81,26 +121,61 @@ class Output:
         self._stream.cancel()
 
     def _attach(self) -> Stream:
-        request = messages.ExecOutput(id=self._execution, fd=self._fd, offset=self.offset)
-        return self._channel.open(request, end=True)
+        offset = self.offset if self._placed else None
+        self._repeated = self._ahead
+        return self._channel.open(
+            messages.ExecOutput(id=self._execution, fd=self._fd, offset=offset), end=True
+        )
+
+    async def _renew(self) -> None:
+        await self._channel.ready()
+        self._stream = self._attach()
 
 
 class Input:
     """What a command reads from descriptor 0.
 
+    Args:
+        channel: to the guest.
+        execution: the command's name.
+        stream: opened already, and replied to; a new one by default.
+        offset: bytes written before.
+
     Attributes:
         offset: bytes written so far.
     """
 
-    def __init__(self, channel: Channel, execution: str) -> None:
+    def __init__(
+        self, channel: Channel, execution: str, *, stream: Stream | None = None, offset: int = 0
+    ) -> None:
         self._channel = channel
         self._execution = execution
-        self._stream = channel.open(messages.ExecStdin(id=execution))
+        self._stream = stream or channel.open(messages.ExecStdin(id=execution))
         self._unsure = bytearray()  # the last window: the guest may not have accepted it
         self._ended = False
         self._turn = asyncio.Lock()
         self._keeping = asyncio.create_task(self._keep())
-        self.offset = 0
+        self.offset = offset
+
+    @classmethod
+    async def resume(cls, channel: Channel, execution: str) -> Input:
+        """Go on behind what another writer has written, who gets ``guest.cancelled``.
+
+        Raises:
+            GuestError: ``guest.invalid`` if there is no input, or it has ended.
+            ChannelError: the link broke.
+        """
+        while True:
+            stream = channel.open(messages.ExecStdin(id=execution, append=True))
+            try:
+                offset = (await stream.reply(messages.Offset)).offset
+            except LinkResetError:
+                await channel.ready()
+            except BaseException:
+                stream.cancel()
+                raise
+            else:
+                return cls(channel, execution, stream=stream, offset=offset)
 
     async def write(self, data: bytes) -> None:
         """Send ``data``, waiting while the command does not read.
@@ -157,7 +232,12 @@ class Input:
 
 
 class Execution:
-    """A command that was started with ``Agent.start``.
+    """A command that is started, or was found running.
+
+    Args:
+        channel: to the guest.
+        command: what to start, or what was found.
+        offsets: where its outputs are read from; None for the oldest byte that is held.
 
     Attributes:
         id: its name in the guest.
@@ -166,15 +246,22 @@ class Execution:
         stdin: its input, or None.
     """
 
-    def __init__(self, channel: Channel, start: messages.ExecStart) -> None:
-        self.id = start.id
-        self.argv = tuple(os.fsencode(item).decode(errors="replace") for item in start.argv)
+    def __init__(
+        self,
+        channel: Channel,
+        command: messages.ExecStart | messages.ExecutionState,
+        offsets: tuple[int | None, int | None] = (0, 0),
+    ) -> None:
+        start = command if isinstance(command, messages.ExecStart) else None
+        self.id = command.id
+        self.argv = tuple(os.fsencode(item).decode(errors="replace") for item in command.argv)
         self._channel = channel
         self._start = start
-        self._starting: Stream = channel.open(start, end=True)
-        self.stdout = Output(channel, start.id, fd=1)
-        self.stderr = Output(channel, start.id, fd=2)
-        self.stdin = Input(channel, start.id) if start.stdin else None
+        self._found = command if isinstance(command, messages.ExecutionState) else None
+        self._starting = channel.open(start, end=True) if start else None
+        self.stdout = Output(channel, self.id, fd=1, offset=offsets[0])
+        self.stderr = Output(channel, self.id, fd=2, offset=offsets[1])
+        self.stdin = Input(channel, self.id) if start and start.stdin else None
         self._ending = asyncio.create_task(self._watch_end())
 
     async def started(self) -> int:
@@ -186,6 +273,9 @@ class Execution:
             ChannelError: the link broke.
         """
         while True:
+            if self._start is None or self._starting is None:
+                assert self._found is not None
+                return self._found.pid
             try:
                 return (await self._starting.reply(messages.Started)).pid
             except LinkResetError:
@@ -214,6 +304,17 @@ class Execution:
         request = messages.ExecResize(id=self.id, rows=rows, cols=cols)
         await self._channel.call_again(request, messages.Empty)
 
+    async def take_input(self) -> Input:
+        """Its input, behind what another client has written. Raises as ``Input.resume``."""
+        if self.stdin is None:
+            self.stdin = await Input.resume(self._channel, self.id)
+        return self.stdin
+
+    async def detach(self) -> None:
+        """Have it outlive this client, and let go of it here. Raises as ``started``."""
+        await self._channel.call_again(messages.ExecDetach(id=self.id), messages.Empty)
+        self.close()
+
     def release(self) -> None:
         """Have the guest end it if it still runs, and forget it, here and there. Does not wait."""
         self.close()
@@ -223,7 +324,8 @@ class Execution:
         """Let go of it here; in the guest it goes on."""
         if not self._ending.cancel() and not self._ending.cancelled():
             self._ending.exception()  # it may be that nobody awaits it
-        self._starting.cancel()
+        if self._starting is not None:
+            self._starting.cancel()
         self.stdout.close()
         self.stderr.close()
         if self.stdin is not None:
@@ -240,6 +342,17 @@ class Execution:
             if execution.id == self.id:
                 return execution.pid
         raise GuestError("the execution is gone", reason="not_found")
+
+
+def _place_error(offset: int, error: GuestError) -> GuestError:
+    """Say what is wrong with the place from which output was to be read."""
+    if error.reason == "gone":
+        message = f"output from byte {offset} on was read already and is not held any more"
+        hint = "without an offset, what is held is read from its beginning"
+        return GuestError(message, reason="gone", hint=hint)
+    if error.reason == "invalid":
+        return GuestError(f"byte {offset} of the output was not written yet", reason="invalid")
+    return error
 
 
 def _start_error(start: messages.ExecStart, error: GuestError) -> GuestError:

@@ -1,8 +1,10 @@
-"""Requests and replies of the agent protocol, sections 5, 6 and 8, as typed records in MessagePack."""
+"""Requests and replies of the agent protocol, sections 5, 6, 8 and 10, as typed records in MessagePack."""
 
 from __future__ import annotations
 
 import msgspec
+
+from atoll.guest import wire
 
 __all__ = [
     "HOST_ERROR",
@@ -19,6 +21,7 @@ __all__ = [
     "DiskUse",
     "Empty",
     "EntropyReseed",
+    "ExecDetach",
     "ExecList",
     "ExecOutput",
     "ExecRelease",
@@ -38,6 +41,7 @@ __all__ = [
     "MemoryUse",
     "ModuleLoad",
     "NetConfigure",
+    "NetConnect",
     "NetworkUse",
     "Offset",
     "Online",
@@ -148,6 +152,15 @@ class NetConfigure(Request, frozen=True, tag="net.configure"):
     wait: int = 5000
 
 
+class NetConnect(Request, frozen=True, tag="net.connect"):
+    """Connect to a server in the guest: to ``port`` of an address, or to the unix socket at ``path``."""
+
+    host: str | None = None
+    port: int | None = None
+    path: str | bytes | None = None
+    window: int = wire.WINDOW
+
+
 class FsMount(Request, frozen=True, tag="fs.mount"):
     """Mount ``source`` at ``target``, which is made where it is missing."""
 
@@ -211,10 +224,11 @@ class ExecStart(Request, frozen=True, tag="exec.start"):
 
 
 class ExecStdin(Request, frozen=True, tag="exec.stdin"):
-    """Send input from ``offset`` on."""
+    """Send input from ``offset`` on, or with ``append`` behind all that the guest has received."""
 
     id: str
     offset: int = 0
+    append: bool = False
 
 
 class ExecOutput(Request, frozen=True, tag="exec.output"):
@@ -250,6 +264,12 @@ class ExecList(Request, frozen=True, tag="exec.list"):
     """Ask which executions the guest holds, but for the first ``skip``."""
 
     skip: int = 0
+
+
+class ExecDetach(Request, frozen=True, tag="exec.detach"):
+    """Have an execution outlive its client."""
+
+    id: str
 
 
 class ExecRelease(Request, frozen=True, tag="exec.release"):
@@ -399,9 +419,12 @@ class Offset(msgspec.Struct, frozen=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """How a command ended: by itself with ``code``, or by ``signal``.
+    """How a command ended.
 
     Attributes:
+        code: its exit status, or None if a signal ended it.
+        signal: the number of that signal, or None.
+        core: whether it left a core dump.
         stdout: bytes that the command wrote to descriptor 1 before it ended; ``stderr`` likewise.
         started: ns of the guest's boot time clock; ``ended`` likewise.
         user: CPU time in µs; ``system`` likewise.
@@ -419,13 +442,44 @@ class Exit(msgspec.Struct, frozen=True):
     signal: int | None = None
     core: bool = False
 
+    @property
+    def returncode(self) -> int:
+        """Its status as a shell has it: 128 plus the number of the signal that ended it."""
+        return self.code if self.code is not None else 128 + (self.signal or 0)
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended with status 0."""
+        return self.code == 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that it ran, by the guest's clock."""
+        return (self.ended - self.started) / 1e9
+
 
 class ExecutionState(msgspec.Struct, frozen=True):
-    """One execution that the guest holds."""
+    """One execution that the guest holds.
+
+    Attributes:
+        id: what ``attach`` takes.
+        pid: its process id in the guest.
+        running: whether it has not ended yet.
+        stdin: whether it takes input.
+        tty: whether it has a terminal.
+    """
 
     id: str
     pid: int
     running: bool
+    stdin: bool = False
+    tty: bool = False
+    arguments: tuple[bytes, ...] = msgspec.field(default=(), name="argv")
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command, of which the guest keeps 1,024 bytes; bytes that are no UTF-8 are replaced."""
+        return tuple(argument.decode(errors="replace") for argument in self.arguments)
 
 
 class Executions(msgspec.Struct, frozen=True):

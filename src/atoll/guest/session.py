@@ -62,8 +62,9 @@ SessionEvent = Welcomed | Replied | Data | Reset | Writable
 
 @dataclass(slots=True)
 class _Stream:
-    send_window: int = wire.WINDOW
-    receive_window: int = wire.WINDOW
+    window: int
+    send_window: int
+    receive_window: int
     consumed: int = 0
     local_ended: bool = False
     remote_ended: bool = False
@@ -97,8 +98,13 @@ class Session:
         self._queue(wire.resync_preamble())
         self._queue(wire.encode(FrameType.HELLO, 0, Hello(wire.VERSION, wire.VERSION, nonce).encode()))
 
-    def open(self, request: bytes, *, end: bool) -> int:
-        """Send a request and return its stream's id. ``end``: no DATA will follow from this side.
+    def open(self, request: bytes, *, end: bool, window: int = wire.WINDOW) -> int:
+        """Send a request and return its stream's id.
+
+        Args:
+            request: a MessagePack map.
+            end: no DATA will follow from this side.
+            window: bytes with which either direction begins, as the request says.
 
         Raises:
             ProtocolError: the request is larger than a frame.
@@ -108,7 +114,7 @@ class Session:
             raise ProtocolError(message, code="too_large", hint="pass large input through stdin or a file")
         stream = self._next_stream
         self._next_stream += 2
-        self._streams[stream] = _Stream(local_ended=end)
+        self._streams[stream] = _Stream(window, window, window, local_ended=end)
         self._queue(wire.encode(FrameType.OPEN, stream, request, end=end))
         return stream
 
@@ -140,7 +146,7 @@ class Session:
         if state is None or state.remote_ended:
             return
         state.consumed += count
-        if state.consumed >= wire.WINDOW // 4:
+        if state.consumed >= state.window // 4:
             state.receive_window += state.consumed
             self._queue(wire.encode(FrameType.CREDIT, stream, _CREDIT.pack(state.consumed)))
             state.consumed = 0
@@ -216,7 +222,7 @@ class Session:
             raise ProtocolError("malformed CREDIT")
         (credit,) = _CREDIT.unpack(frame.payload)
         state.send_window += credit
-        if state.send_window > wire.WINDOW:
+        if state.send_window > state.window:
             raise ProtocolError(f"more CREDIT than was used on stream {frame.stream}")
         return Writable(frame.stream, credit) if credit else None
 

@@ -36,6 +36,11 @@ __all__ = ["Machine"]
 #: Attempts to reach a supervisor: one that is found may be about to leave.
 _ATTEMPTS = 20
 
+#: Seconds that a supervisor has to record that its guest is gone.
+_RECORD_GRACE = 2.0
+
+_AT_REST = (Phase.STOPPED, Phase.FAILED, Phase.CREATED)
+
 
 class Machine(Commands):
     """A machine of this user, by its name. Nothing is done before a method is called.
@@ -330,7 +335,7 @@ class Machine(Commands):
         Raises:
             TimeoutError: ``timeout`` seconds have passed.
         """
-        wanted = phases or (Phase.STOPPED, Phase.FAILED, Phase.CREATED)
+        wanted = phases or _AT_REST
         async with asyncio.timeout(timeout):
             while (state := self.state).phase not in wanted:
                 try:
@@ -444,16 +449,28 @@ class Machine(Commands):
         return self.control.agent
 
     async def _explain(self, error: ChannelError) -> AtollError:
-        """What is behind a connection that broke: the machine's own record says it best."""
-        await self.close()
+        """What is behind a channel that broke: the machine's own record says it best.
+
+        The connection to the supervisor is kept if it is whole: others may wait for answers on it.
+        """
+        if self._control is not None and self._control.broken:
+            await self.close()
         with contextlib.suppress(AtollError, TimeoutError):
+            await self._recorded()
+        with contextlib.suppress(AtollError):
             state = self.state
-            if not state.active:
+            if not state.active or state.phase is Phase.STARTING:
                 failure = state.failure
                 hint = failure.hint if failure else f"`atoll start {self.name}` starts it"
                 message = failure.message if failure else f"{self.name} is {state.phase}: {state.cause}"
                 return StateError(message, code="gone", hint=hint)
         return error
+
+    async def _recorded(self) -> None:
+        """Wait until the end of the guest is on record, which its clients are told of before."""
+        async with asyncio.timeout(_RECORD_GRACE):
+            if self._control is not None:
+                await self._control.wait_for(Phase.STARTING, *_AT_REST)
 
     async def _active(self, done: str) -> Control:
         """A connection to the supervisor of a machine that has a VM."""

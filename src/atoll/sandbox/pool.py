@@ -85,7 +85,7 @@ class Pool:
                 continue
             return box
         box = self._make()
-        await box.start()
+        await box.open()
         return box
 
     async def close(self) -> None:
@@ -124,7 +124,7 @@ class Pool:
     async def _add(self) -> None:
         box = self._make()
         try:
-            await box.start()
+            await box.open()
             for argv in _WARM_UP:
                 with contextlib.suppress(AtollError):  # an image may have neither
                     await box.run(argv)

@@ -17,6 +17,7 @@ from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.hypervisor.port import FreezableVm
+from atoll.sandbox import warm
 from atoll.template import cache
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
@@ -38,6 +39,8 @@ class Sandbox(Commands):
         workdir: directory in which commands start; their user's home by default.
         cold: boot the VM instead of starting it from a template.
         user: who runs commands: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root by default.
+        template: one that ``atoll template build`` made: the sandbox goes on where that was frozen, with its
+            image, its processes and, unless ``memory`` says more, its size.
         config: resolved settings; by default those of this user. The arguments above win over them.
         on_event: told of everything that happens, see ``atoll.events``.
         spawned: a VM of ``image`` that runs already; it is taken over.
@@ -58,6 +61,7 @@ class Sandbox(Commands):
         workdir: str | None = None,
         user: str | None = None,
         cold: bool | None = None,
+        template: str | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
@@ -67,17 +71,21 @@ class Sandbox(Commands):
         self._config = load(flags).config if config is None else override(config, flags)
         super().__init__(on_event, env=env, workdir=workdir, user=user)
         self._vm = Vm(spawned, on_event) if spawned else None
+        self._template = template
+        self._memory = self._config.memory if memory is not None else None
         self.image = image
         self.name = spawned.name if spawned else runtime.new_name()
+
+    start = Commands.start_process
 
     @property
     def vm(self) -> Vm:
         """The VM below; for what this class does not offer."""
         if self._vm is None:
-            raise UsageError("the sandbox is not started", code="state", hint="use it in a with statement")
+            raise UsageError("the sandbox is not open", code="state", hint="use it in a with statement")
         return self._vm
 
-    async def start(self) -> None:
+    async def open(self) -> None:
         """Spawn the VM and wait until it is up.
 
         Raises:
@@ -107,12 +115,17 @@ class Sandbox(Commands):
 
     async def _launch(self) -> None:
         """Launch beside the event loop: builds take long. A cancelled caller does not wait for them."""
-        launch = _Launch(lambda: runtime.launch(self._config, self.name, self.image, emit=self._emit))
+        launch = _Launch(self._spawn)
         try:
             self._vm = Vm(await launch.spawned(), self._emit)
         except asyncio.CancelledError:
             launch.abandon()
             raise
+
+    def _spawn(self) -> Spawned:
+        if self._template is None:
+            return runtime.launch(self._config, self.name, self.image, emit=self._emit)
+        return warm.launch(self._config, self.name, self._template, self._memory, emit=self._emit)
 
     async def close(self) -> None:
         """Remove the VM. Closing twice is fine."""
@@ -152,7 +165,7 @@ class Sandbox(Commands):
         try:
             async with asyncio.TaskGroup() as tasks:
                 for copy in copies:
-                    tasks.create_task(copy.start())
+                    tasks.create_task(copy.open())
         except BaseExceptionGroup as errors:
             raise innermost(errors) from None
         finally:
@@ -182,7 +195,7 @@ class Sandbox(Commands):
         return await self.vm.explain(error)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        await self.open()
         return self
 
     async def __aexit__(

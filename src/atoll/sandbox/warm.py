@@ -21,7 +21,7 @@ from atoll.template.key import Recipe, clone_of, identity_of, plan_original, wit
 from atoll.vm.bootplan import user_network
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
-__all__ = ["build", "find", "launch"]
+__all__ = ["build", "find", "launch", "rebuilt"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -77,9 +77,8 @@ def find(config: Config, name: str) -> Template:
     if template is None or template.manifest.machine is None:
         broken = config.paths.own.template(name).directory.exists()
         message = f"the template {name} is broken" if broken else f"there is no template {name}"
-        raise ImageError(
-            message, code="template", hint=f"make it with `atoll template build {name} --image IMAGE`"
-        )
+        hint = "`atoll template ls` lists them; `atoll template build NAME --image IMAGE` makes one"
+        raise ImageError(message, code="template", hint=hint)
     return template
 
 
@@ -106,7 +105,7 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
     hypervisor = QemuHypervisor(host)
     if manifest.identity != _identity(hypervisor, host, manifest.machine):
         message = f"the template {template} was made with another QEMU, or on another CPU"
-        raise ImageError(message, code="stale", hint=f"make it anew with `atoll template build {template}`")
+        raise ImageError(message, code="stale", hint="`atoll template build NAME` makes it anew")
     size = manifest.memory if memory is None else memory
     if size < manifest.memory:
         message = f"the template {template} has {manifest.memory >> 20} MiB of memory, and so have its VMs"
@@ -117,8 +116,8 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
         return spawn_clone(hypervisor, machine, clone, emit)
 
 
-def rebuilt(config: Config, name: str) -> tuple[str, Preparation, Config]:
-    """What a template was made of, to make it anew: its image, what was done in it, and its size.
+def rebuilt(config: Config, name: str) -> tuple[Config, str, str, Preparation]:
+    """What makes a template anew: the arguments of ``build``.
 
     Raises:
         ImageError: as ``find``.
@@ -126,7 +125,7 @@ def rebuilt(config: Config, name: str) -> tuple[str, Preparation, Config]:
     manifest = find(config, name).manifest
     assert manifest.preparation is not None
     same = replace(config, cpus=manifest.vcpus, memory=manifest.memory, accel=manifest.accelerator)
-    return manifest.image, manifest.preparation, same
+    return same, name, manifest.image, manifest.preparation
 
 
 def _check(name: str) -> None:

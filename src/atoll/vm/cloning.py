@@ -16,15 +16,21 @@ __all__ = ["identity_of", "new_identity", "renewed_identity"]
 _SEED = 64
 
 
-def new_identity(name: str, *, growth: int = 0) -> CloneBegin:
+def new_identity(machine: Machine, *, growth: int = 0) -> CloneBegin:
     """A sandbox: nothing of it is its sibling's. It will have ``growth`` bytes of memory more at once."""
     return CloneBegin(
         realtime=time.time_ns(),
         seed=os.urandom(_SEED),
-        hostname=name,
+        mac=_new_mac() if machine.network is not None else "",
+        hostname=machine.name,
         machine_id=os.urandom(16).hex(),
         growth=growth,
     )
+
+
+def _new_mac() -> str:
+    """An address that is nobody's (IEEE 802c: locally administered)."""
+    return ":".join(f"{byte:02x}" for byte in (2, *os.urandom(5)))
 
 
 def renewed_identity() -> CloneBegin:

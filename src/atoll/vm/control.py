@@ -52,6 +52,14 @@ class _Opened(msgspec.Struct):
 
     method: str
     id: str = ""
+    window: object = None
+
+    @property
+    def stream_window(self) -> int:
+        """With how many bytes its stream begins; what the guest will refuse does not matter."""
+        if self.method != "net.connect" or not isinstance(self.window, int):
+            return wire.WINDOW
+        return max(0, min(self.window, wire.WINDOW))
 
 
 _decode_opened = msgspec.msgpack.Decoder(_Opened).decode
@@ -310,9 +318,12 @@ class Client:
             self._executions.add(opened.id)
         elif opened.method == "exec.release":
             self._executions.discard(opened.id)
+        elif opened.method == "exec.detach":
+            for client in self._server.clients:
+                client.disown(opened.id)
         relay = self._streams[frame.stream] = Relay(self, channel, frame.stream, starts=starts)
         try:
-            relay.open(frame.payload, end=frame.end)
+            relay.open(frame.payload, end=frame.end, window=opened.stream_window)
         except ChannelError as error:
             relay.on_failure(error)
 

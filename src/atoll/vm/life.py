@@ -91,7 +91,7 @@ class Vm:
             self._agent = Agent(self._channel)
             if self._clone is not None:
                 growth = self._clone.memory - self.machine.memory
-                self._beginning = self._agent.begin(new_identity(self.name, growth=growth))
+                self._beginning = self._agent.begin(new_identity(self.machine, growth=growth))
         return self._agent
 
     async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage, not of a call

@@ -56,10 +56,10 @@ class Relay:
         self._ours_ended = False
         self._theirs_ended = False
 
-    def open(self, request: bytes, *, end: bool) -> None:
-        """Send the request on."""
+    def open(self, request: bytes, *, end: bool, window: int) -> None:
+        """Send the request on, whose stream begins with ``window`` bytes."""
         self._ours_ended = end
-        self._number = self._channel.forward(request, self, end=end)
+        self._number = self._channel.forward(request, self, end=end, window=window)
 
     # From the guest.
 

@@ -1,0 +1,14 @@
+"""The SDK for programs without an event loop, derived from ``atoll.aio``.
+
+One thread of the program runs an event loop; each blocking method hands the coroutine of its namesake to it
+and waits. Signatures, types and docstrings are those of the original.
+"""
+
+from __future__ import annotations
+
+from atoll.blocking.files import Files, Watch
+from atoll.blocking.machine import Machine
+from atoll.blocking.processes import Exposed, Process, Reader
+from atoll.blocking.sandbox import Pool, Sandbox
+
+__all__ = ["Exposed", "Files", "Machine", "Pool", "Process", "Reader", "Sandbox", "Watch"]

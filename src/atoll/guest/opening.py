@@ -1,0 +1,77 @@
+"""What is awaited for an object, or entered for one that is closed at the end of the block."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+__all__ = ["Closing", "Opening", "opening"]
+
+
+class Closing:
+    """Base of what is closed at the end of a block."""
+
+    async def close(self) -> None:
+        """End it. Closing twice is fine."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+P = ParamSpec("P")
+C = TypeVar("C", bound=Closing)
+
+
+class Opening(Coroutine[Any, Any, C]):
+    """A coroutine that may stand behind ``await`` as well as behind ``async with``.
+
+    Args:
+        coroutine: opens the object.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, C]) -> None:
+        self._coroutine = coroutine
+        self._opened: C | None = None
+
+    def __await__(self) -> Generator[Any, Any, C]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any) -> Any:
+        """As coroutines have it; ``throw`` and ``close`` likewise."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """As coroutines have it."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """As coroutines have it."""
+        self._coroutine.close()
+
+    async def __aenter__(self) -> C:
+        self._opened = await self._coroutine
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._opened is not None
+        await self._opened.close()
+
+
+def opening(method: Callable[P, Coroutine[Any, Any, C]]) -> Callable[P, Opening[C]]:
+    """Make a method whose object may be awaited or entered."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Opening[C]:
+        return Opening(method(*args, **kwargs))
+
+    return call
