@@ -101,6 +101,7 @@ async def test_a_hypervisor_that_hangs_is_taken_over_and_ended_by_force(dev):
     os.kill(status.vm, signal.SIGSTOP)
     os.kill(status.supervisor, KILL)
     await gone(status.supervisor)
+    await until(lambda: dev.control.broken)
     began = time.monotonic()
     async with asyncio.timeout(60):
         stopped = await dev.stop(force=True)
