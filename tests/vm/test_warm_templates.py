@@ -80,7 +80,7 @@ async def test_sandboxes_go_on_with_files_and_processes_and_are_themselves(shelf
 @pytest.mark.usefixtures("no_leftovers")
 async def test_it_stays_as_it_was_and_serves_larger_sandboxes_but_no_smaller_ones(shelf, prepared):
     async with aio.Sandbox(template="mine", memory="1G", config=shelf) as box:
-        assert (await box.info()).memory_total > 900 << 20
+        assert (await box.info()).memory_total > 800 << 20
         await box.run(["sh", "-c", "rm /root/made; head -c 50M /dev/zero > /root/more"], check=True)
     with pytest.raises(UsageError) as caught:
         await aio.Sandbox(template="mine", memory="256M", config=shelf).open()

@@ -142,10 +142,10 @@ class FreezableVm(VirtualMachine, Protocol):
         """
 
     async def copy(self, fd: int) -> float:
-        """Write devices and RAM to an open file while the guest goes on.
+        """Write devices and RAM to an open file; the guest stands still meanwhile, and then goes on.
 
         Returns:
-            Seconds for which the vCPUs stood still at the end of it.
+            Seconds for which the vCPUs stood still.
 
         Raises:
             BootError: stage ``copy``: it cannot be written; the guest goes on.

@@ -94,6 +94,7 @@ def render(
         program,
         *("-name", f"guest={_escape(machine.name)}"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-global", "migration.store-global-state=off"),  # what goes on from a VM that stands still runs
         *(("-pidfile", str(pid_file)) if pid_file else ()),
         *(("-sandbox", SANDBOX) if sandbox else ()),
         *("-machine", board.machine + (",memory-backend=ram" if _has_backend(machine) else "")),
