@@ -158,7 +158,7 @@ def test_build_takes_what_shapes_a_vm():
     found = parsed(
         ["template", "build", "-f", "-m", "1G", "--cpus", "2", "--accel", "tcg", "debian:bookworm"]
     )
-    assert (found.image, found.force, found.memory, found.cpus) == ("debian:bookworm", True, "1G", "2")
+    assert (found.name, found.force, found.memory, found.cpus) == ("debian:bookworm", True, "1G", "2")
     assert not parsed(["template", "build", "debian"]).force
 
 
