@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 
 import msgspec
 import pytest
@@ -224,6 +225,17 @@ class TestRemoval:
                 cache.sweep(paths)
             assert busy.exists()
             assert not left.exists()
+
+    def test_what_nobody_used_for_a_week_is_pruned_but_not_what_is_used_or_being_made(self, paths, enter):
+        used, unused, busy = (enter(name) for name in ("used", "unused", "busy"))
+        long_ago = time.time() - 8 * 86_400
+        for template in (used, unused, busy):
+            os.utime(template.place.manifest, (long_ago, long_ago))
+        (paths.templates / "damaged").mkdir()
+        cache.note_use(used)
+        with store.lock(cache.lock_of(paths, "busy")):
+            cache.prune(paths)
+        assert [one.name for one in cache.installed(paths)] == ["busy", "used"]
 
     def test_sweeping_takes_no_template(self, paths, enter):
         template = enter()
