@@ -1,5 +1,5 @@
 /*
- * data.grow, data.trim: the ext4 file system under the root's overlay. Agent protocol, section 5.
+ * data.grow, data.trim, data.limit: the file system under the root's overlay. Agent protocol, section 5.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "growth.h"
 #include "task.h"
 
 #define EXT4_IOC_RESIZE_FS _IOW('f', 16, uint64_t)
@@ -25,6 +26,8 @@ enum {
     SMALLEST_BLOCK = 1024,
     LARGEST_LOG_BLOCK_SIZE = 6,
 };
+
+enum { LIMIT_MIN = 4096 };
 
 struct upkeep {
     struct task task;
@@ -177,8 +180,28 @@ static void data_trim(struct request *request)
     task_start(request, &upkeep->task);
 }
 
+/* At once: to remount a tmpfs takes no time. */
+static void data_limit(struct request *request)
+{
+    const struct boot *boot = &request->agent->boot;
+    struct failure failed;
+    int64_t size;
+
+    if (!param_int(request, "size", LIMIT_MIN, INT64_MAX, &size))
+        return;
+    if (request->agent->mode == AGENT_HOSTED)
+        request_reply_empty(request);
+    else if (boot->memory_mount < 0)
+        request_fail(request, failure_os(ENODEV, NULL, "the root is not in memory"));
+    else if (!growth_limit_root(boot->memory_mount, size, &failed))
+        request_fail(request, failed);
+    else
+        request_reply_empty(request);
+}
+
 const struct method data_methods[] = {
     {"data.grow", true, data_grow},
     {"data.trim", true, data_trim},
+    {"data.limit", true, data_limit},
     {NULL, false, NULL},
 };

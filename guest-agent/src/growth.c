@@ -57,6 +57,25 @@ static void allow_processes(rlim_t more)
         setrlimit(RLIMIT_SIGPENDING, &limit);
 }
 
+static bool remount(int upper, const char *options, struct failure *failed)
+{
+    bool resized = fchdir(upper) == 0 && mount(NULL, ".", NULL, MS_REMOUNT, options) == 0;
+    int error = errno;
+
+    if (chdir("/") == 0 && resized)
+        return true;
+    *failed = failure_os(error, NULL, "resize the root");
+    return false;
+}
+
+bool growth_limit_root(int upper, int64_t size, struct failure *failed)
+{
+    char options[32];
+
+    snprintf(options, sizeof(options), "size=%lld", (long long)size);
+    return remount(upper, options, failed);
+}
+
 bool growth_raise_limits(int upper, int64_t growth, struct failure *failed)
 {
     const unsigned long flags = MS_REMOUNT | MS_NOSUID | MS_NODEV;
@@ -65,14 +84,8 @@ bool growth_raise_limits(int upper, int64_t growth, struct failure *failed)
     if (growth == 0)
         return true;
     tmpfs_options(options, sizeof(options), growth);
-    if (upper >= 0) {
-        bool resized = fchdir(upper) == 0 && mount(NULL, ".", NULL, MS_REMOUNT, options) == 0;
-        int error = errno;
-        if (chdir("/") < 0 || !resized) {
-            *failed = failure_os(error, NULL, "resize the root");
-            return false;
-        }
-    }
+    if (upper >= 0 && !remount(upper, options, failed))
+        return false;
     mount(NULL, "/run", NULL, flags, options);
     mount(NULL, "/dev/shm", NULL, flags, options);
     add_to("/proc/sys/kernel/threads-max", growth / PER_THREAD);

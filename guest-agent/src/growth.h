@@ -13,4 +13,7 @@
  * tmpfs under the root's overlay, or -1. False, with `failed` set, if what users write cannot grow. */
 bool growth_raise_limits(int upper, int64_t growth, struct failure *failed);
 
+/* Has the root's tmpfs, known by a descriptor, take no more than so many bytes. False if it holds more already. */
+bool growth_limit_root(int upper, int64_t size, struct failure *failed);
+
 #endif

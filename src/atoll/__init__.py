@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from atoll.guest.handle import Detached
     from atoll.guest.messages import ExecutionState, Exit, TerminalSize
     from atoll.guest.result import CommandFailedError, Result
+    from atoll.sandbox.limits import CODE_EXECUTION
     from atoll.vm.state import StateError
 
 __all__ = [
+    "CODE_EXECUTION",
     "AtollError",
     "BootError",
     "ChannelError",
@@ -72,6 +74,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "CODE_EXECUTION": "atoll.sandbox.limits",
     "CommandFailedError": "atoll.guest.result",
     "FileChange": "atoll.guest.file_messages",
     "FileInfo": "atoll.guest.file_messages",

@@ -10,14 +10,24 @@ import msgspec
 from atoll.config import Config
 from atoll.errors import BootError, PreflightError, StoreError, UsageError
 from atoll.events import Emit, ignore
-from atoll.hypervisor.model import Architecture, Machine, parse_architecture
+from atoll.hypervisor.model import Architecture, Machine, UserNetwork, parse_architecture
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
 from atoll.image import catalog, kernel
 from atoll.template import cache
 from atoll.template.cache import Manifest, Template
-from atoll.template.key import Recipe, base_memory, clone_of, identity_of, name_of, plan_original
+from atoll.template.key import (
+    TEMPLATE_MAC,
+    Recipe,
+    base_memory,
+    clone_of,
+    identity_of,
+    name_of,
+    plan_original,
+)
 from atoll.vm import accelerator
+from atoll.vm.bootplan import user_network
+from atoll.vm.identity import new_mac
 from atoll.vm.origin import Origin
 from atoll.vm.plan import Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
@@ -122,8 +132,8 @@ def ensure_image(config: Config, name: str, emit: Emit = ignore) -> catalog.Imag
     )
 
 
-def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Prepared:
-    """A throw-away VM of ``image``.
+def prepare(config: Config, name: str, image: str, *, network: bool = False, emit: Emit = ignore) -> Prepared:
+    """A throw-away VM of ``image``, with a network card if ``network``.
 
     Raises:
         ImageError: the image is unknown, corrupt, or cannot be built; else as ``found``.
@@ -131,7 +141,10 @@ def prepare(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Pr
     found_image = ensure_image(config, image, emit)
     base = found(config, emit=emit)
     files = msgspec.structs.replace(base.files, root=found_image.root)
-    return Prepared(base, found_image, plan(name, files, base.shape, machine_id=os.urandom(16).hex()))
+    machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex())
+    if network:
+        machine = msgspec.structs.replace(machine, network=UserNetwork(new_mac()))
+    return Prepared(base, found_image, machine)
 
 
 def new_name() -> str:
@@ -139,18 +152,19 @@ def new_name() -> str:
     return f"sandbox-{os.urandom(4).hex()}"
 
 
-def launch(config: Config, name: str, image: str, *, emit: Emit = ignore) -> Spawned:
+def launch(config: Config, name: str, image: str, *, network: bool = False, emit: Emit = ignore) -> Spawned:
     """Prepare a VM and spawn it: from a template, which is made on its first use, or cold.
 
     Raises:
         AtollError: as ``prepare``; ``BootError`` with stage ``spawn``.
     """
-    prepared = prepare(config, name, image, emit=emit)
+    prepared = prepare(config, name, image, network=network, emit=emit)
     if not config.cold:
         spawned = _from_template(config, prepared, emit)
         if spawned is not None:
             return spawned
-    return spawn(prepared.base.hypervisor, prepared.machine, emit)
+    modules = prepared.base.devices.get("virtio_net", ()) if network else ()
+    return spawn(prepared.base.hypervisor, prepared.machine, emit, modules=modules)
 
 
 def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | None:
@@ -205,6 +219,14 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
     shape = msgspec.structs.replace(base.shape, memory=memory)
     original = plan_original(files, shape, most=most)
+    devices = ["virtio_mem"] if growing else []
+    kind = prepared.image.manifest.name
+    network = None
+    if machine.network is not None:
+        original = msgspec.structs.replace(original, network=UserNetwork(TEMPLATE_MAC))
+        network = user_network(TEMPLATE_MAC)
+        devices.append("virtio_net")
+        kind += ".network"
     identity = identity_of(
         base.hypervisor.vector(original),
         (
@@ -216,7 +238,7 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
         ),
     )
     manifest = Manifest(
-        name=name_of(prepared.image.manifest.name, shape, base.identity),
+        name=name_of(kind, shape, base.identity),
         identity=identity,
         image=prepared.image.manifest.name,
         accelerator=machine.accelerator,
@@ -225,8 +247,8 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
         hypervisor=f"QEMU {base.host.version}",
         created=0.0,
     )
-    modules = base.devices["virtio_mem"] if growing else ()
-    return Recipe(base.hypervisor, original, manifest, modules, config.boot_timeout)
+    modules = tuple(path for device in devices for path in base.devices.get(device, ()))
+    return Recipe(base.hypervisor, original, manifest, modules, config.boot_timeout, network=network)
 
 
 def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:

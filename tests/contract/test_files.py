@@ -486,15 +486,15 @@ def boxed(guest):
         stop.set()
         await holding[0]
 
-    agent = blocking._wait_for(start())
+    agent = blocking.core.wait_for(start())
     yield blocking.Files(files_of(agent, workdir=str(guest)), os.getpid())
-    blocking._wait_for(end())
+    blocking.core.wait_for(end())
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _loop():
     """The loop of the blocking face stays: it is nothing that a test leaves behind."""
-    blocking._loop()
+    blocking.core.loop()
 
 
 def test_all_of_it_works_without_an_event_loop(boxed, guest):

@@ -31,7 +31,7 @@ NUMBERS = b"".join(b"%d\n" % n for n in range(1, 100_001))
 @pytest.fixture(scope="module", autouse=True)
 def thread_of_the_blocking_face():
     """It is there before descriptors are counted."""
-    blocking._loop()
+    blocking.core.loop()
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_the_blocking_sandbox_has_each_coroutine_method_as_one_that_waits():
 
 def test_the_blocking_sandbox_has_nothing_that_the_other_has_not():
     attributes = set(public(blocking.Sandbox))
-    assert attributes - set(public(aio.Sandbox)) == {"name", "image"}
+    assert attributes - set(public(aio.Sandbox)) == {"name", "image", "labels"}
     box = aio.Sandbox("debian")
     assert blocking.Sandbox("debian").image == box.image == "debian"
 

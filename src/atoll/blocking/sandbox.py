@@ -45,6 +45,11 @@ class Sandbox(Closing):
         return box
 
     @property
+    def labels(self) -> dict[str, str]:
+        """What the program keeps with it."""
+        return self._async.labels
+
+    @property
     def files(self) -> Files:
         """The files of the guest, for whoever runs commands and from where they start."""
         return Files(self._async.files, self._owner)

@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
     )
+    parser.add_argument("--network", action="store_true", help="give it a network")
     parser.add_argument(
         "--template", metavar="NAME", help="start from this template of yours; then no IMAGE is named"
     )
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         env=environment,
         workdir=arguments.workdir,
         user=arguments.user,
+        network=arguments.network,
         config=config,
         on_event=emit,
         spawned=spawned,
@@ -98,7 +100,7 @@ def _spawned(arguments: argparse.Namespace, config: Config, emit: Emit) -> Spawn
     if arguments.image is None:
         hint = "such as `atoll run debian`; `atoll image ls` lists those that are here"
         raise UsageError("no image is named", code="arguments", hint=hint)
-    return runtime.launch(config, name, arguments.image, emit=emit)
+    return runtime.launch(config, name, arguments.image, network=arguments.network, emit=emit)
 
 
 def seconds(text: str | None) -> float | None:

@@ -138,6 +138,10 @@ class Agent:
         """Give blocks that the data disk's file system does not use back to the host; bytes."""
         return (await self._channel.call_again(messages.DataTrim(), messages.Trimmed)).trimmed
 
+    async def limit_data(self, size: int) -> None:
+        """Have a root that lies in memory take no more than ``size`` bytes, at least 4,096."""
+        await self._channel.call_again(messages.DataLimit(size=size), messages.Empty)
+
     async def bring_cpus_online(self) -> int:
         """Use vCPUs that were plugged in; how many are online now."""
         return (await self._channel.call_again(messages.CpuOnline(), messages.Online)).vcpus

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ class Channel:
         self._changed = asyncio.Event()
         self._resyncs = 0
         self._broken: ChannelError | None = None
+        self._last = time.monotonic()
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LINK_QUEUE)
         self._loop.add_reader(sock.fileno(), self._on_readable)
@@ -210,6 +212,11 @@ class Channel:
         return self._broken is not None
 
     @property
+    def idle(self) -> float:
+        """Seconds for which nothing has been under way; 0 while something is."""
+        return 0.0 if self._streams or self._posted else time.monotonic() - self._last
+
+    @property
     def congested(self) -> bool:
         """Whether so much is queued for the link that nobody should add to it: wait for ``room``."""
         return not self._room.is_set()
@@ -260,6 +267,7 @@ class Channel:
         if not count:
             self._lose(ChannelError("the guest is gone: its channel was closed", code="gone"))
             return
+        self._last = time.monotonic()
         try:
             for event in self._session.receive(memoryview(self._buffer)[:count]):
                 self._dispatch(event)
@@ -295,6 +303,7 @@ class Channel:
         """Write what the socket takes now; the event loop writes the rest."""
         if self._corked:
             return
+        self._last = time.monotonic()
         session = self._session
         outgoing = session.outgoing()
         try:

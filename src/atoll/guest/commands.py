@@ -35,6 +35,7 @@ class Commands:
         env: variables of every command.
         workdir: directory in which commands start; their user's home by default.
         user: who runs them; root by default.
+        timeout: seconds after which ``run`` ends one that is not told another limit.
     """
 
     name: str
@@ -46,11 +47,13 @@ class Commands:
         env: Mapping[str, str] | None = None,
         workdir: str | None = None,
         user: str | None = None,
+        timeout: float | None = None,
     ) -> None:
         self._emit = emit
         self._env = dict(env or {})
         self._workdir = workdir
         self._user = user
+        self._timeout = timeout
         self._executions = 0
         self._prefix = f"x{os.urandom(4).hex()}-"  # others may run commands in the same guest
 
@@ -107,6 +110,7 @@ class Commands:
             BootError: the VM died; the stage is ``command``.
         """
         data = input.encode() if isinstance(input, str) else input
+        timeout = self._timeout if timeout is None else timeout
         execution = await self.start_command(
             argv, env=env, cwd=cwd, user=user, stdin=data is not None, timeout=timeout
         )

@@ -17,6 +17,7 @@ __all__ = [
     "CpuOnline",
     "CpuTimes",
     "DataGrow",
+    "DataLimit",
     "DataTrim",
     "DiskUse",
     "Empty",
@@ -184,6 +185,12 @@ class DataGrow(Request, frozen=True, tag="data.grow"):
 
 class DataTrim(Request, frozen=True, tag="data.trim"):
     """Discard the blocks that the data disk's file system does not use."""
+
+
+class DataLimit(Request, frozen=True, tag="data.limit"):
+    """Have a root that lies in memory take no more than ``size`` bytes."""
+
+    size: int
 
 
 class CpuOnline(Request, frozen=True, tag="cpu.online"):

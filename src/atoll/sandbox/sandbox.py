@@ -17,7 +17,9 @@ from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.hypervisor.port import FreezableVm
-from atoll.sandbox import warm
+from atoll.sandbox import limits, warm
+from atoll.sandbox.keeping import Keeper
+from atoll.sandbox.limits import OnIdle
 from atoll.template import cache
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
@@ -41,6 +43,14 @@ class Sandbox(Commands):
         user: who runs commands: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root by default.
         template: one that ``atoll template build`` made: the sandbox goes on where that was frozen, with its
             image, its processes and, unless ``memory`` says more, its size.
+        network: give it a network card, behind QEMU's own address translation.
+        disk: how much can be written to its root, such as ``"256M"``, or bytes; half its memory by default.
+        processes: how many processes and threads it may have, beside those of the kernel.
+        command_timeout: seconds after which ``run`` ends a command, where it is not told another limit.
+        ttl: seconds after which it is closed.
+        idle_timeout: seconds without a request, and without a command that runs, until ``on_idle`` is done.
+        on_idle: ``stop`` closes it; ``pause`` has it stand still until the next request.
+        labels: whatever the program wants to keep with it.
         config: resolved settings; by default those of this user. The arguments above win over them.
         on_event: told of everything that happens, see ``atoll.events``.
         spawned: a VM of ``image`` that runs already; it is taken over.
@@ -62,6 +72,14 @@ class Sandbox(Commands):
         user: str | None = None,
         cold: bool | None = None,
         template: str | None = None,
+        network: bool = False,
+        disk: str | int | None = None,
+        processes: int | None = None,
+        command_timeout: float | None = None,
+        ttl: float | None = None,
+        idle_timeout: float | None = None,
+        on_idle: OnIdle = "stop",
+        labels: Mapping[str, str] | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
@@ -69,10 +87,16 @@ class Sandbox(Commands):
         size = f"{memory / (1 << 20):f}M" if isinstance(memory, int) else memory
         flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel, "cold": cold}
         self._config = load(flags).config if config is None else override(config, flags)
-        super().__init__(on_event, env=env, workdir=workdir, user=user)
+        super().__init__(on_event, env=env, workdir=workdir, user=user, timeout=command_timeout)
         self._vm = Vm(spawned, on_event) if spawned else None
         self._template = template
         self._memory = self._config.memory if memory is not None else None
+        self._network = network
+        self._limits = limits.parse(
+            disk=disk, processes=processes, ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle
+        )
+        self._keeper: Keeper | None = None
+        self.labels = dict(labels or {})
         self.image = image
         self.name = spawned.name if spawned else runtime.new_name()
 
@@ -95,9 +119,11 @@ class Sandbox(Commands):
             await self._launch()
         try:
             await self._boot()
+            await limits.enforce(self._limits, self.vm.agent, self.files)
         except BaseException:
             await self.close()
             raise
+        self._keeper = Keeper(self._limits, self.vm, self.close)
 
     async def _boot(self) -> None:
         try:
@@ -124,11 +150,13 @@ class Sandbox(Commands):
 
     def _spawn(self) -> Spawned:
         if self._template is None:
-            return runtime.launch(self._config, self.name, self.image, emit=self._emit)
+            return runtime.launch(self._config, self.name, self.image, network=self._network, emit=self._emit)
         return warm.launch(self._config, self.name, self._template, self._memory, emit=self._emit)
 
     async def close(self) -> None:
         """Remove the VM. Closing twice is fine."""
+        if self._keeper is not None:
+            self._keeper.stop()
         if self._vm is not None:
             await self._vm.close()
 
@@ -182,16 +210,29 @@ class Sandbox(Commands):
             user=self._user,
             config=self._config,
             on_event=self._emit,
+            template=self._template,
+            network=self._network,
+            command_timeout=self._timeout,
+            ttl=self._limits.ttl or None,
+            idle_timeout=self._limits.idle_timeout or None,
+            on_idle=self._limits.on_idle,
+            labels=self.labels,
             spawned=spawned,
         )
 
     def _freezable(self) -> FreezableVm:
         return cast(FreezableVm, self.vm.hypervised)
 
+    async def _reach(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.wake()
+
     def _reached(self) -> Agent:
         return self.vm.agent
 
     async def _explain(self, error: ChannelError) -> AtollError:
+        if self._keeper is not None and self._keeper.ended:
+            return self._keeper.expired(self.name)
         return await self.vm.explain(error)
 
     async def __aenter__(self) -> Self:

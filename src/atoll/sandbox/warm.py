@@ -17,16 +17,13 @@ from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
 from atoll.template import cache
 from atoll.template.cache import Manifest, Preparation, Template
-from atoll.template.key import Recipe, clone_of, identity_of, plan_original, with_disks_at
+from atoll.template.key import TEMPLATE_MAC, Recipe, clone_of, identity_of, plan_original, with_disks_at
 from atoll.vm.bootplan import user_network
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
 __all__ = ["build", "find", "launch", "rebuilt"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-
-#: The address of a template's network card; each clone is told another.
-_MAC = "02:00:00:00:00:01"
 
 #: Seconds for all that a user has done in a template: packages take minutes to install under emulation.
 _PATIENCE = 3600.0
@@ -141,7 +138,7 @@ def _recipe(config: Config, name: str, prepared: runtime.Prepared, preparation: 
     machine = plan_original(files, base.shape, most=runtime.host_memory() if growing else 0)
     devices = ["virtio_mem"] if growing else []
     if preparation.network:
-        machine = replace(machine, network=UserNetwork(_MAC))
+        machine = replace(machine, network=UserNetwork(TEMPLATE_MAC))
         devices.append("virtio_net")
     manifest = Manifest(
         name=name,
@@ -161,7 +158,7 @@ def _recipe(config: Config, name: str, prepared: runtime.Prepared, preparation: 
         manifest,
         _modules(base.devices, devices),
         config.boot_timeout,
-        network=user_network(_MAC) if preparation.network else None,
+        network=user_network(TEMPLATE_MAC) if preparation.network else None,
         keeps_disks=True,
         patience=_PATIENCE,
     )

@@ -22,6 +22,7 @@ from atoll.vm.plan import Bootable, Shape, plan_growing
 
 __all__ = [
     "FORMAT",
+    "TEMPLATE_MAC",
     "Recipe",
     "base_memory",
     "clone_of",
@@ -45,6 +46,9 @@ _STEP = 4 * _MIB
 
 #: So much of what a VM may have at most cannot be plugged in, bytes: QEMU gets a multiple of a memory block.
 _BLOCK = 128 * _MIB
+
+#: The address of a template's network card; each clone is told another.
+TEMPLATE_MAC = "02:00:00:00:00:01"
 
 #: The names that all templates have: what a clone is called does not change what it is.
 _NAME = "template"

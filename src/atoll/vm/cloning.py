@@ -9,6 +9,7 @@ import msgspec
 
 from atoll.guest.messages import CloneBegin
 from atoll.hypervisor.model import Machine
+from atoll.vm.identity import new_mac
 
 __all__ = ["identity_of", "new_identity", "renewed_identity"]
 
@@ -21,16 +22,11 @@ def new_identity(machine: Machine, *, growth: int = 0) -> CloneBegin:
     return CloneBegin(
         realtime=time.time_ns(),
         seed=os.urandom(_SEED),
-        mac=_new_mac() if machine.network is not None else "",
+        mac=new_mac() if machine.network is not None else "",
         hostname=machine.name,
         machine_id=os.urandom(16).hex(),
         growth=growth,
     )
-
-
-def _new_mac() -> str:
-    """An address that is nobody's (IEEE 802c: locally administered)."""
-    return ":".join(f"{byte:02x}" for byte in (2, *os.urandom(5)))
 
 
 def renewed_identity() -> CloneBegin:

@@ -14,6 +14,7 @@ from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Empty
 from atoll.hypervisor.port import FreezableVm, Pluggable, Position, VirtualMachine
+from atoll.vm.bootplan import user_network
 from atoll.vm.cloning import new_identity, renewed_identity
 from atoll.vm.diagnosis import Evidence, diagnose
 from atoll.vm.spawning import Clone, Spawned
@@ -49,6 +50,7 @@ class Vm:
         self.machine = spawned.machine
         self.hypervisor = spawned.hypervisor
         self._clone = spawned.clone
+        self._modules = spawned.modules
         self._beginning: Stream | None = None
         self._channel: Channel | None = None
         self._agent: Agent | None = None
@@ -70,6 +72,11 @@ class Vm:
     def hypervised(self) -> VirtualMachine:
         """The VM as its hypervisor has it."""
         return self._vm
+
+    @property
+    def idle(self) -> float:
+        """Seconds for which nothing was asked of the guest; 0 while something is under way."""
+        return self._channel.idle if self._channel is not None else 0.0
 
     @property
     def console(self) -> str:
@@ -108,7 +115,9 @@ class Vm:
                 self._reached("agent")
                 if self._clone is not None:
                     await self._begin(self._clone)
-                booted = await agent.booted()
+                booted, _ = await asyncio.gather(agent.booted(), self._correct_clock(agent))
+                if self.machine.network is not None and self._clone is None:
+                    await self._set_up(agent, self.machine.network.mac)
         except GuestError as error:
             raise self._root_error(error) from error
         except ProtocolError as error:
@@ -123,16 +132,28 @@ class Vm:
     async def _begin(self, clone: Clone) -> None:
         """Wait until a clone is itself, and has the memory that it shall have."""
         assert self._beginning is not None
-        await self._beginning.reply(Empty)
+        await _answer(self._beginning)
         if clone.memory > self.machine.memory:
             await _grow_memory(cast(FreezableVm, self._vm).plugging, clone.memory)
-        await self.agent.step_clock(time.time_ns())  # what it was told is as old as its QEMU took to start
+
+    async def _correct_clock(self, agent: Agent) -> None:
+        """What a clone was told of the time is as old as its hypervisor took to start."""
+        if self._clone is not None:
+            await agent.step_clock(time.time_ns())
+
+    async def _set_up(self, agent: Agent, mac: str) -> None:
+        """Give a guest that was booted the addresses of its network."""
+        network = user_network(mac)
+        await agent.load_modules(self._modules)
+        await agent.configure_network(
+            mac, network.address, gateway=network.gateway, resolvers=network.resolvers
+        )
 
     async def renew(self) -> None:
         """Let the vCPUs go on after the guest stood ready for a time; its clock and its seed are new."""
         beginning = self.agent.begin(renewed_identity())
         await cast(FreezableVm, self._vm).resume()
-        await beginning.reply(Empty)
+        await _answer(beginning)
 
     async def explain(self, error: ChannelError | TimeoutError) -> AtollError:
         """What is behind a channel that broke or a guest that does not answer."""
@@ -191,6 +212,14 @@ class Vm:
         return BootError(
             f"{self.name}: {error.message}", stage=stage, hint=hint, detail=self._vm.console.tail()
         )
+
+
+async def _answer(call: Stream) -> None:
+    """Wait for the answer to a request that was sent before."""
+    try:
+        await call.reply(Empty)
+    finally:
+        call.cancel()
 
 
 async def _grow_memory(plugging: Pluggable, size: int) -> None:

@@ -43,6 +43,7 @@ class Spawned(msgspec.Struct, frozen=True):
         began: when it was started, by the monotonic clock.
         machine: as it was asked for.
         clone: what it goes on from; None if it boots.
+        modules: of its network card, which are loaded once it is up; a clone has them.
     """
 
     name: str
@@ -51,12 +52,14 @@ class Spawned(msgspec.Struct, frozen=True):
     began: float
     machine: Machine
     clone: Clone | None = None
+    modules: tuple[str, ...] = ()
 
 
-def spawn(hypervisor: Hypervisor, machine: Machine, emit: Emit) -> Spawned:
+def spawn(hypervisor: Hypervisor, machine: Machine, emit: Emit, *, modules: tuple[str, ...] = ()) -> Spawned:
     """Start ``machine``. Raises ``BootError`` with stage ``spawn``."""
     began = time.monotonic()
-    return _told(Spawned(machine.name, hypervisor, hypervisor.spawn(machine), began, machine), emit)
+    vm = hypervisor.spawn(machine)
+    return _told(Spawned(machine.name, hypervisor, vm, began, machine, modules=modules), emit)
 
 
 def spawn_clone(
