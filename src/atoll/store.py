@@ -100,15 +100,22 @@ def _sweep(path: Path, *, older_than: float = 0.0) -> None:
                     remove_tree(Path(entry.path))
 
 
-def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_file(path: Path, data: bytes, *, mode: int = 0o644, parents: bool = True) -> None:
     """Replace ``path`` by ``data`` at once and for good.
+
+    Args:
+        path: the file.
+        data: its content.
+        mode: its permissions.
+        parents: make its directory, too, if that is missing.
 
     Raises:
         StoreError: ``store.full``, ``store.unwritable`` or ``store.io``; the former content stands.
     """
     partial = _partial(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path, older_than=_ABANDONED)
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
@@ -125,9 +132,10 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise _refuse(error, path) from error
 
 
-def write_record(path: Path, record: msgspec.Struct) -> None:
+def write_record(path: Path, record: msgspec.Struct, *, parents: bool = True) -> None:
     """Write ``record`` as JSON that a person can read. Raises as ``write_file``."""
-    write_file(path, msgspec.json.format(msgspec.json.encode(record, enc_hook=_plain), indent=2) + b"\n")
+    text = msgspec.json.format(msgspec.json.encode(record, enc_hook=_plain), indent=2) + b"\n"
+    write_file(path, text, parents=parents)
 
 
 def read_record(path: Path, kind: type[T]) -> T:

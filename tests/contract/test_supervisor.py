@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import time
 
@@ -533,3 +534,12 @@ async def test_nobody_but_the_guest_and_the_supervisor_runs_for_a_machine(dev):
     status = await control.status()
     assert set(processes_at(dev.place.directory)) == {status.vm, status.supervisor}
     await ended(dev)
+
+
+async def test_a_machine_whose_directory_was_removed_ends_and_does_not_come_back(dev):
+    control = await dev.started()
+    status = await control.status()
+    shutil.rmtree(dev.place.directory)
+    for pid in (status.vm, status.supervisor):
+        await gone(pid)
+    assert not dev.place.directory.exists()

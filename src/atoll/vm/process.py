@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from atoll import store
 from atoll.errors import AtollError
@@ -25,6 +27,9 @@ BUSY = 75
 
 #: Seconds that a machine may be at rest before its supervisor leaves: a client may just be asking.
 _LINGER = 0.05
+
+#: Seconds between two looks whether a machine's directory is still there.
+_LOOK = 2.0
 
 
 def supervise(
@@ -92,7 +97,7 @@ async def _run(
                 await supervisor.start()
             except AtollError:
                 status = 1
-        await _until_at_rest(supervisor, service)
+        await _until_over(supervisor, service)
     finally:
         await service.server.close()
         await supervisor.close()
@@ -110,6 +115,35 @@ def _catch_signals(supervisor: Supervisor) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop)
+
+
+async def _until_over(supervisor: Supervisor, service: Service) -> None:
+    """Until there is nothing left to look after, or somebody has removed the machine's directory."""
+    resting = asyncio.create_task(_until_at_rest(supervisor, service))
+    removed = asyncio.create_task(_until_removed(supervisor.place.directory))
+    try:
+        await asyncio.wait({resting, removed}, return_when=asyncio.FIRST_COMPLETED)
+        if not resting.done():
+            with contextlib.suppress(AtollError):
+                await supervisor.stop(force=True, timeout=0.0)
+        elif not resting.cancelled():
+            resting.result()
+    finally:
+        resting.cancel()
+        removed.cancel()
+
+
+async def _until_removed(directory: Path) -> None:
+    """Until the directory that is there now is gone, whatever it is called by then."""
+    try:
+        home = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        while os.fstat(home).st_nlink:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(_LOOK)
+    finally:
+        os.close(home)
 
 
 async def _until_at_rest(supervisor: Supervisor, service: Service) -> None:

@@ -241,7 +241,7 @@ class Supervisor:
         an older record then says is put right by ``truth`` when this process has ended.
         """
         try:
-            store.write_record(self.place.state, state)
+            store.write_record(self.place.state, state, parents=False)  # a machine that was removed stays so
         except StoreError as error:
             if state.cause in _WISHES and state.cause is not self.state.cause:
                 raise
