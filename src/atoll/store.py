@@ -24,6 +24,7 @@ from atoll.errors import StoreError
 
 __all__ = [
     "Stamp",
+    "copy_data",
     "create",
     "hold",
     "is_held",
@@ -53,6 +54,9 @@ class Stamp(msgspec.Struct, frozen=True):
 _PARTIAL = ".partial-"
 
 _ELSEWHERE = "free some space, or choose another place with ATOLL_DATA_DIR and ATOLL_CACHE_DIR"
+
+#: Bytes copied at once: a signal is heeded in between.
+_COPY_STEP = 16 << 20
 
 #: Seconds after which a partial file has no writer any more; writing a record takes milliseconds.
 _ABANDONED = 3600.0
@@ -409,6 +413,32 @@ def stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return Stamp(status.st_size, status.st_mtime_ns)
+
+
+def copy_data(source: int, target: int) -> None:
+    """Copy a sparse file into one that is empty, without its holes. Raises ``OSError``.
+
+    Args:
+        source: a descriptor to read from.
+        target: a descriptor to write to, perhaps on another file system.
+    """
+    size = os.fstat(source).st_size
+    os.truncate(target, size)
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        os.lseek(target, at, os.SEEK_SET)
+        while at < end:
+            count = os.sendfile(target, source, at, min(_COPY_STEP, end - at))
+            if not count:
+                return
+            at += count
 
 
 def require_space(directory: Path, count: int) -> None:

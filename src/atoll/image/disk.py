@@ -24,8 +24,6 @@ _OLDER_OPTIONS = "lazy_itable_init=1,nodiscard"
 #: a file system in one transaction that spans all of the reserve, which a journal of 16 MiB cannot hold.
 _LARGEST = 4 << 40
 
-_COPY_STEP = 16 << 20
-
 
 def make(path: Path, size: int, *, emit: Emit = ignore) -> None:
     """Make an empty disk of ``size`` bytes; on the host it takes a few MiB.
@@ -94,7 +92,7 @@ def copy_sparse(source: Path, target: Path) -> None:
         with source.open("rb") as old, target.open("wb") as new:
             target.chmod(0o600)
             if not _cloned(old.fileno(), new.fileno()):
-                _copy(old.fileno(), new.fileno())
+                store.copy_data(old.fileno(), new.fileno())
             os.fsync(new.fileno())
     except OSError as error:
         target.unlink(missing_ok=True)
@@ -115,20 +113,3 @@ def _cloned(old: int, new: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _copy(old: int, new: int) -> None:
-    size = os.fstat(old).st_size
-    os.truncate(new, size)
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(old, at, os.SEEK_DATA)
-        except OSError:
-            return  # only a hole is left
-        end = os.lseek(old, at, os.SEEK_HOLE)
-        while at < end:
-            count = os.copy_file_range(old, new, min(_COPY_STEP, end - at), at, at)
-            if not count:
-                return
-            at += count

@@ -7,7 +7,6 @@ at whatever moment, the lock tells whether a VM runs, and QEMU's pid file which 
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from contextlib import ExitStack
@@ -104,31 +103,10 @@ def _thawed(machine: Machine, frozen: Frozen, stack: ExitStack) -> tuple[int, in
         stack.callback(os.close, source)
         ram = os.memfd_create("atoll-ram", os.MFD_CLOEXEC)
         stack.callback(os.close, ram)
-        _copy_data(source, ram)
+        store.copy_data(source, ram)
     except OSError as error:
         raise BootError(f"{machine.name}: {frozen.ram}: {error.strerror}", stage="spawn") from error
     return ram, state
-
-
-def _copy_data(source: int, target: int) -> None:
-    """Copy a sparse file into one that is empty."""
-    size = os.fstat(source).st_size
-    os.truncate(target, size)
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        end = os.lseek(source, at, os.SEEK_HOLE)
-        os.lseek(target, at, os.SEEK_SET)
-        while at < end:
-            count = os.sendfile(target, source, at, end - at)
-            if not count:
-                return
-            at += count
 
 
 def adopt(place: VmPaths) -> QemuResident | None:
