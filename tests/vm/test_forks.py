@@ -121,6 +121,13 @@ async def test_a_paused_sandbox_stands_still_and_its_clock_is_right_after(config
         pending = asyncio.create_task(count(box))
         done, _ = await asyncio.wait([pending], timeout=1.0)
         assert not done
+        [copy] = await box.fork()  # which goes on, while this one does not
+        async with copy:
+            await counts_on(copy)
+        [again] = await box.fork()
+        await again.close()
+        done, _ = await asyncio.wait([pending], timeout=0.2)
+        assert not done
         await box.resume()
         assert await pending < 15
         assert abs(float((await box.run(["date", "+%s.%N"])).stdout) - time.time()) < 0.3

@@ -166,10 +166,12 @@ class Sandbox(Commands):
         Raises:
             BootError: the VM died.
         """
+        await self._reach()
         await self._freezable().pause()
 
     async def resume(self) -> None:
         """Let the vCPUs go on, and set the guest's clock. Raises as ``pause``."""
+        await self._reach()
         await self._freezable().resume()
         await self.vm.agent.step_clock(time.time_ns())
 
@@ -188,6 +190,7 @@ class Sandbox(Commands):
         """
         if count < 1:
             raise UsageError(f"{count} copies of a sandbox", code="fork", hint="ask for one or more")
+        await self._reach()
         forked = await fork(self.vm, [runtime.new_name() for _ in range(count)], self._emit)
         copies = [self._like(child) for child in forked.children]
         try:

@@ -40,14 +40,20 @@ async def freeze(monitor: Monitor, state: Path) -> None:
 
 
 async def copy(monitor: Monitor, fd: int) -> float:
-    """Write devices and RAM to a file, and have the guest go on; for how long it stood still, seconds.
+    """Write devices and RAM to a file, and have the guest go on if it ran; for how long it stood still.
 
     It stands still all the while: under TCG QEMU 7.2 now and then misses what a guest writes while its RAM is
     copied, and what was copied crashes.
 
+    Returns:
+        Seconds.
+
     Raises:
         BootError: stage ``copy``; the guest goes on.
     """
+    status = await monitor.execute("query-status")
+    if status["status"] == "postmigrate":  # it was copied while it stood still, and only ``cont`` ends that
+        await monitor.execute("cont")
     await monitor.execute("stop")
     began = time.monotonic()
     try:
@@ -57,8 +63,9 @@ async def copy(monitor: Monitor, fd: int) -> float:
             await monitor.execute("migrate_cancel")
         raise
     finally:
-        with contextlib.suppress(BootError):  # it ended meanwhile: whoever uses it is told
-            await _go_on(monitor)
+        if status["running"]:
+            with contextlib.suppress(BootError):  # it ended meanwhile: whoever uses it is told
+                await _go_on(monitor)
     return time.monotonic() - began
 
 
