@@ -173,3 +173,17 @@ def test_the_script_of_a_shell_that_is_here_is_valid(shell, capsys):
     assert "atoll __complete" in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script.encode(), check=True)
+
+
+def test_templates_follow_where_one_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ATOLL_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("ATOLL_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "data" / "templates" / "mine").mkdir(parents=True)
+    (tmp_path / "cache" / "templates" / "debian.1").mkdir(parents=True)
+    for words, wanted in (
+        (["run", "--template", ""], ["mine"]),
+        (["template", "rm", ""], ["debian.1", "mine"]),
+        (["template", "rm", "m"], ["mine"]),
+    ):
+        complete(words)
+        assert capsys.readouterr().out.split() == wanted

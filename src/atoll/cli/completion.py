@@ -66,7 +66,7 @@ def _candidates(words: Sequence[str]) -> Iterator[str]:
             before = before[before.index(word) + 1 :]
     option = _option_awaiting_value(parser, before)
     if option is not None:
-        offered = [str(choice) for choice in option.choices or ()]
+        offered = [*_values(option)]
     elif current.startswith("-"):
         offered = [name for action in parser._actions for name in action.option_strings]  # noqa: SLF001
     else:
@@ -112,6 +112,10 @@ def _values(action: argparse.Action | None) -> Iterator[str]:
     match action.dest:
         case "image" | "images":
             yield from _images()
+        case "template":
+            yield from _templates(made_by_itself=False)
+        case "templates":
+            yield from _templates(made_by_itself=True)
         case "machine" | "machines":
             yield from _machines()
         case "source" | "target":
@@ -133,6 +137,19 @@ def _machines() -> Iterator[str]:
         yield from (entry.name for entry in registry.listed(load().config.paths))
     except AtollError:
         return
+
+
+def _templates(*, made_by_itself: bool) -> Iterator[str]:
+    from atoll.config import load
+    from atoll.errors import AtollError
+    from atoll.template import cache
+
+    try:
+        paths = load().config.paths
+    except AtollError:
+        return
+    for shelf in (paths.own, paths) if made_by_itself else (paths.own,):
+        yield from (one.name for one in cache.installed(shelf))
 
 
 def _images() -> Iterator[str]:

@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json(build, "events and the result")
     build.set_defaults(act=_build)
     remove = commands.add_parser("rm", help="remove templates; running VMs do not need them")
-    remove.add_argument("names", nargs="*", metavar="TEMPLATE")
+    remove.add_argument("templates", nargs="*", metavar="TEMPLATE")
     remove.add_argument("--all", "-a", action="store_true", help="remove all that Atoll made by itself")
     remove.set_defaults(act=_remove)
 
@@ -133,15 +133,15 @@ def _remove(arguments: argparse.Namespace) -> int:
     paths = load().config.paths
     here = {one.name: where for where in (paths, paths.own) for one in cache.installed(where)}
     hint = "`atoll template ls` lists them"
-    if not arguments.names and not arguments.all:
+    if not arguments.templates and not arguments.all:
         raise UsageError("no template is named", code="arguments", hint=f"{hint}; --all removes all")
-    for name in arguments.names:
+    for name in arguments.templates:
         if name not in here:
             raise StoreError(f"there is no template {name}", code="missing", hint=hint)
     if arguments.all:
         cache.sweep(paths)
     every = [name for name, where in here.items() if where == paths]
-    for name in every if arguments.all else dict.fromkeys(arguments.names):
+    for name in every if arguments.all else dict.fromkeys(arguments.templates):
         cache.discard(here[name], name)
         print(name)
     return 0
