@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 
 import pytest
@@ -59,6 +60,18 @@ def test_where_a_boot_is_asked_for_no_template_is_made(atoll, own):
     assert b"atoll.hostname=sandbox-" in done.stdout
     assert done.stderr == b""
     assert not templates.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_maker_that_is_asked_to_end_cleans_up(own, environment, number):
+    env, templates = {**environment, **own[0]}, own[1]
+    before = machines_running()
+    with subprocess.Popen([COMMAND, "run", "debian", "--", "true"], env=env, stderr=subprocess.PIPE) as maker:
+        eventually(lambda: list(templates.glob(".partial-*/ram")) and machines_running() - before)
+        maker.send_signal(number)
+        assert maker.wait() == 128 + number
+    assert machines_running() <= before
+    assert list(templates.glob(".partial-*")) == []
 
 
 def test_a_killed_maker_leaves_no_vm_and_one_of_two_goes_ahead(own, environment):

@@ -153,11 +153,24 @@ def entry() -> NoReturn:
 
     Nothing is lost by it: what must be cleaned up was cleaned up before ``main`` returned.
     """
+    _clean_up_on_signals()
     status = main()
     with contextlib.suppress(OSError):  # a closed or full stream was reported, or cannot be
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
+
+
+def _clean_up_on_signals() -> None:
+    """Have what asks this process to end end it as Ctrl-C does, with whatever it has begun."""
+    import signal
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, leave)
 
 
 def report(error: AtollError) -> None:
