@@ -16,7 +16,15 @@ from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
 from atoll.image import catalog, kernel
 from atoll.template import cache
 from atoll.template.cache import Manifest, Template
-from atoll.template.key import Recipe, base_memory, clone_of, identity_of, name_of, plan_original
+from atoll.template.key import (
+    Recipe,
+    base_memory,
+    clone_of,
+    identity_of,
+    most_memory,
+    name_of,
+    plan_original,
+)
 from atoll.vm import accelerator
 from atoll.vm.origin import Origin
 from atoll.vm.plan import Bootable, Shape, check_memory, plan, plan_held, smallest_memory
@@ -197,7 +205,8 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     memory = base_memory(machine.memory, least=base.least, growing=growing)
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
     shape = msgspec.structs.replace(base.shape, memory=memory)
-    original = plan_original(files, shape, most=_host_memory() if growing else 0)
+    most = most_memory(machine.memory, host=_host_memory()) if growing else 0
+    original = plan_original(files, shape, most=most)
     identity = identity_of(
         base.hypervisor.vector(original),
         (
@@ -209,7 +218,7 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
         ),
     )
     manifest = Manifest(
-        name=name_of(prepared.image.manifest.name, shape, base.identity),
+        name=name_of(prepared.image.manifest.name, shape, base.identity, most=most),
         identity=identity,
         image=prepared.image.manifest.name,
         accelerator=machine.accelerator,
