@@ -9,7 +9,7 @@ QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
 AGENT_SOURCES := $(wildcard guest-agent/src/*.[ch]) hatch_build.py
 HOST_PROGRAMS := qemu-system-$(ARCH)=$(QEMU_PACKAGE) mkfs.erofs=erofs-utils mmdebstrap=mmdebstrap setpriv=util-linux
 
-.PHONY: help demo build host test unit chaos check format bench clean
+.PHONY: help demo build host test unit chaos soak check format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test    all tests, with real VMs"
 	@echo "make unit    the tests that need no VM"
 	@echo "make chaos   random commands and kills for CHAOS_SECONDS (600), with another seed each time"
+	@echo "make soak    SOAK (1000) sandboxes that come and go, of which nothing may be left"
 	@echo "make check   format, lint, types, import rules, the agent's own tests and fuzzing"
 	@echo "make bench   the figures"
 	@echo "make build   the virtual environment with Atoll in it"
@@ -61,6 +62,10 @@ chaos: export CHAOS_SECONDS ?= 600
 chaos: export CHAOS_SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 chaos: build host
 	$(BIN)/pytest tests/vm/test_chaos.py
+
+soak: export SOAK ?= 1000
+soak: build host
+	$(BIN)/pytest tests/vm/test_soak.py
 
 check: build
 	@scripts/ensure-packages clang=clang

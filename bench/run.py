@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import boot
 import channel
+import density
+import forks
 import machine
 
 BENCHES = {
@@ -23,6 +25,10 @@ BENCHES = {
     "supervisor": machine.supervisor,
     "shares": machine.shares,
     "ls": machine.listing,
+    "starts": forks.starts,
+    "forks": forks.forking,
+    "hundred": density.hundred,
+    "idle": density.idle,
 }
 
 

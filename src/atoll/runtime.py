@@ -22,6 +22,7 @@ from atoll.template.key import (
     base_memory,
     clone_of,
     identity_of,
+    most_memory,
     name_of,
     plan_original,
 )
@@ -214,7 +215,7 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     """What a template is made of from which VMs like the one that was prepared start."""
     base, machine = prepared.base, prepared.machine
     growing = "virtio_mem" in base.devices and base.shape.architecture is Architecture.X86_64
-    most = host_memory() if growing else 0
+    most = most_memory(machine.memory, host=host_memory()) if growing else 0
     memory = base_memory(machine.memory, least=base.least, most=most)
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
     shape = msgspec.structs.replace(base.shape, memory=memory)
@@ -238,7 +239,7 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
         ),
     )
     manifest = Manifest(
-        name=name_of(kind, shape, base.identity),
+        name=name_of(kind, shape, base.identity, most=most),
         identity=identity,
         image=prepared.image.manifest.name,
         accelerator=machine.accelerator,

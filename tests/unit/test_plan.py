@@ -24,6 +24,9 @@ TCG = Shape(Architecture.X86_64, Accelerator.TCG, vcpus=2, memory=512 * MIB, tsc
 KVM = Shape(Architecture.X86_64, Accelerator.KVM, vcpus=2, memory=512 * MIB, tsc_khz=2_500_000)
 ARM = Shape(Architecture.AARCH64, Accelerator.TCG, vcpus=1, memory=512 * MIB)
 
+#: What keeps a guest that does nothing from waking up.
+STILL = ("nowatchdog", "sysctl.vm.compaction_proactiveness=0", "sysctl.vm.stat_interval=20")
+
 
 def test_a_sandbox_under_tcg():
     assert plan("box", FILES, TCG) == Machine(
@@ -39,6 +42,7 @@ def test_a_sandbox_under_tcg():
             "quiet",
             "panic=-1",
             "random.trust_cpu=on",
+            *STILL,
             "cryptomgr.notests",
             "noreplace-smp",
             "no_timer_check",
@@ -66,6 +70,7 @@ def test_under_kvm_nothing_is_weakened():
         "quiet",
         "panic=-1",
         "random.trust_cpu=on",
+        *STILL,
         "atoll.hostname=box",
         "atoll.root=root",
         "atoll.modules=modules",

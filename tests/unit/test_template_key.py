@@ -11,7 +11,15 @@ from msgspec.structs import replace
 
 from atoll.hypervisor.model import Accelerator, Architecture, MemoryFile
 from atoll.hypervisor.qemu.argv import Descriptors, render
-from atoll.template.key import base_memory, clone_of, identity_of, name_of, original, plan_original
+from atoll.template.key import (
+    base_memory,
+    clone_of,
+    identity_of,
+    most_memory,
+    name_of,
+    original,
+    plan_original,
+)
 from atoll.vm.plan import Bootable, Shape
 
 MIB = 1 << 20
@@ -55,7 +63,27 @@ class TestBaseMemory:
         assert memory * MIB - base <= plugged
 
 
+class TestMostMemory:
+    def test_sandboxes_of_usual_sizes_share_a_template(self):
+        sizes = (512 * MIB, 1024 * MIB, 4096 * MIB)
+        assert {base_memory(size, least=100 * MIB, most=4608 * MIB) for size in sizes} == {512 * MIB}
+        assert {most_memory(size, host=4 * HOST) for size in sizes} == {4608 * MIB}
+
+    def test_larger_ones_have_templates_that_can_grow_further(self):
+        assert most_memory(4609 * MIB, host=4 * HOST) == 4 * 4608 * MIB
+        assert most_memory(60 << 30, host=4 * HOST) == 4 * HOST
+
+    def test_none_can_have_more_than_the_host(self):
+        assert most_memory(512 * MIB, host=2 << 30) == 2 << 30
+        assert most_memory(20 << 30, host=24 << 30) == 24 << 30
+
+
 class TestName:
+    def test_templates_that_grow_differently_have_names_of_their_own(self):
+        names = [name_of("debian:trixie", SHAPE, "k", most=most) for most in (0, 4 << 30, 16 << 30)]
+        assert names[1] == "debian+trixie.2.256M-4096M.tcg.k"
+        assert len(set(names)) == 3
+
     def test_it_says_what_a_user_chooses(self):
         assert name_of("debian:trixie", SHAPE, "0123456789abcdef") == "debian+trixie.2.256M.tcg.01234567"
 

@@ -12,7 +12,7 @@ import pytest
 import atoll
 from atoll import aio
 from atoll.errors import UsageError
-from atoll.events import VmForked, VmSpawned, Warned
+from atoll.events import VmExited, VmForked, VmSpawned, Warned
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -170,6 +170,25 @@ async def test_a_pool_that_is_empty_makes_one_and_one_that_died_is_not_given_out
                 continue
         async with await pool.claim() as box:
             assert (await box.run(["echo", "newer"])).stdout == "newer\n"
+
+
+@pytest.mark.usefixtures("no_leftovers")
+async def test_of_a_claim_that_is_cancelled_nothing_is_left_before_the_pool_is(config):
+    closed = []
+
+    def on_event(event):
+        if isinstance(event, VmExited):
+            closed.append(event.vm)
+
+    async with aio.Pool("debian", size=1, config=config, on_event=on_event) as pool:
+        await pool.filled()
+        claiming = asyncio.create_task(pool.claim())
+        await asyncio.sleep(0)
+        claiming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await claiming
+        assert len(closed) == 1
+        await pool.filled()
 
 
 @pytest.mark.usefixtures("no_leftovers")

@@ -83,12 +83,16 @@ COMMANDS: tuple[_Row, ...] = (
 
 
 def build_parser(words: Sequence[str], *, whole: bool = False) -> argparse.ArgumentParser:
-    """The parser for ``words``; only the command that they name is loaded, or all of them if ``whole``."""
+    """The parser for ``words``; only the command that they name is loaded, or all of them if ``whole``.
+
+    Words that begin with a command get a parser that knows no other: the rest of the table takes 3 ms.
+    """
     parser = _Parser(prog="atoll", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     named = next((word for word in words if not word.startswith("-")), None)
-    for row in COMMANDS:
+    first = [row for row in COMMANDS if not whole and row.name in words[:1]]
+    for row in first or COMMANDS:
         sub = commands.add_parser(
             row.name, help=row.help, description=_sentence(row.help), allow_abbrev=False
         )

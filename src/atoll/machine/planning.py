@@ -67,7 +67,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     mac = mac_of(spec.id)
     if spec.shares:
         serving.check()
-    limits = limits_of(base.shape, host_memory=_host_memory(), host_cpus=os.cpu_count() or 1)
+    limits = limits_of(base.shape, host_memory=runtime.host_memory(), host_cpus=os.cpu_count() or 1)
     residence = Residence(
         data=place.data,
         init=init,
@@ -98,10 +98,6 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         boot_timeout=spec.boot_timeout,
         origin=runtime.machine_origin(settings, base, machine, kind, emit=emit),
     )
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _hosted(name: str, place: VmPaths, spec: MachineSpec) -> BootPlan:

@@ -77,12 +77,16 @@ class Pool:
         """
         while self._ready:
             box = self._ready.popleft()
-            self._taken.set()
             try:
                 await box.vm.renew()
             except AtollError:  # it died while it stood here
                 await box.close()
                 continue
+            except BaseException:
+                await box.close()
+                raise
+            finally:
+                self._taken.set()  # not before: making the next one would keep this one waiting
             return box
         box = self._make()
         await box.open()

@@ -17,7 +17,15 @@ from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
 from atoll.template import cache
 from atoll.template.cache import Manifest, Preparation, Template
-from atoll.template.key import TEMPLATE_MAC, Recipe, clone_of, identity_of, plan_original, with_disks_at
+from atoll.template.key import (
+    TEMPLATE_MAC,
+    Recipe,
+    clone_of,
+    identity_of,
+    most_memory,
+    plan_original,
+    with_disks_at,
+)
 from atoll.vm.bootplan import user_network
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
@@ -92,7 +100,7 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
     Raises:
         ImageError: ``image.template``: there is none of that name; ``image.stale``: it was made with another
             QEMU, or on another CPU.
-        UsageError: ``usage.memory``: the template has more.
+        UsageError: ``usage.memory``: the template has more, or cannot grow so far.
         BootError: stage ``spawn``.
     """
     found = find(config, template)
@@ -104,9 +112,11 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
         message = f"the template {template} was made with another QEMU, or on another CPU"
         raise ImageError(message, code="stale", hint="`atoll template build NAME` makes it anew")
     size = manifest.memory if memory is None else memory
-    if size < manifest.memory:
-        message = f"the template {template} has {manifest.memory >> 20} MiB of memory, and so have its VMs"
-        raise UsageError(message, code="memory", hint="ask for as much or more")
+    most = max(manifest.memory, manifest.machine.max_memory)
+    if not manifest.memory <= size <= most:
+        message = f"VMs of the template {template} cannot have {size >> 20} MiB of memory"
+        hint = f"ask for {manifest.memory >> 20}M to {most >> 20}M, or make it anew with another --memory"
+        raise UsageError(message, code="memory", hint=hint)
     with cache.opened(found) as place:
         machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
         clone = Clone("", place.state, size, manifest.created)
@@ -135,7 +145,8 @@ def _recipe(config: Config, name: str, prepared: runtime.Prepared, preparation: 
     base = prepared.base
     growing = "virtio_mem" in base.devices
     files = replace(base.files, root=prepared.image.root)
-    machine = plan_original(files, base.shape, most=runtime.host_memory() if growing else 0)
+    most = most_memory(base.shape.memory, host=runtime.host_memory()) if growing else 0
+    machine = plan_original(files, base.shape, most=most)
     devices = ["virtio_mem"] if growing else []
     if preparation.network:
         machine = replace(machine, network=UserNetwork(TEMPLATE_MAC))

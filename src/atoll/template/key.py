@@ -27,6 +27,7 @@ __all__ = [
     "base_memory",
     "clone_of",
     "identity_of",
+    "most_memory",
     "name_of",
     "original",
     "plan_original",
@@ -49,6 +50,11 @@ _BLOCK = 128 * _MIB
 
 #: The address of a template's network card; each clone is told another.
 TEMPLATE_MAC = "02:00:00:00:00:01"
+#: Up to how much memory clones of the same template can have, bytes, and how many times as much those of the
+#: next. Each clone pays for what it could have: QEMU keeps and fills bitmaps of it, 96 KiB for each GiB. It is
+#: more than 4 GiB since the last block cannot be plugged in.
+_MOST = 4608 * _MIB
+_MORE = 4
 
 #: The names that all templates have: what a clone is called does not change what it is.
 _NAME = "template"
@@ -96,20 +102,34 @@ def base_memory(memory: int, *, least: int, most: int) -> int:
     return memory
 
 
+def most_memory(memory: int, *, host: int) -> int:
+    """Up to how many bytes clones can have of the template for a VM with so much memory.
+
+    Args:
+        memory: of the VM, bytes.
+        host: what the host has.
+    """
+    most = _MOST
+    while most < memory:
+        most *= _MORE
+    return min(most, host)
+
+
 def plan_original(files: Bootable, shape: Shape, *, most: int) -> Machine:
     """The VM that is frozen once it is up; ``most`` is up to how much memory clones may have, bytes."""
     return plan_growing(_NAME, files, shape, most=most, machine_id=_MACHINE_ID)
 
 
-def name_of(image: str, shape: Shape, kernel: str) -> str:
+def name_of(image: str, shape: Shape, kernel: str, *, most: int = 0) -> str:
     """The name of a template: what a user may choose.
 
     Args:
         image: name of the image.
         shape: of the template.
         kernel: the kernel's identity.
+        most: up to how much memory clones may have, bytes; 0 if they cannot grow.
     """
-    size = f"{shape.memory // _MIB}M"
+    size = f"{shape.memory // _MIB}M" + (f"-{most // _MIB}M" if most else "")
     return ".".join((image.replace(":", "+"), f"{shape.vcpus}", size, shape.accelerator, kernel[:8]))
 
 

@@ -1,0 +1,41 @@
+"""What a program may leave behind: on disk, in memory, and in the kernel."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from pathlib import Path
+
+from processes import descendants, machines_running
+
+CGROUPS = Path("/sys/fs/cgroup")
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def traces(*directories: Path) -> set[str]:
+    """What there is of this process and of what it started, and of the files in ``directories``."""
+    places = (*directories, SHARED_MEMORY, Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")))
+    found = {f"file {path}" for place in places for path in place.rglob("*")}
+    found |= {f"process {pid} {name}" for pid, name in descendants().items()}
+    found |= {f"VM {pid}" for pid in machines_running()}
+    found |= {f"cgroup {path}" for path in CGROUPS.glob("**/*atoll*")}
+    found |= {f"thread {thread.name}" for thread in threading.enumerate()}
+    return found | _descriptors()
+
+
+def memory() -> int:
+    """Bytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _descriptors() -> set[str]:
+    """By what they are, and how many: sockets' own numbers differ each time."""
+    kinds = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            kinds[os.readlink(f"/proc/self/fd/{fd}").partition(":[")[0]] += 1
+        except OSError:
+            continue  # that of the list itself
+    return {f"{kind} {number}" for kind, count in kinds.items() for number in range(count)}
