@@ -27,7 +27,6 @@ from atoll.template.key import (
     plan_original,
 )
 from atoll.vm import accelerator
-from atoll.vm.bootplan import user_network
 from atoll.vm.identity import new_mac
 from atoll.vm.origin import Origin
 from atoll.vm.plan import Bootable, Shape, check_memory, plan, plan_held, smallest_memory
@@ -222,10 +221,8 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     original = plan_original(files, shape, most=most)
     devices = ["virtio_mem"] if growing else []
     kind = prepared.image.manifest.name
-    network = None
     if machine.network is not None:
         original = msgspec.structs.replace(original, network=UserNetwork(TEMPLATE_MAC))
-        network = user_network(TEMPLATE_MAC)
         devices.append("virtio_net")
         kind += ".network"
     identity = identity_of(
@@ -249,7 +246,7 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
         created=0.0,
     )
     modules = tuple(path for device in devices for path in base.devices.get(device, ()))
-    return Recipe(base.hypervisor, original, manifest, modules, config.boot_timeout, network=network)
+    return Recipe(base.hypervisor, original, manifest, modules, config.boot_timeout)
 
 
 def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:

@@ -26,7 +26,6 @@ from atoll.template.key import (
     plan_original,
     with_disks_at,
 )
-from atoll.vm.bootplan import user_network
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
 __all__ = ["build", "find", "launch", "rebuilt"]
@@ -169,7 +168,6 @@ def _recipe(config: Config, name: str, prepared: runtime.Prepared, preparation: 
         manifest,
         _modules(base.devices, devices),
         config.boot_timeout,
-        network=user_network(TEMPLATE_MAC) if preparation.network else None,
         keeps_disks=True,
         patience=_PATIENCE,
     )

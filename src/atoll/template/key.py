@@ -17,7 +17,6 @@ from atoll.hypervisor.model import Machine, MemoryFile
 from atoll.hypervisor.port import CloningHypervisor
 from atoll.paths import TemplatePaths
 from atoll.template.cache import Manifest
-from atoll.vm.bootplan import NetworkSetup
 from atoll.vm.plan import Bootable, Shape, plan_growing
 
 __all__ = [
@@ -50,9 +49,10 @@ _BLOCK = 128 * _MIB
 
 #: The address of a template's network card; each clone is told another.
 TEMPLATE_MAC = "02:00:00:00:00:01"
+
 #: Up to how much memory clones of the same template can have, bytes, and how many times as much those of the
-#: next. Each clone pays for what it could have: QEMU keeps and fills bitmaps of it, 96 KiB for each GiB. It is
-#: more than 4 GiB since the last block cannot be plugged in.
+#: next. Each clone pays for what it could have: QEMU keeps and fills bitmaps of it, 96 KiB for each GiB. The
+#: last block cannot be plugged in, so this serves 4 GiB.
 _MOST = 4608 * _MIB
 _MORE = 4
 
@@ -71,7 +71,6 @@ class Recipe(msgspec.Struct, frozen=True):
         modules: kernel modules that clones shall have, in order.
         held: its boot stops before the root: clones go on to one of their own.
         boot_timeout: seconds in which it must be up.
-        network: its addresses, or None without a network.
         keeps_disks: it has disks of its own, by hard links: what they come from may be built anew.
         patience: seconds in which it must be prepared once it is up.
     """
@@ -82,7 +81,6 @@ class Recipe(msgspec.Struct, frozen=True):
     modules: tuple[str, ...]
     boot_timeout: float
     held: bool = False
-    network: NetworkSetup | None = None
     keeps_disks: bool = False
     patience: float = 30.0
 

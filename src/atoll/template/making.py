@@ -23,7 +23,7 @@ from atoll.paths import Paths, TemplatePaths
 from atoll.template import cache
 from atoll.template.cache import Manifest, Template
 from atoll.template.key import Recipe, clone_of, original, with_disks_at
-from atoll.template.preparing import carry_out, configure
+from atoll.template.preparing import carry_out
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Clone, spawn, spawn_clone
 
@@ -146,7 +146,8 @@ async def _freeze(recipe: Recipe, place: TemplatePaths, emit: Emit) -> None:
         os.fchmod(file.fileno(), 0o600)
         file.truncate(recipe.machine.memory)
     machine = original(_with_disks(recipe, place), place.ram)
-    async with Vm(spawn(recipe.hypervisor, machine, ignore), ignore) as vm:
+    spawned = spawn(recipe.hypervisor, machine, ignore, modules=recipe.modules)
+    async with Vm(spawned, ignore) as vm:
         emit(TaskAdvanced(task="template", note="booting"))
         up = _until_held(vm, recipe.boot_timeout) if recipe.held else vm.boot(recipe.boot_timeout)
         await _judged(vm, up, slow_passes=True)
@@ -174,8 +175,6 @@ async def _prepare(vm: Vm, recipe: Recipe, place: TemplatePaths, emit: Emit) -> 
     if not recipe.held:
         if recipe.modules:
             await vm.agent.load_modules(recipe.modules)
-        if recipe.network is not None:
-            await configure(vm.agent, recipe.network)
         if recipe.manifest.preparation is not None:
             await carry_out(vm.agent, recipe.manifest.preparation, emit)
         with contextlib.suppress(TimeoutError):

@@ -13,23 +13,15 @@ from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution, Output
 from atoll.guest.messages import ExecStart
 from atoll.template.cache import Preparation
-from atoll.vm.bootplan import NetworkSetup
 from atoll.vm.setup import probe_until_ready
 
-__all__ = ["carry_out", "configure"]
+__all__ = ["carry_out"]
 
 #: Lines of a command's output that are told if it fails.
 _TOLD = 15
 
 #: What installers take as a word not to ask questions.
 _ENVIRONMENT: dict[str | bytes, str | bytes] = {"DEBIAN_FRONTEND": "noninteractive"}
-
-
-async def configure(agent: Agent, network: NetworkSetup) -> None:
-    """Set the guest's network card up. Raises ``GuestError``."""
-    await agent.configure_network(
-        network.mac, network.address, gateway=network.gateway, resolvers=network.resolvers
-    )
 
 
 async def carry_out(agent: Agent, preparation: Preparation, emit: Emit) -> None:
