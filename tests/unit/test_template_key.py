@@ -73,6 +73,12 @@ class TestMostMemory:
         assert most_memory(4609 * MIB, host=4 * HOST) == 4 * 4608 * MIB
         assert most_memory(60 << 30, host=4 * HOST) == 4 * HOST
 
+    @given(memory=st.integers(512, 1 << 16))
+    def test_every_size_that_the_host_has_room_for_can_be_plugged_in(self, memory):
+        size = memory // 4 * 4 * MIB
+        most = most_memory(size, host=128 << 30)
+        assert base_memory(size, least=100 * MIB, most=most) == 512 * MIB
+
     def test_none_can_have_more_than_the_host(self):
         assert most_memory(512 * MIB, host=2 << 30) == 2 << 30
         assert most_memory(20 << 30, host=24 << 30) == 24 << 30

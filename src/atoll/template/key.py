@@ -52,7 +52,7 @@ TEMPLATE_MAC = "02:00:00:00:00:01"
 
 #: Up to how much memory clones of the same template can have, bytes, and how many times as much those of the
 #: next. Each clone pays for what it could have: QEMU keeps and fills bitmaps of it, 96 KiB for each GiB. The
-#: last block cannot be plugged in, so this serves 4 GiB.
+#: last block cannot be plugged in: it is more than 4 GiB, so that this serves 4 GiB.
 _MOST = 4608 * _MIB
 _MORE = 4
 
@@ -108,7 +108,7 @@ def most_memory(memory: int, *, host: int) -> int:
         host: what the host has.
     """
     most = _MOST
-    while most < memory:
+    while memory > most - _BLOCK:
         most *= _MORE
     return min(most, host)
 
