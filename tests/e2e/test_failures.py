@@ -57,7 +57,7 @@ def test_an_initramfs_without_modules(atoll, private):
         [cpio.directory("dev"), cpio.character_device("dev/console", 5, 1), cpio.file("init", agent, 0o755)]
     )
     bundle.initramfs.write_bytes(archive.ljust(size, b"\0"))
-    done = atoll("run", "--boot-timeout", "30", "debian", "--", "true", env=private)
+    done = atoll("run", "--cold", "--boot-timeout", "30", "debian", "--", "true", env=private)
     assert_error(done, "boot.initramfs")
 
 

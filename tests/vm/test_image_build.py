@@ -99,8 +99,7 @@ def test_a_suite_that_does_not_exist_is_named_with_the_tools_words(paths):
     assert caught.value.hint
 
 
-def test_two_builds_give_the_same_bytes(machine_image):
-    image = machine_image  # it holds all that the other one does
+def test_two_builds_give_the_same_bytes(image):
     built_again = image.root.with_name("again.erofs")
     try:
         manifest = debian.build(
