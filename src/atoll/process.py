@@ -422,6 +422,22 @@ def _spawn_thread(pid: int) -> _SpawnThread:
     return _SpawnThread()
 
 
+#: For sh(1): becomes the program, unless the parent has died before its death was made a signal.
+_IF_PARENT_LIVES = '[ "$PPID" = "$0" ] && exec "$@"'
+
+
+def _tied(argv: Sequence[str], parent: int) -> tuple[str, ...]:
+    """``argv`` behind helpers that have it die with ``parent``, as far as this host has them.
+
+    They do it between fork and exec, where Python code would not be safe beside other threads.
+    """
+    setpriv, sh = find("setpriv"), find("sh")
+    if sys.platform != "linux" or setpriv is None:
+        return tuple(argv)
+    check = () if sh is None else (sh, "-c", _IF_PARENT_LIVES, f"{parent}")
+    return (setpriv, "--pdeathsig", "KILL", "--", *check, *argv)
+
+
 def spawn(
     argv: Sequence[str],
     *,
@@ -445,11 +461,8 @@ def spawn(
         ProcessError: it could not be started.
     """
     full = tuple(argv)
-    if die_with_parent and sys.platform == "linux":
-        # Set by a helper between fork and exec: Python code there would not be safe beside other threads.
-        setpriv = find("setpriv")
-        if setpriv is not None and find(argv[0]) is not None:  # without it, let Popen say why
-            full = (setpriv, "--pdeathsig", "KILL", "--", *argv)
+    if die_with_parent and find(argv[0]) is not None:  # without it, let Popen say why
+        full = _tied(argv, os.getpid())
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -301,6 +301,16 @@ def test_a_child_dies_with_its_killed_parent(place):
     wait_until(lambda: not is_running(child))
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_program_whose_parent_died_before_it_was_tied_to_it_is_not_begun(alive, tmp_path):
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    parent = os.getpid() if alive else dead.pid
+    begun = tmp_path / "begun by $0"
+    subprocess.run(process._tied(["touch", str(begun)], parent), check=False)
+    assert begun.exists() is alive
+
+
 def test_a_child_that_is_to_live_on_does_so():
     parent, child = parent_of_a_child("main", "lives")
     parent.kill()
