@@ -125,6 +125,15 @@ def test_one_that_was_made_with_another_hypervisor_is_refused_and_can_be_made_an
         store.write_record(place.manifest, prepared.manifest)
 
 
+@pytest.mark.parametrize(
+    "options", [{"cpus": 2}, {"cold": True}, {"network": True}, {"accel": "kvm"}], ids=str
+)
+def test_what_a_template_has_cannot_be_asked_for(options):
+    with pytest.raises(UsageError) as caught:
+        aio.Sandbox(template="mine", **options)
+    assert caught.value.code == "usage.template"
+
+
 @pytest.mark.parametrize("name", ["", "A", "-a", "a/b", "..", "a" * 64])
 def test_names_that_are_none_are_refused(shelf, name):
     for use in (lambda: warm.find(shelf, name), lambda: warm.build(shelf, name, "debian", Preparation())):

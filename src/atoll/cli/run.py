@@ -95,6 +95,8 @@ def _spawned(arguments: argparse.Namespace, config: Config, emit: Emit) -> Spawn
     if arguments.template is not None:
         from atoll.sandbox import warm
 
+        fixed = {name: getattr(arguments, name) for name in ("cpus", "accel", "kernel", "cold")}
+        warm.refuse_what_it_fixes({**fixed, "network": arguments.network or None})
         memory = config.memory if arguments.memory is not None else None
         return warm.launch(config, name, arguments.template, memory, emit=emit)
     if arguments.image is None:

@@ -36,9 +36,13 @@ class Keeper:
         self._turning = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.ended = ""
-        if limits.ttl:
+        self.begin()
+
+    def begin(self) -> None:
+        """Keep the time, from now on."""
+        if self._limits.ttl:
             self._tasks.add(asyncio.create_task(self._live()))
-        if limits.idle_timeout:
+        if self._limits.idle_timeout:
             self._tasks.add(asyncio.create_task(self._watch()))
 
     def stop(self) -> None:

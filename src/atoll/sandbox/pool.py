@@ -79,6 +79,8 @@ class Pool:
             box = self._ready.popleft()
             try:
                 await box.vm.renew()
+                if box.keeper is not None:
+                    box.keeper.begin()
             except AtollError:  # it died while it stood here
                 await box.close()
                 continue
@@ -132,6 +134,8 @@ class Pool:
             for argv in _WARM_UP:
                 with contextlib.suppress(AtollError):  # an image may have neither
                     await box.run(argv)
+            if box.keeper is not None:  # its time begins when it is claimed
+                box.keeper.stop()
             await box.pause()
         except AtollError as error:
             await box.close()

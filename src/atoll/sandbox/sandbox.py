@@ -55,8 +55,12 @@ class Sandbox(Commands):
         on_event: told of everything that happens, see ``atoll.events``.
         spawned: a VM of ``image`` that runs already; it is taken over.
 
+    Attributes:
+        keeper: keeps its time, once it is open.
+
     Raises:
         ConfigError: a value is wrong.
+        UsageError: ``usage.limit``: a limit is none; ``usage.template``: the template says that already.
     """
 
     def __init__(
@@ -84,6 +88,10 @@ class Sandbox(Commands):
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
     ) -> None:
+        if template is not None:
+            warm.refuse_what_it_fixes(
+                {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": network or None}
+            )
         size = f"{memory / (1 << 20):f}M" if isinstance(memory, int) else memory
         flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel, "cold": cold}
         self._config = load(flags).config if config is None else override(config, flags)
@@ -95,7 +103,7 @@ class Sandbox(Commands):
         self._limits = limits.parse(
             disk=disk, processes=processes, ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle
         )
-        self._keeper: Keeper | None = None
+        self.keeper: Keeper | None = None
         self.labels = dict(labels or {})
         self.image = image
         self.name = spawned.name if spawned else runtime.new_name()
@@ -110,11 +118,13 @@ class Sandbox(Commands):
         return self._vm
 
     async def open(self) -> None:
-        """Spawn the VM and wait until it is up.
+        """Spawn the VM and wait until it is up. Nothing happens if it is.
 
         Raises:
             AtollError: as ``runtime.launch``; ``BootError`` names the stage that failed. Nothing is left.
         """
+        if self.keeper is not None:
+            return
         if self._vm is None:
             await self._launch()
         try:
@@ -123,7 +133,7 @@ class Sandbox(Commands):
         except BaseException:
             await self.close()
             raise
-        self._keeper = Keeper(self._limits, self.vm, self.close)
+        self.keeper = Keeper(self._limits, self.vm, self.close)
 
     async def _boot(self) -> None:
         try:
@@ -155,8 +165,8 @@ class Sandbox(Commands):
 
     async def close(self) -> None:
         """Remove the VM. Closing twice is fine."""
-        if self._keeper is not None:
-            self._keeper.stop()
+        if self.keeper is not None:
+            self.keeper.stop()
         if self._vm is not None:
             await self._vm.close()
 
@@ -227,15 +237,15 @@ class Sandbox(Commands):
         return cast(FreezableVm, self.vm.hypervised)
 
     async def _reach(self) -> None:
-        if self._keeper is not None:
-            await self._keeper.wake()
+        if self.keeper is not None:
+            await self.keeper.wake()
 
     def _reached(self) -> Agent:
         return self.vm.agent
 
     async def _explain(self, error: ChannelError) -> AtollError:
-        if self._keeper is not None and self._keeper.ended:
-            return self._keeper.expired(self.name)
+        if self.keeper is not None and self.keeper.ended:
+            return self.keeper.expired(self.name)
         return await self.vm.explain(error)
 
     async def __aenter__(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -28,7 +28,7 @@ from atoll.template.key import (
 )
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
-__all__ = ["build", "find", "launch", "rebuilt"]
+__all__ = ["build", "find", "launch", "rebuilt", "refuse_what_it_fixes"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -120,6 +120,21 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
         machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
         clone = Clone("", place.state, size, manifest.created)
         return spawn_clone(hypervisor, machine, clone, emit)
+
+
+def refuse_what_it_fixes(wanted: Mapping[str, object]) -> None:
+    """Refuse what is asked for beside a template and is no longer to be chosen.
+
+    Args:
+        wanted: by name; None for what nobody asked for.
+
+    Raises:
+        UsageError: ``usage.template``.
+    """
+    fixed = [name for name, value in wanted.items() if value is not None]
+    if fixed:
+        message = f"{' and '.join(fixed)}: a template has that already"
+        raise UsageError(message, code="template", hint="say it when the template is made")
 
 
 def rebuilt(config: Config, name: str) -> tuple[Config, str, str, Preparation]:
