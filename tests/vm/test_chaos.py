@@ -167,16 +167,19 @@ class Run:
     async def _compare(self, name):
         """The record and what really is.
 
-        A guest that was told to power off by a command that was then killed may go at any moment still: what
-        does not fit is looked at again if the record has changed meanwhile, and only then.
+        A guest that was told to power off by a command that was then killed may go at any moment still, and a
+        hypervisor that ends holds its lock until the last of its threads is gone: what does not fit is looked
+        at again. What is wrong for good stays wrong.
         """
+        deadline = time.monotonic() + 15
         while True:
             machine = await self._settled(name)
             try:
                 await self._compare_once(machine)
             except Exception:
-                if (await self._settled(name)).state == machine.state:
+                if time.monotonic() > deadline:
                     raise
+                await asyncio.sleep(0.1)
             else:
                 return
 
