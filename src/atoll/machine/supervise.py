@@ -10,7 +10,6 @@ from pathlib import Path
 
 from atoll import store
 from atoll.events import Emit, Event
-from atoll.hypervisor.fake import FakeHypervisor
 from atoll.hypervisor.port import ResidentHypervisor
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.paths import VmPaths
@@ -42,7 +41,11 @@ def read_plan(place: VmPaths) -> BootPlan:
 
 
 def _hypervisor(plan: BootPlan) -> ResidentHypervisor:
-    return QemuHypervisor(plan.host) if plan.host is not None else FakeHypervisor()
+    if plan.host is not None:
+        return QemuHypervisor(plan.host)
+    from atoll.hypervisor.fake import FakeHypervisor  # noqa: PLC0415 - for tests
+
+    return FakeHypervisor()
 
 
 def main(words: Sequence[str]) -> int:
