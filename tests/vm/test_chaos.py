@@ -132,7 +132,7 @@ class Run:
                 assert sockets == [] or entry.machine.state.phase is Phase.FAILED, (entry, sockets)
             with registry.change(self.config.paths, entry.name) as machine:
                 registry.forget(self.config.paths, machine)
-        self._nothing_is_left()
+        await self._nothing_is_left()
 
     async def _let_supervisors_leave(self):
         """A machine with a VM may have lost its supervisor; the first who asks brings another one."""
@@ -197,7 +197,7 @@ class Run:
             await named.connect()
             assert (await named.run(["echo", "here"])).stdout == "here\n"
 
-    def _nothing_is_left(self):
+    async def _nothing_is_left(self):
         machines = self.config.paths.machines
         for partial in machines.glob(".partial-*"):  # of a command that was killed: the next one sweeps it
             os.utime(partial, (0, 0))
@@ -205,8 +205,8 @@ class Run:
         with registry.change(self.config.paths, "last") as machine:
             registry.forget(self.config.paths, machine)
         assert os.listdir(machines) == []
-        left = processes_at(self.data)
-        assert not left, left
+        # A supervisor has given its lock back some moments before its process is gone.
+        await until(lambda: not processes_at(self.data), within=15, what=f"{processes_at(self.data)} stay")
 
 
 @pytest.fixture
