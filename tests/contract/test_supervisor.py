@@ -15,6 +15,7 @@ from machines import (
     at_rest,
     enter,
     gone,
+    hosted_spec,
     is_stopped,
     kill_all_at,
     processes_at,
@@ -28,6 +29,7 @@ from machines import (
 from atoll import store
 from atoll.errors import AtollError, BootError, ChannelError
 from atoll.guest.messages import ExecOutput, ExecStart, Offset
+from atoll.machine import registry
 from atoll.machine.launching import reach
 from atoll.vm.bootplan import Probe, Setup
 from atoll.vm.client import Control
@@ -543,3 +545,16 @@ async def test_a_machine_whose_directory_was_removed_ends_and_does_not_come_back
     for pid in (status.vm, status.supervisor):
         await gone(pid)
     assert not dev.place.directory.exists()
+
+
+async def test_what_a_killed_supervisor_left_is_gone_once_the_machine_is_known_to_rest(dev):
+    control = await dev.started()
+    status = await control.status()
+    os.kill(status.supervisor, KILL)
+    await gone(status.supervisor)
+    os.kill(status.vm, KILL)
+    await gone(status.vm)
+    assert dev.place.control.exists()
+    machine = registry.Named("dev", dev.place, hosted_spec(), dev.state, supervised=False)
+    with registry.at_rest(machine, "looked at"):
+        assert not dev.place.control.exists()

@@ -128,9 +128,8 @@ class Run:
         for entry in registry.listed(self.config.paths):
             with registry.at_rest(entry.machine, "looked at"):
                 disk.check(entry.machine.place.data)
-                sockets = {path.name for path in entry.machine.place.directory.glob("*.sock")}
-                sockets.discard("control.sock")  # a supervisor that was killed leaves its own to the next one
-                assert not sockets or entry.machine.state.phase is Phase.FAILED, (entry, sockets)
+                sockets = [path.name for path in entry.machine.place.directory.glob("*.sock")]
+                assert sockets == [] or entry.machine.state.phase is Phase.FAILED, (entry, sockets)
             with registry.change(self.config.paths, entry.name) as machine:
                 registry.forget(self.config.paths, machine)
         await self._nothing_is_left()

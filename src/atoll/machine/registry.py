@@ -267,6 +267,7 @@ def at_rest(machine: Named, done: str) -> Iterator[None]:
         state = truth(state, supervised=False, alive=vm, boot=boot_id(), at=time.time())
         if vm or state.active:
             raise _active(machine.name, state, done)
+        place.control.unlink(missing_ok=True)  # of a supervisor that was killed: there is none now
         yield
     finally:
         os.close(lock)
