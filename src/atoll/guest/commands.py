@@ -18,7 +18,7 @@ from atoll.guest.exposure import Exposed, listen
 from atoll.guest.files import Access, Files
 from atoll.guest.handle import Detached, Process
 from atoll.guest.messages import ExecStart, ExecutionState, Exit, Info, TerminalSize
-from atoll.guest.opening import opening
+from atoll.guest.opening import Closing, opening
 from atoll.guest.result import Result
 
 __all__ = ["Commands", "feed"]
@@ -27,7 +27,7 @@ __all__ = ["Commands", "feed"]
 _GRACE = 2.0
 
 
-class Commands:
+class Commands(Closing):
     """What can be done with commands in a guest; the base of all that have one.
 
     Args:
@@ -66,10 +66,6 @@ class Commands:
 
     async def _explain(self, error: ChannelError) -> AtollError:
         """What is behind a channel that broke."""
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Let go of the guest, however it was reached."""
         raise NotImplementedError
 
     @property

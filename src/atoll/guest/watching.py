@@ -6,12 +6,12 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Self
 
 from atoll.errors import AtollError
 from atoll.guest.channel import Stream
 from atoll.guest.file_messages import Change, ChangeKind, FileChange, Records, WireKind
+from atoll.guest.opening import Closing
 
 __all__ = ["Pairing", "Watch"]
 
@@ -62,7 +62,7 @@ class Pairing:
         return f"{self._top.rstrip('/')}/{below}" if below else self._top
 
 
-class Watch:
+class Watch(Closing):
     """Changes of a file, or of what is in a directory: an asynchronous iterator, and a context.
 
     ::
@@ -122,11 +122,6 @@ class Watch:
     async def __aenter__(self) -> Self:
         await self.open()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def __aiter__(self) -> Self:
         return self

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import cast
 
 from atoll.errors import AtollError
-from atoll.hypervisor.port import FreezableVm
 from atoll.sandbox.limits import Limits
 from atoll.vm.life import Vm
 from atoll.vm.state import StateError
@@ -93,7 +91,7 @@ class Keeper:
         async with self._turning:
             if self._vm.idle >= limit:
                 with contextlib.suppress(AtollError):  # a VM that died says so to whoever uses it
-                    await cast(FreezableVm, self._vm.hypervised).pause()
+                    await self._vm.freezable.pause()
                     self._asleep = True
 
     async def _end(self, why: str) -> None:

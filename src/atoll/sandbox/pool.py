@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from types import TracebackType
 from typing import Any, Self
 
 from atoll.errors import AtollError, UsageError
 from atoll.events import Emit, Warned, ignore
+from atoll.guest.opening import Closing
 from atoll.sandbox.pressure import look, room_for
 from atoll.sandbox.sandbox import Sandbox
 
@@ -26,7 +26,7 @@ _PAUSE = 1.0
 _WARM_UP = (("true",), ("/bin/sh", "-c", "true"))
 
 
-class Pool:
+class Pool(Closing):
     """Keeps ``size`` sandboxes ready; a claimed one is up within milliseconds, and belongs to who claimed it.
 
     Args:
@@ -107,11 +107,6 @@ class Pool:
     async def __aenter__(self) -> Self:
         await self.open()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def _make(self) -> Sandbox:
         return Sandbox(self.image, on_event=self._emit, **self._options)

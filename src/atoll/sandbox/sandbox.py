@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from atoll import runtime
 from atoll.config import Config, load, override
@@ -16,7 +15,6 @@ from atoll.errors import AtollError, BootError, ChannelError, UsageError, innerm
 from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
-from atoll.hypervisor.port import FreezableVm
 from atoll.sandbox import limits, warm
 from atoll.sandbox.keeping import Keeper
 from atoll.sandbox.limits import OnIdle
@@ -177,12 +175,12 @@ class Sandbox(Commands):
             BootError: the VM died.
         """
         await self._reach()
-        await self._freezable().pause()
+        await self.vm.freezable.pause()
 
     async def resume(self) -> None:
         """Let the vCPUs go on, and set the guest's clock. Raises as ``pause``."""
         await self._reach()
-        await self._freezable().resume()
+        await self.vm.freezable.resume()
         await self.vm.agent.step_clock(time.time_ns())
 
     async def fork(self, count: int = 1) -> list[Self]:
@@ -233,9 +231,6 @@ class Sandbox(Commands):
             spawned=spawned,
         )
 
-    def _freezable(self) -> FreezableVm:
-        return cast(FreezableVm, self.vm.hypervised)
-
     async def _reach(self) -> None:
         if self.keeper is not None:
             await self.keeper.wake()
@@ -251,11 +246,6 @@ class Sandbox(Commands):
     async def __aenter__(self) -> Self:
         await self.open()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 class _Launch:

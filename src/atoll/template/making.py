@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import msgspec
 
@@ -18,7 +18,6 @@ from atoll.events import Emit, TaskAdvanced, Warned, ignore, task
 from atoll.guest.agent import Agent
 from atoll.guest.messages import ExecStart
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import FreezableVm
 from atoll.paths import Paths, TemplatePaths
 from atoll.template import cache
 from atoll.template.cache import Manifest, Template
@@ -182,7 +181,7 @@ async def _prepare(vm: Vm, recipe: Recipe, place: TemplatePaths, emit: Emit) -> 
                 await _warm_up(vm.agent)
     up = (await vm.agent.info()).uptime / 1e9
     await asyncio.sleep(max(_SETTLED - up, _REST))
-    await cast(FreezableVm, vm.hypervised).freeze(place.state)
+    await vm.freezable.freeze(place.state)
 
 
 async def _judged(vm: Vm, work: Awaitable[T], *, slow_passes: bool) -> T:

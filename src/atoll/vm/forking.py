@@ -38,7 +38,6 @@ async def fork(parent: Vm, names: Sequence[str], emit: Emit) -> Forked:
         BootError: stage ``copy`` or ``spawn``; no child is left, and the parent goes on.
     """
     _refuse_disks(parent.machine)
-    vm = cast(FreezableVm, parent.hypervised)
     hypervisor = cast(CloningHypervisor, parent.hypervisor)
     with _unnamed_file() as fd, ExitStack() as undo:
         children = []
@@ -46,7 +45,7 @@ async def fork(parent: Vm, names: Sequence[str], emit: Emit) -> Forked:
             child = _spawn(parent.machine, name, fd, hypervisor, emit)
             undo.callback(child.vm.discard)
             children.append(child)
-        stopped = await vm.copy(fd)
+        stopped = await parent.freezable.copy(fd)
         for child in children:
             cast(FreezableVm, child.vm).proceed()
         undo.pop_all()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 from atoll.errors import AtollError, BootError, ChannelError, GuestError, ProtocolError
 from atoll.events import Emit, GuestBooted, StageReached, VmExited
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Empty
+from atoll.guest.opening import Closing
 from atoll.hypervisor.port import FreezableVm, Pluggable, Position, VirtualMachine
 from atoll.vm.bootplan import user_network
 from atoll.vm.cloning import new_identity, renewed_identity
@@ -28,7 +28,7 @@ _LOOK = 0.005
 _EXIT_GRACE = 2.0
 
 
-class Vm:
+class Vm(Closing):
     """A VM that this process owns and that ends with it. Belongs to one event loop.
 
     Args:
@@ -72,6 +72,11 @@ class Vm:
     def hypervised(self) -> VirtualMachine:
         """The VM as its hypervisor has it."""
         return self._vm
+
+    @property
+    def freezable(self) -> FreezableVm:
+        """The same, of a backend whose VMs can be frozen."""
+        return cast(FreezableVm, self._vm)
 
     @property
     def idle(self) -> float:
@@ -134,7 +139,7 @@ class Vm:
         assert self._beginning is not None
         await _answer(self._beginning)
         if clone.memory > self.machine.memory:
-            await _grow_memory(cast(FreezableVm, self._vm).plugging, clone.memory)
+            await _grow_memory(self.freezable.plugging, clone.memory)
 
     async def _correct_clock(self, agent: Agent) -> None:
         """What a clone was told of the time is as old as its hypervisor took to start."""
@@ -152,7 +157,7 @@ class Vm:
     async def renew(self) -> None:
         """Let the vCPUs go on after the guest stood ready for a time; its clock and its seed are new."""
         beginning = self.agent.begin(renewed_identity())
-        await cast(FreezableVm, self._vm).resume()
+        await self.freezable.resume()
         await _answer(beginning)
 
     async def explain(self, error: ChannelError | TimeoutError) -> AtollError:
@@ -194,14 +199,6 @@ class Vm:
             await self._vm.close()
         finally:
             self._emit(VmExited(vm=self.name, status=self._vm.process.poll() or 0))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def _reached(self, stage: str) -> None:
         self._emit(StageReached(vm=self.name, stage=stage, elapsed=time.monotonic() - self._began))
