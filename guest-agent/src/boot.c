@@ -340,17 +340,14 @@ static void raise_loopback(void)
 static enum step_result set_up_system(struct agent *agent)
 {
     struct boot *boot = &agent->boot;
-    const char *hostname = boot->options.hostname;
 
     if (!mount_runtime_filesystems(&boot->failure) ||
         !identity_set_machine_id(boot->options.machine_id, &boot->failure))
         return FAILED;
     if (!*boot->options.init)
         mount_cgroups();
-    if (*hostname && sethostname(hostname, strlen(hostname)) < 0) {
-        boot->failure = failure_os(errno, NULL, "hostname %s", hostname);
+    if (!identity_set_hostname(boot->options.hostname, &boot->failure))
         return FAILED;
-    }
     raise_loopback();
     return DONE;
 }

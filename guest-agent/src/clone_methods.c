@@ -1,14 +1,12 @@
 /*
  * clone.begin. Agent protocol, section 7.1.
  */
-#include <stdio.h>
 #include <string.h>
 
-#include "identity.h"
 #include "growth.h"
+#include "identity.h"
+#include "net.h"
 #include "request.h"
-
-enum { MAC_TEXT = 17 };
 
 #define GROWTH_MAX ((int64_t)1 << 48)
 
@@ -17,23 +15,18 @@ struct beginning {
     int64_t growth;
     struct mp_bytes seed;
     bool has_mac;
-    uint8_t mac[6];
+    uint8_t mac[NET_MAC_BYTES];
     struct cmdline options;
 };
 
 static bool decode_mac(struct request *request, struct beginning *beginning)
 {
-    char text[MAC_TEXT + 1];
-    uint8_t *mac = beginning->mac;
-    int end = 0;
+    char text[NET_MAC_SIZE + 1];
 
     if (!param_text_or(request, "mac", text, sizeof(text), ""))
         return false;
     beginning->has_mac = *text != '\0';
-    if (!beginning->has_mac || (strspn(text, "0123456789abcdefABCDEF:") == MAC_TEXT &&
-                                sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx%n", &mac[0], &mac[1], &mac[2],
-                                       &mac[3], &mac[4], &mac[5], &end) == 6 &&
-                                end == MAC_TEXT))
+    if (!beginning->has_mac || net_parse_mac(text, beginning->mac))
         return true;
     request_fail(request, failure(FAIL_INVALID, "mac: not six bytes in hexadecimal"));
     return false;

@@ -16,6 +16,16 @@ enum { POLL_MS = 5 };
 #define NET_CLASS "/sys/class/net"
 #define RESOLV_CONF "/etc/resolv.conf"
 
+bool net_parse_mac(const char *text, uint8_t mac[NET_MAC_BYTES])
+{
+    int end = 0;
+
+    return strspn(text, "0123456789abcdefABCDEF:") == NET_MAC_SIZE &&
+           sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx%n", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4],
+                  &mac[5], &end) == NET_MAC_BYTES &&
+           end == NET_MAC_SIZE && text[end] == '\0';
+}
+
 /* A bridge or a bond has the address of one of its members, but no device. */
 static bool has_mac(const char *name, const char *mac)
 {

@@ -13,6 +13,7 @@
 #include "failure.h"
 
 enum {
+    NET_MAC_BYTES = 6,
     NET_MAC_SIZE = 17, /* 02:00:00:00:00:01 */
     NET_RESOLVERS_MAX = 16,
 };
@@ -28,6 +29,9 @@ struct net_config {
     char resolvers[NET_RESOLVERS_MAX][INET6_ADDRSTRLEN];
     int64_t wait_ms;
 };
+
+/* False unless the text is six bytes in hexadecimal, with colons between them. */
+bool net_parse_mac(const char *text, uint8_t mac[NET_MAC_BYTES]);
 
 /* Waits for the interface, and tells its name. */
 bool net_configure(const struct net_config *config, char interface[IF_NAMESIZE], struct failure *failed);

@@ -40,13 +40,14 @@ static bool invalid(struct request *request, const char *why)
 
 static bool decode_mac(struct request *request, char mac[NET_MAC_SIZE + 1])
 {
+    uint8_t bytes[NET_MAC_BYTES];
+
     if (!param_text(request, "mac", mac, NET_MAC_SIZE + 1))
         return false;
-    for (size_t i = 0; i < NET_MAC_SIZE; i++) {
-        if (i % 3 == 2 ? mac[i] != ':' : !isxdigit((unsigned char)mac[i]))
-            return invalid(request, "mac: not six bytes in hexadecimal");
-        mac[i] = (char)tolower((unsigned char)mac[i]);
-    }
+    if (!net_parse_mac(mac, bytes))
+        return invalid(request, "mac: not six bytes in hexadecimal");
+    for (char *each = mac; *each; each++)
+        *each = (char)tolower((unsigned char)*each);
     return true;
 }
 

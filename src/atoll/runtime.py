@@ -15,12 +15,12 @@ from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
 from atoll.image import catalog, kernel
 from atoll.template import cache
-from atoll.template.cache import Manifest, Template
+from atoll.template.cache import Template
 from atoll.template.key import (
-    TEMPLATE_MAC,
     Recipe,
     base_memory,
     clone_of,
+    draft,
     identity_of,
     most_memory,
     name_of,
@@ -29,7 +29,7 @@ from atoll.template.key import (
 from atoll.vm import accelerator
 from atoll.vm.identity import new_mac
 from atoll.vm.origin import Origin
-from atoll.vm.plan import Bootable, Shape, check_memory, plan, plan_held, smallest_memory
+from atoll.vm.plan import ANY_MAC, Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
 
 __all__ = [
@@ -40,10 +40,12 @@ __all__ = [
     "ensure_image",
     "found",
     "host_architecture",
+    "host_identity",
     "host_memory",
     "launch",
     "machine_origin",
     "new_name",
+    "original_of",
     "prepare",
     "template_recipe",
 ]
@@ -69,6 +71,15 @@ class Foundation(msgspec.Struct, frozen=True):
     devices: dict[str, tuple[str, ...]]
     identity: str
     least: int
+
+    @property
+    def growing(self) -> bool:
+        """Whether its guests can take memory while they run. On arm64 that was not tried."""
+        return "virtio_mem" in self.devices and self.shape.architecture is Architecture.X86_64
+
+    def modules(self, *devices: str) -> tuple[str, ...]:
+        """The kernel modules that ``devices`` need, in the order in which they are loaded."""
+        return tuple(path for device in devices for path in self.devices.get(device, ()))
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -163,21 +174,16 @@ def launch(config: Config, name: str, image: str, *, network: bool = False, emit
         spawned = _from_template(config, prepared, emit)
         if spawned is not None:
             return spawned
-    modules = prepared.base.devices.get("virtio_net", ()) if network else ()
+    modules = prepared.base.modules("virtio_net") if network else ()
     return spawn(prepared.base.hypervisor, prepared.machine, emit, modules=modules)
 
 
 def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | None:
     """Start from a template; None if that cannot be had now, and the VM is to be booted."""
     recipe = template_recipe(config, prepared)
-    template = cache.find(config.paths, recipe.manifest.name, recipe.manifest.identity)
+    template = _usable(config, recipe, emit)
     if template is None:
-        from atoll.template import making  # noqa: PLC0415 - once for each image
-
-        template = making.ensure(config.paths, recipe, emit=emit)
-    if template is None or template.manifest.failure:
         return None
-    cache.note_use(template)
     manifest = template.manifest
     try:
         with cache.opened(template) as place:
@@ -186,6 +192,19 @@ def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | 
             return spawn_clone(recipe.hypervisor, machine, clone, emit)
     except StoreError:  # another process has just discarded or replaced it
         return None
+
+
+def _usable(config: Config, recipe: Recipe, emit: Emit) -> Template | None:
+    """The template of ``recipe``, made if it is not here; None if VMs cannot start from it now."""
+    template = cache.find(config.paths, recipe.manifest.name, recipe.manifest.identity)
+    if template is None:
+        from atoll.template import making  # noqa: PLC0415 - once for each recipe
+
+        template = making.ensure(config.paths, recipe, emit=emit)
+    if template is None or template.manifest.failure:
+        return None
+    cache.note_use(template)
+    return template
 
 
 def build_template(config: Config, image: str, *, force: bool = False, emit: Emit = ignore) -> Template:
@@ -212,41 +231,54 @@ def build_template(config: Config, image: str, *, force: bool = False, emit: Emi
 
 def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     """What a template is made of from which VMs like the one that was prepared start."""
-    base, machine = prepared.base, prepared.machine
-    growing = "virtio_mem" in base.devices and base.shape.architecture is Architecture.X86_64
-    most = most_memory(machine.memory, host=host_memory()) if growing else 0
-    memory = base_memory(machine.memory, least=base.least, most=most)
-    files = msgspec.structs.replace(base.files, root=prepared.image.root)
-    shape = msgspec.structs.replace(base.shape, memory=memory)
-    original = plan_original(files, shape, most=most)
-    devices = ["virtio_mem"] if growing else []
-    kind = prepared.image.manifest.name
-    if machine.network is not None:
-        original = msgspec.structs.replace(original, network=UserNetwork(TEMPLATE_MAC))
-        devices.append("virtio_net")
-        kind += ".network"
+    base, image = prepared.base, prepared.image.manifest
+    network = prepared.machine.network is not None
+    machine, modules = original_of(prepared, network=network, smaller=True)
+    shape = msgspec.structs.replace(base.shape, memory=machine.memory)
+    kind = image.name + (".network" if network else "")
     identity = identity_of(
-        base.hypervisor.vector(original),
-        (
-            base.host.identity,
-            base.host.version,
-            base.identity,
-            prepared.image.manifest.digest,
-            cpu_identity(),
-        ),
+        base.hypervisor.vector(machine), (*host_identity(base.host), base.identity, image.digest)
     )
-    manifest = Manifest(
-        name=name_of(kind, shape, base.identity, most=most),
+    manifest = draft(
+        machine,
+        name=name_of(kind, shape, base.identity, most=machine.max_memory),
         identity=identity,
-        image=prepared.image.manifest.name,
-        accelerator=machine.accelerator,
-        vcpus=machine.vcpus,
-        memory=memory,
-        hypervisor=f"QEMU {base.host.version}",
-        created=0.0,
+        hypervisor=base.host.version,
+        image=image.name,
     )
-    modules = tuple(path for device in devices for path in base.devices.get(device, ()))
-    return Recipe(base.hypervisor, original, manifest, modules, config.boot_timeout)
+    return Recipe(base.hypervisor, machine, manifest, modules, config.boot_timeout)
+
+
+def original_of(
+    prepared: Prepared, *, network: bool, smaller: bool = False
+) -> tuple[Machine, tuple[str, ...]]:
+    """The VM that is frozen so that others like the one that was prepared can start from it.
+
+    Args:
+        prepared: what clones are like.
+        network: they have a network card.
+        smaller: it may have less memory than they, who plug the rest in.
+
+    Returns:
+        The VM, and the kernel modules that are loaded in it.
+    """
+    base = prepared.base
+    shape, memory = base.shape, base.shape.memory
+    most = most_memory(memory, host=host_memory()) if base.growing else 0
+    if smaller:
+        shape = msgspec.structs.replace(shape, memory=base_memory(memory, least=base.least, most=most))
+    files = msgspec.structs.replace(base.files, root=prepared.image.root)
+    machine = plan_original(files, shape, most=most)
+    devices = ["virtio_mem"] if base.growing else []
+    if network:
+        machine = msgspec.structs.replace(machine, network=UserNetwork(ANY_MAC))
+        devices.append("virtio_net")
+    return machine, base.modules(*devices)
+
+
+def host_identity(host: QemuHost) -> tuple[str, ...]:
+    """What of a host must be the same for a template and all that start from it."""
+    return host.identity, host.version, cpu_identity()
 
 
 def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:
@@ -284,28 +316,16 @@ def machine_origin(
     if config.cold or base.shape.architecture is not Architecture.X86_64:
         return None
     held = plan_held(machine)
-    identity = identity_of(
-        base.hypervisor.vector(held), (base.host.identity, base.host.version, base.identity, cpu_identity())
-    )
-    manifest = Manifest(
+    manifest = draft(
+        held,
         name=name_of(kind, base.shape, base.identity),
-        identity=identity,
-        image="",
-        accelerator=machine.accelerator,
-        vcpus=machine.vcpus,
-        memory=machine.memory,
-        hypervisor=f"QEMU {base.host.version}",
-        created=0.0,
+        identity=identity_of(base.hypervisor.vector(held), (*host_identity(base.host), base.identity)),
+        hypervisor=base.host.version,
     )
-    template = cache.find(config.paths, manifest.name, identity)
+    recipe = Recipe(base.hypervisor, held, manifest, (), config.boot_timeout, held=True)
+    template = _usable(config, recipe, emit)
     if template is None:
-        from atoll.template import making  # noqa: PLC0415 - once for each kind
-
-        recipe = Recipe(base.hypervisor, held, manifest, (), config.boot_timeout, held=True)
-        template = making.ensure(config.paths, recipe, emit=emit)
-    if template is None or template.manifest.failure:
         return None
-    cache.note_use(template)
     place = template.place
     return Origin(
         template=manifest.name,

@@ -348,7 +348,7 @@ def publish(staged: Path, final: Path) -> None:
     try:
         for file in staged.rglob("*"):
             if file.is_file() and not file.is_symlink():
-                _sync(file)
+                sync_file(file)
         sync_directory(staged)
         if final.exists():
             _exchange(staged, final)
@@ -370,7 +370,7 @@ def create(staged: Path, final: Path) -> None:
     try:
         for file in staged.rglob("*"):
             if file.is_file() and not file.is_symlink():
-                _sync(file)
+                sync_file(file)
         sync_directory(staged)
         staged.rename(final)  # fails if ``final`` is a directory that is not empty (rename(2))
         sync_directory(final.parent)
@@ -380,7 +380,8 @@ def create(staged: Path, final: Path) -> None:
         raise _refuse(error, final) from error
 
 
-def _sync(file: Path) -> None:
+def sync_file(file: Path) -> None:
+    """Wait until all of ``file`` is on its disk. Raises ``OSError``."""
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -335,7 +335,7 @@ async def test_a_guest_that_reboots_comes_up_again_under_the_same_supervisor(dev
     control = await dev.started()
     before = await control.status()
     await control.agent.poweroff(reboot=True, grace=0.1)
-    await until(lambda: dev.state.cause is Cause.BOOTED and dev.state.vm.pid != before.vm)
+    await until(lambda: (state := dev.state).cause is Cause.BOOTED and state.vm.pid != before.vm)
     after = await control.status()
     assert after.supervisor == before.supervisor
     assert await run(control, "echo", "up") == b"up\n"

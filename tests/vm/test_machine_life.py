@@ -80,7 +80,7 @@ async def test_a_guest_that_reboots_comes_up_with_what_it_wrote(dev):
     await dev.run(["sh", "-c", "echo kept > /root/file; sync"], check=True)
     vm = (await dev.status()).vm
     await dev.control.agent.poweroff(reboot=True, grace=0.5)
-    await until(lambda: dev.state.cause is Cause.BOOTED and dev.state.vm.pid != vm, within=60)
+    await until(lambda: (state := dev.state).cause is Cause.BOOTED and state.vm.pid != vm, within=60)
     assert (await dev.run(["cat", "/root/file"])).stdout == "kept\n"
     await ended(dev)
 

@@ -86,7 +86,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         machine=machine,
         host=base.host,
         setup=Setup(
-            modules=tuple(path for device in devices for path in base.devices.get(device, ())),
+            modules=base.modules(*devices),
             network=network,
             script=setup_script(name, spec),
             shares=spec.shares,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -12,20 +12,12 @@ from atoll import runtime
 from atoll.config import Config
 from atoll.errors import ImageError, StoreError, UsageError
 from atoll.events import Emit, ignore
-from atoll.hypervisor.model import Machine, UserNetwork
+from atoll.hypervisor.model import Machine
 from atoll.hypervisor.qemu.backend import QemuHypervisor
-from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
+from atoll.hypervisor.qemu.host import QemuHost, inspect_host
 from atoll.template import cache
-from atoll.template.cache import Manifest, Preparation, Template
-from atoll.template.key import (
-    TEMPLATE_MAC,
-    Recipe,
-    clone_of,
-    identity_of,
-    most_memory,
-    plan_original,
-    with_disks_at,
-)
+from atoll.template.cache import Preparation, Template
+from atoll.template.key import Recipe, clone_of, draft, identity_of, with_disks_at
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
 __all__ = ["build", "find", "launch", "rebuilt", "refuse_what_it_fixes"]
@@ -157,44 +149,26 @@ def _check(name: str) -> None:
 
 def _recipe(config: Config, name: str, prepared: runtime.Prepared, preparation: Preparation) -> Recipe:
     base = prepared.base
-    growing = "virtio_mem" in base.devices
-    files = replace(base.files, root=prepared.image.root)
-    most = most_memory(base.shape.memory, host=runtime.host_memory()) if growing else 0
-    machine = plan_original(files, base.shape, most=most)
-    devices = ["virtio_mem"] if growing else []
-    if preparation.network:
-        machine = replace(machine, network=UserNetwork(TEMPLATE_MAC))
-        devices.append("virtio_net")
-    manifest = Manifest(
+    machine, modules = runtime.original_of(prepared, network=preparation.network)
+    manifest = draft(
+        machine,
         name=name,
         identity=_identity(base.hypervisor, base.host, machine),
+        hypervisor=base.host.version,
         image=prepared.image.manifest.name,
-        accelerator=machine.accelerator,
-        vcpus=machine.vcpus,
-        memory=machine.memory,
-        hypervisor=f"QEMU {base.host.version}",
-        created=0.0,
-        preparation=preparation,
-        machine=machine,
     )
     return Recipe(
         base.hypervisor,
         machine,
-        manifest,
-        _modules(base.devices, devices),
+        replace(manifest, preparation=preparation, machine=machine),
+        modules,
         config.boot_timeout,
         keeps_disks=True,
         patience=_PATIENCE,
     )
 
 
-def _modules(known: dict[str, tuple[str, ...]], devices: Iterable[str]) -> tuple[str, ...]:
-    return tuple(path for device in devices for path in known.get(device, ()))
-
-
 def _identity(hypervisor: QemuHypervisor, host: QemuHost, machine: Machine) -> str:
     """What a template and its clones must have in common: a kernel is in the template's RAM."""
     placed = replace(machine, disks=tuple(replace(disk, path=_ANYWHERE) for disk in machine.disks))
-    return identity_of(
-        hypervisor.vector(placed, incoming=True), (host.identity, host.version, cpu_identity())
-    )
+    return identity_of(hypervisor.vector(placed, incoming=True), runtime.host_identity(host))

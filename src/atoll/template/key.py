@@ -21,10 +21,10 @@ from atoll.vm.plan import Bootable, Shape, plan_growing
 
 __all__ = [
     "FORMAT",
-    "TEMPLATE_MAC",
     "Recipe",
     "base_memory",
     "clone_of",
+    "draft",
     "identity_of",
     "most_memory",
     "name_of",
@@ -46,9 +46,6 @@ _STEP = 4 * _MIB
 
 #: So much of what a VM may have at most cannot be plugged in, bytes: QEMU gets a multiple of a memory block.
 _BLOCK = 128 * _MIB
-
-#: The address of a template's network card; each clone is told another.
-TEMPLATE_MAC = "02:00:00:00:00:01"
 
 #: Up to how much memory clones of the same template can have, bytes, and how many times as much those of the
 #: next. Each clone pays for what it could have: QEMU keeps and fills bitmaps of it, 96 KiB for each GiB. The
@@ -139,6 +136,28 @@ def identity_of(argv: Iterable[str], parts: Iterable[str]) -> str:
         parts: whatever else must be the same: digests of what the vector names, the hypervisor, the CPU.
     """
     return "\n".join((f"{FORMAT}", *argv, "", *parts))
+
+
+def draft(machine: Machine, *, name: str, identity: str, hypervisor: str, image: str = "") -> Manifest:
+    """What can be said of a template before it is made.
+
+    Args:
+        machine: that is to be frozen.
+        name: of the template.
+        identity: as ``identity_of``.
+        hypervisor: QEMU's version.
+        image: name of its image; empty for machines.
+    """
+    return Manifest(
+        name=name,
+        identity=identity,
+        image=image,
+        accelerator=machine.accelerator,
+        vcpus=machine.vcpus,
+        memory=machine.memory,
+        hypervisor=f"QEMU {hypervisor}",
+        created=0.0,
+    )
 
 
 def original(machine: Machine, ram: Path) -> Machine:

@@ -18,6 +18,7 @@ from atoll.events import Emit, TaskAdvanced, Warned, ignore, task
 from atoll.guest.agent import Agent
 from atoll.guest.messages import ExecStart
 from atoll.hypervisor.model import Machine
+from atoll.hypervisor.port import CloningHypervisor
 from atoll.paths import Paths, TemplatePaths
 from atoll.template import cache
 from atoll.template.cache import Manifest, Template
@@ -127,11 +128,12 @@ def _make(paths: Paths, recipe: Recipe, emit: Emit) -> Template:
     store.require_space(paths.templates, recipe.machine.memory + _STATE)
     with store.staging(paths.templates, name) as staged:
         place = TemplatePaths(staged)
-        asyncio.run(_freeze(recipe, place, emit))
+        machine = _with_disks(recipe, place)
+        asyncio.run(_freeze(recipe, machine, place, emit))
         manifest = _seal(recipe.manifest, place)
         if not recipe.held:  # a machine tries it, and boots if it is of no use
             emit(TaskAdvanced(task="template", note="trying a clone"))
-            asyncio.run(_try(recipe, place, manifest))
+            asyncio.run(_try(recipe.hypervisor, machine, place, manifest))
         store.write_record(place.manifest, manifest)
         store.publish(staged, paths.template(name).directory)
     if manifest.preparation is None:
@@ -139,13 +141,12 @@ def _make(paths: Paths, recipe: Recipe, emit: Emit) -> Template:
     return Template(paths.template(name), manifest)
 
 
-async def _freeze(recipe: Recipe, place: TemplatePaths, emit: Emit) -> None:
+async def _freeze(recipe: Recipe, machine: Machine, place: TemplatePaths, emit: Emit) -> None:
     """Boot the VM, have it do what clones will do, and write it down."""
     with place.ram.open("xb") as file:
         os.fchmod(file.fileno(), 0o600)
-        file.truncate(recipe.machine.memory)
-    machine = original(_with_disks(recipe, place), place.ram)
-    spawned = spawn(recipe.hypervisor, machine, ignore, modules=recipe.modules)
+        file.truncate(machine.memory)
+    spawned = spawn(recipe.hypervisor, original(machine, place.ram), ignore, modules=recipe.modules)
     async with Vm(spawned, ignore) as vm:
         emit(TaskAdvanced(task="template", note="booting"))
         up = _until_held(vm, recipe.boot_timeout) if recipe.held else vm.boot(recipe.boot_timeout)
@@ -172,8 +173,6 @@ def _with_disks(recipe: Recipe, place: TemplatePaths) -> Machine:
 async def _prepare(vm: Vm, recipe: Recipe, place: TemplatePaths, emit: Emit) -> None:
     """From a VM that is up to one that is frozen."""
     if not recipe.held:
-        if recipe.modules:
-            await vm.agent.load_modules(recipe.modules)
         if recipe.manifest.preparation is not None:
             await carry_out(vm.agent, recipe.manifest.preparation, emit)
         with contextlib.suppress(TimeoutError):
@@ -229,11 +228,7 @@ async def _warm_up(agent: Agent) -> None:
 def _seal(manifest: Manifest, place: TemplatePaths) -> Manifest:
     """Flush the files, and note how they are from now on."""
     for path in (place.ram, place.state):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        store.sync_file(path)
     return msgspec.structs.replace(
         manifest,
         created=time.time(),
@@ -243,10 +238,11 @@ def _seal(manifest: Manifest, place: TemplatePaths) -> Manifest:
     )
 
 
-async def _try(recipe: Recipe, place: TemplatePaths, manifest: Manifest) -> None:
+async def _try(
+    hypervisor: CloningHypervisor, machine: Machine, place: TemplatePaths, manifest: Manifest
+) -> None:
     """Start one clone. Raises as ``_judged``; one that hangs is wrong, too: CPUs differ so."""
-    machine = recipe.machine if not recipe.keeps_disks else with_disks_at(recipe.machine, place)
-    machine = clone_of(machine, "template-trial", place.ram)
-    clone = Clone(manifest.name, place.state, recipe.machine.memory, manifest.created)
-    async with Vm(spawn_clone(recipe.hypervisor, machine, clone, ignore), ignore) as vm:
+    trial = clone_of(machine, "template-trial", place.ram)
+    clone = Clone(manifest.name, place.state, machine.memory, manifest.created)
+    async with Vm(spawn_clone(hypervisor, trial, clone, ignore), ignore) as vm:
         await _judged(vm, vm.boot(_TRIAL), slow_passes=False)

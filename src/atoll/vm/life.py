@@ -13,16 +13,14 @@ from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Empty
 from atoll.guest.opening import Closing
-from atoll.hypervisor.port import FreezableVm, Pluggable, Position, VirtualMachine
+from atoll.hypervisor.port import FreezableVm, Position, VirtualMachine
 from atoll.vm.bootplan import user_network
 from atoll.vm.cloning import new_identity, renewed_identity
 from atoll.vm.diagnosis import Evidence, diagnose
 from atoll.vm.spawning import Clone, Spawned
+from atoll.vm.steps import join_network, plug_memory
 
 __all__ = ["Vm"]
-
-#: Seconds between two looks at how much memory a clone has.
-_LOOK = 0.005
 
 #: Seconds to wait for the process's end after its channel closed: the kernel closes descriptors first.
 _EXIT_GRACE = 2.0
@@ -121,8 +119,10 @@ class Vm(Closing):
                 if self._clone is not None:
                     await self._begin(self._clone)
                 booted, _ = await asyncio.gather(agent.booted(), self._correct_clock(agent))
+                if self._modules:
+                    await agent.load_modules(self._modules)
                 if self.machine.network is not None and self._clone is None:
-                    await self._set_up(agent, self.machine.network.mac)
+                    await join_network(agent, user_network(self.machine.network.mac))
         except GuestError as error:
             raise self._root_error(error) from error
         except ProtocolError as error:
@@ -139,20 +139,12 @@ class Vm(Closing):
         assert self._beginning is not None
         await _answer(self._beginning)
         if clone.memory > self.machine.memory:
-            await _grow_memory(self.freezable.plugging, clone.memory)
+            await plug_memory(self.freezable.plugging, clone.memory)
 
     async def _correct_clock(self, agent: Agent) -> None:
         """What a clone was told of the time is as old as its hypervisor took to start."""
         if self._clone is not None:
             await agent.step_clock(time.time_ns())
-
-    async def _set_up(self, agent: Agent, mac: str) -> None:
-        """Give a guest that was booted the addresses of its network."""
-        network = user_network(mac)
-        await agent.load_modules(self._modules)
-        await agent.configure_network(
-            mac, network.address, gateway=network.gateway, resolvers=network.resolvers
-        )
 
     async def renew(self) -> None:
         """Let the vCPUs go on after the guest stood ready for a time; its clock and its seed are new."""
@@ -217,10 +209,3 @@ async def _answer(call: Stream) -> None:
         await call.reply(Empty)
     finally:
         call.cancel()
-
-
-async def _grow_memory(plugging: Pluggable, size: int) -> None:
-    """Have the guest take memory until it has ``size`` bytes. The caller bounds the time."""
-    await plugging.plug_memory(size)
-    while (await plugging.memory()).now < size:  # noqa: ASYNC110 - only asking again tells
-        await asyncio.sleep(_LOOK)

@@ -10,6 +10,7 @@ from atoll.errors import PreflightError
 from atoll.hypervisor.model import Accelerator, Architecture, Disk, DiskFormat, Machine, UserNetwork
 
 __all__ = [
+    "ANY_MAC",
     "Bootable",
     "Limits",
     "Residence",
@@ -27,8 +28,8 @@ _MIB = 1 << 20
 
 _CONSOLES = {Architecture.X86_64: "ttyS0", Architecture.AARCH64: "ttyAMA0"}
 
-#: The address of a network card until its clone is told its own.
-_ANY_MAC = "02:00:00:00:00:00"
+#: The address of a template's network card; each clone is told its own.
+ANY_MAC = "02:00:00:00:00:01"
 
 #: Up to so many bytes a machine can grow while it runs if the host has them, however small it is.
 _GROWTH = 16 << 30
@@ -160,7 +161,7 @@ def plan_held(machine: Machine) -> Machine:
         name="template",
         cmdline=(*cmdline, "atoll.hold=1"),
         disks=disks,
-        network=UserNetwork(_ANY_MAC) if machine.network is not None else None,
+        network=UserNetwork(ANY_MAC) if machine.network is not None else None,
     )
 
 

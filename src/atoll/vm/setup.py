@@ -12,6 +12,7 @@ from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution
 from atoll.guest.messages import ExecStart
 from atoll.vm.bootplan import Probe, Setup
+from atoll.vm.steps import join_network
 
 __all__ = ["probe_until_ready", "run_quietly", "set_up"]
 
@@ -42,10 +43,7 @@ async def set_up(
         await _fill_disk(agent, vm, emit)
         if setup.network is not None:
             emit(WaitingFor(vm=vm, what="network"))
-            network = setup.network
-            await agent.configure_network(
-                network.mac, network.address, gateway=network.gateway, resolvers=network.resolvers
-            )
+            await join_network(agent, setup.network)
         if setup.script:
             emit(WaitingFor(vm=vm, what="setup"))
             await _script(agent, setup.script, vm)

@@ -13,6 +13,7 @@ from atoll.hypervisor.port import Pluggable, Resident
 from atoll.vm.bootplan import Setup
 from atoll.vm.messages import MemoryState, Resize
 from atoll.vm.state import StateError
+from atoll.vm.steps import plug_memory
 
 __all__ = ["memory_of", "memory_state", "resize", "set_balloon"]
 
@@ -156,9 +157,7 @@ async def _memory(plugging: Pluggable, agent: Agent, setup: Setup, size: int) ->
         return size == memory.now
     if modules := setup.drivers.get("virtio_mem"):
         await agent.load_modules(modules)
-    await plugging.plug_memory(size)
-    while (await plugging.memory()).now != size:  # noqa: ASYNC110 - only asking again tells
-        await asyncio.sleep(_LOOK)
+    await plug_memory(plugging, size)
     return True
 
 

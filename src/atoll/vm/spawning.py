@@ -43,7 +43,7 @@ class Spawned(msgspec.Struct, frozen=True):
         began: when it was started, by the monotonic clock.
         machine: as it was asked for.
         clone: what it goes on from; None if it boots.
-        modules: of its network card, which are loaded once it is up; a clone has them.
+        modules: of the kernel, which are loaded once it is up; a clone has them.
     """
 
     name: str

@@ -18,7 +18,7 @@ from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import Capture, ChannelEnd, Frozen, Position, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
-from atoll.hypervisor.qemu.orders import Order, going_on, orders
+from atoll.hypervisor.qemu.orders import Order, going_on, open_frozen, orders
 from atoll.paths import VmPaths
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ class QemuHypervisor:
     def clone(self, machine: Machine, state: Path) -> QemuVm:
         """Start QEMU, which then waits for ``proceed``. Raises ``BootError``."""
         with ExitStack() as files:
-            fd = _open(files, machine.name, state)
+            fd = open_frozen(files, machine.name, state)
             inherited = [fd]
             if machine.ram is not None and machine.ram.path is not None:
-                ram = _open(files, machine.name, machine.ram.path)
+                ram = open_frozen(files, machine.name, machine.ram.path)
                 inherited.append(ram)
                 # QEMU opens it once more, to write to its mapping; its name may lead to another by then.
                 by_number = replace(machine.ram, path=Path(f"/proc/self/fd/{ram}"))
@@ -114,15 +114,6 @@ class QemuHypervisor:
         from atoll.hypervisor.qemu import resident  # noqa: PLC0415
 
         return resident.adopt(place)
-
-
-def _open(files: ExitStack, name: str, path: Path) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise BootError(f"{name}: {path}: {error.strerror}", stage="spawn") from error
-    files.callback(os.close, fd)
-    return fd
 
 
 def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:

@@ -5,11 +5,16 @@ Apart from the monitor itself, so that a clone can be told what to do before an 
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 
-__all__ = ["Order", "going_on", "orders"]
+from atoll.errors import BootError
+
+__all__ = ["Order", "going_on", "open_frozen", "orders"]
 
 #: A command's name and its arguments.
 Order: TypeAlias = tuple[str, dict[str, Any]]
@@ -21,6 +26,16 @@ def orders(*commands: Order) -> bytes:
     return b"".join(
         msgspec.json.encode({"execute": name, "arguments": arguments}) + b"\n" for name, arguments in every
     )
+
+
+def open_frozen(files: ExitStack, vm: str, path: Path) -> int:
+    """A descriptor, closed with ``files``, of what ``vm`` goes on from. Raises ``BootError``."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BootError(f"{vm}: {path}: {error.strerror}", stage="spawn") from error
+    files.callback(os.close, fd)
+    return fd
 
 
 def going_on(state: int, *, ram_in_file: bool) -> tuple[Order, ...]:

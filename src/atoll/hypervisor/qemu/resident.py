@@ -30,7 +30,7 @@ from atoll.hypervisor.port import (
 )
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
-from atoll.hypervisor.qemu.orders import going_on, orders
+from atoll.hypervisor.qemu.orders import going_on, open_frozen, orders
 from atoll.hypervisor.qemu.plugging import Plugging
 from atoll.hypervisor.qemu.qmp import Monitor
 from atoll.paths import VmPaths
@@ -96,11 +96,9 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
 
 def _thawed(machine: Machine, frozen: Frozen, stack: ExitStack) -> tuple[int, int]:
     """Descriptors of a copy of the RAM, in memory, and of the state; closed with ``stack``."""
+    state = open_frozen(stack, machine.name, frozen.state)
+    source = open_frozen(stack, machine.name, frozen.ram)
     try:
-        state = os.open(frozen.state, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, state)
-        source = os.open(frozen.ram, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, source)
         ram = os.memfd_create("atoll-ram", os.MFD_CLOEXEC)
         stack.callback(os.close, ram)
         store.copy_data(source, ram)
