@@ -29,6 +29,12 @@ struct power {
     int64_t ask_again; /* when the root's init is asked once more, or 0 */
 };
 
+/* The data disk's file system while it is frozen. */
+struct freezer {
+    int root;            /* a descriptor of it, or -1 */
+    struct source timer; /* ends it */
+};
+
 struct agent {
     enum agent_mode mode;
     char **argv;
@@ -39,6 +45,7 @@ struct agent {
     struct executions executions;
     struct connections connections;
     struct power power;
+    struct freezer freezer;
     struct source signals;
     struct source listener; /* of a hosted agent that serves one connection after another, or closed */
 

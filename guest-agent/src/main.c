@@ -97,6 +97,7 @@ static bool agent_init(struct agent *agent, enum agent_mode mode)
     agent->power.grace_ms = POWER_GRACE_MS;
     agent->signals.fd = -1;
     agent->listener.fd = -1;
+    agent->freezer.root = agent->freezer.timer.fd = -1;
     link_init(&agent->link);
     list_init(&agent->parked);
     jobs_init(&agent->jobs);

@@ -32,6 +32,7 @@ extern const struct method net_methods[];
 extern const struct method connection_methods[];
 extern const struct method mount_methods[];
 extern const struct method data_methods[];
+extern const struct method freeze_methods[];
 extern const struct method tree_methods[];
 extern const struct method file_methods[];
 

@@ -114,6 +114,9 @@ static void the_data_disk_is_told_of(void)
     CHECK(reply_int(call("data.grow", NULL), "size") > 0);
     CHECK(reply_int(call("data.trim", NULL), "trimmed") == 0);
     CHECK(reply_int(call("cpu.online", NULL), "vcpus") > 0);
+    CHECK(accepted("data.freeze", NULL));
+    CHECK(refused("data.freeze", LIST("limit", "soon")));
+    CHECK(accepted("data.thaw", NULL));
 }
 
 static const struct reply *load(const char *path)

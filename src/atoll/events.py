@@ -27,6 +27,7 @@ __all__ = [
     "TaskAdvanced",
     "TaskEnded",
     "TaskStarted",
+    "VmCaptured",
     "VmExited",
     "VmForked",
     "VmSpawned",
@@ -115,6 +116,13 @@ class VmForked(Event, frozen=True, tag="vm_forked"):
 
     vm: str
     children: tuple[str, ...]
+    stopped: float
+
+
+class VmCaptured(Event, frozen=True, tag="vm_captured"):
+    """A running VM was written down; it stood still for ``stopped`` seconds."""
+
+    vm: str
     stopped: float
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "CONFIG_NAME",
     "SYSTEM_CONFIG",
     "Paths",
+    "SnapshotPaths",
     "TemplatePaths",
     "VmPaths",
     "agent_path",
@@ -138,6 +139,37 @@ class TemplatePaths(msgspec.Struct, frozen=True):
         return self.directory / f"{serial}.img"
 
 
+class SnapshotPaths(msgspec.Struct, frozen=True):
+    """The directory of one snapshot."""
+
+    directory: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What it is; written last."""
+        return self.directory / "manifest.json"
+
+    @property
+    def spec(self) -> Path:
+        """What its machine's user asked for."""
+        return self.directory / "machine.json"
+
+    @property
+    def plan(self) -> Path:
+        """What was run."""
+        return self.directory / "boot.json"
+
+    @property
+    def root(self) -> Path:
+        """The read-only root; others have it, too."""
+        return self.directory / "root.erofs"
+
+    @property
+    def image(self) -> Path:
+        """The manifest of the image that the root came from."""
+        return self.directory / "image.json"
+
+
 class Paths(msgspec.Struct, frozen=True):
     """The two roots below which everything lies.
 
@@ -185,6 +217,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.data / "machines"
 
     @property
+    def snapshots(self) -> Path:
+        """Snapshots: ``snapshots/<id>/``."""
+        return self.data / "snapshots"
+
+    @property
     def ssh(self) -> Path:
         """SSH keys, by what users call a machine: ``ssh/<name>.atoll``."""
         return self.data / "ssh"
@@ -200,6 +237,10 @@ class Paths(msgspec.Struct, frozen=True):
     def template(self, name: str) -> TemplatePaths:
         """The directory of one template."""
         return TemplatePaths(self.templates / name)
+
+    def snapshot(self, name: str) -> SnapshotPaths:
+        """The directory of one snapshot, by its id."""
+        return SnapshotPaths(self.snapshots / name)
 
     def kernel(self, key: str) -> Path:
         """The directory of one kernel bundle."""

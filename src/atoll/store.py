@@ -26,6 +26,7 @@ __all__ = [
     "Stamp",
     "copy_data",
     "create",
+    "data_ranges",
     "hold",
     "is_held",
     "lock",
@@ -423,23 +424,31 @@ def copy_data(source: int, target: int) -> None:
         source: a descriptor to read from.
         target: a descriptor to write to, perhaps on another file system.
     """
-    size = os.fstat(source).st_size
-    os.truncate(target, size)
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        end = os.lseek(source, at, os.SEEK_HOLE)
+    os.truncate(target, os.fstat(source).st_size)
+    for at, end in data_ranges(source):
         os.lseek(target, at, os.SEEK_SET)
         while at < end:
             count = os.sendfile(target, source, at, min(_COPY_STEP, end - at))
             if not count:
                 return
-            at += count
+            at += count  # noqa: PLW2901 - as far as it came
+
+
+def data_ranges(fd: int, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has data from ``start`` to ``end``, bytes (lseek(2)). Raises ``OSError``."""
+    at, limit = start, os.fstat(fd).st_size if end is None else end
+    while at < limit:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        if at >= limit:
+            return
+        stop = min(os.lseek(fd, at, os.SEEK_HOLE), limit)
+        yield at, stop
+        at = stop
 
 
 def require_space(directory: Path, count: int) -> None:

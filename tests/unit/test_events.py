@@ -21,6 +21,7 @@ EXAMPLES = [
     events.StageReached(vm="box", stage="agent", elapsed=0.5),
     events.GuestBooted(vm="box", timeline={"start": 1, "ready": 2}),
     events.VmExited(vm="box", status=-9),
+    events.VmCaptured(vm="box", stopped=0.05),
     events.VmForked(vm="box", children=("one", "two"), stopped=0.005),
     events.ExecutionStarted(vm="box", execution="x1", argv=("true",), guest_pid=12),
     events.OutputReceived(vm="box", execution="x1", fd=2, text="line\n"),

@@ -27,9 +27,7 @@ class Machine(Closing):
     @functools.wraps(aio.Machine.create.__func__)  # type: ignore[attr-defined]
     def create(cls, *args: Any, **kwargs: Any) -> Self:
         """Make a machine; it is not started."""
-        machine = cls.__new__(cls)
-        Closing.__init__(machine, wait_for(aio.Machine.create(*args, **kwargs)))
-        return machine
+        return cls._of(wait_for(aio.Machine.create(*args, **kwargs)))
 
     start = blocking(aio.Machine.start)
     stop = blocking(aio.Machine.stop)
@@ -55,6 +53,18 @@ class Machine(Closing):
     expose = opening(aio.Machine.expose, Exposed)
     ping = blocking(aio.Machine.ping)
     info = blocking(aio.Machine.info)
+
+    @functools.wraps(aio.Machine.fork)
+    def fork(self, *names: str) -> tuple[Self, ...]:
+        """Copy the running machine to others that go on from the same instant."""
+        return tuple(self._of(copy) for copy in blocking(aio.Machine.fork)(self, *names))
+
+    @classmethod
+    def _of(cls, machine: aio.Machine) -> Self:
+        """The face of a machine."""
+        face = cls.__new__(cls)
+        Closing.__init__(face, machine)
+        return face
 
     @property
     def files(self) -> Files:

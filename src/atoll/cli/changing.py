@@ -1,18 +1,19 @@
-"""Changing machines: ``edit``, ``rename``, ``clone``, ``resize``, ``memory``, ``export`` and ``import``."""
+"""Changing machines and copying them: ``edit``, ``resize``, ``memory``, ``rename``, ``clone``, ``fork``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from atoll.cli.output import listener, print_json, print_table, size
+from atoll.cli.output import listener, print_json, print_table, settle, size
 from atoll.cli.parts import Part, running
 from atoll.config import load
 from atoll.errors import UsageError
+from atoll.events import Event, VmCaptured
 from atoll.machine import archive, editing, registry
 from atoll.machine.machine import Machine
 
-__all__ = ["clone", "edit", "export", "import_", "memory", "rename", "resize"]
+__all__ = ["clone", "edit", "export", "fork", "import_", "memory", "rename", "resize"]
 
 
 def _configure_edit(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,37 @@ def _run_clone(arguments: argparse.Namespace) -> int:
     paths = load().config.paths
     with registry.change(paths, arguments.machine) as machine:
         editing.clone(paths, machine, arguments.name)
+    return 0
+
+
+def _configure_fork(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("machine", metavar="NAME")
+    parser.add_argument("names", nargs="+", metavar="NEW")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
+
+
+def _run_fork(arguments: argparse.Namespace) -> int:
+    names = tuple(dict.fromkeys(arguments.names))
+    emit = listener(verbose=arguments.verbose, quiet=arguments.json)
+    stopped: list[float] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, VmCaptured):
+            stopped.append(event.stopped)
+        emit(event)
+
+    async def act() -> None:
+        async with Machine(arguments.machine, on_event=on_event) as machine:
+            for child in await machine.fork(*names):
+                await child.close()
+
+    try:
+        running(act())
+    finally:
+        settle(emit)
+    if arguments.json:
+        print_json([{"name": name, "parent": arguments.machine, "stopped": sum(stopped)} for name in names])
     return 0
 
 
@@ -142,6 +174,7 @@ def _run_import(arguments: argparse.Namespace) -> int:
 
 edit = Part(_configure_edit, _run_edit)
 rename = Part(_configure_rename, _run_rename)
+fork = Part(_configure_fork, _run_fork)
 clone = Part(_configure_rename, _run_clone)
 resize = Part(_configure_resize, _run_resize)
 memory = Part(_configure_memory, _run_memory)

@@ -137,6 +137,7 @@ class _Progress:
                 pass
 
     def _stage(self, event: Event) -> None:
+        self._copied(event)
         match event:
             case events.AcceleratorChosen():
                 self._say(f"accelerator {event.accelerator}: {event.reason}")
@@ -150,9 +151,6 @@ class _Progress:
             case events.ExecutionEnded():
                 how = f"status {event.code}" if event.signal is None else f"signal {event.signal}"
                 self._say(f"{event.vm}: command ended with {how} after {event.elapsed:.3f} s")
-            case events.VmForked():
-                children = ", ".join(event.children)
-                self._say(f"{event.vm}: copied to {children}; it stood still for {event.stopped:.3f} s")
             case events.WaitingFor():
                 self._say(f"{event.vm}: waits for {event.what}")
             case events.StopTried():
@@ -162,6 +160,16 @@ class _Progress:
                 import shlex
 
                 self._say(f"ran {shlex.join(event.argv)} ({event.elapsed:.2f} s)")
+            case _:
+                pass
+
+    def _copied(self, event: Event) -> None:
+        match event:
+            case events.VmCaptured():
+                self._say(f"{event.vm}: written down; it stood still for {event.stopped:.3f} s")
+            case events.VmForked():
+                children = ", ".join(event.children)
+                self._say(f"{event.vm}: copied to {children}; it stood still for {event.stopped:.3f} s")
             case _:
                 pass
 

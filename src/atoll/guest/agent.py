@@ -142,6 +142,14 @@ class Agent:
         """Have a root that lies in memory take no more than ``size`` bytes, at least 4,096."""
         await self._channel.call_again(messages.DataLimit(size=size), messages.Empty)
 
+    async def freeze_data(self, limit: float) -> None:
+        """Have the data disk's file system stand still, whole on its disk, for at most ``limit`` seconds."""
+        await self._channel.call(messages.DataFreeze(limit=round(limit * 1000)), messages.Empty)
+
+    async def thaw_data(self) -> bool:
+        """Let it go on; whether it stood still until now."""
+        return (await self._channel.call(messages.DataThaw(), messages.Thawed)).frozen
+
     async def bring_cpus_online(self) -> int:
         """Use vCPUs that were plugged in; how many are online now."""
         return (await self._channel.call_again(messages.CpuOnline(), messages.Online)).vcpus

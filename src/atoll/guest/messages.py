@@ -16,8 +16,10 @@ __all__ = [
     "Configured",
     "CpuOnline",
     "CpuTimes",
+    "DataFreeze",
     "DataGrow",
     "DataLimit",
+    "DataThaw",
     "DataTrim",
     "DiskUse",
     "Empty",
@@ -57,6 +59,7 @@ __all__ = [
     "SystemInfo",
     "SystemStats",
     "TerminalSize",
+    "Thawed",
     "TreeRead",
     "TreeWrite",
     "Trimmed",
@@ -191,6 +194,22 @@ class DataLimit(Request, frozen=True, tag="data.limit"):
     """Have a root that lies in memory take no more than ``size`` bytes."""
 
     size: int
+
+
+class DataFreeze(Request, frozen=True, tag="data.freeze"):
+    """Have the data disk's file system stand still, complete on its disk, for at most ``limit`` ms."""
+
+    limit: int
+
+
+class DataThaw(Request, frozen=True, tag="data.thaw"):
+    """Let it go on."""
+
+
+class Thawed(msgspec.Struct, frozen=True):
+    """Whether the file system stood still until it was thawed."""
+
+    frozen: bool
 
 
 class CpuOnline(Request, frozen=True, tag="cpu.online"):

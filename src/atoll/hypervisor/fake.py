@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from atoll.hypervisor.port import (
     ChannelEnd,
     Departure,
     Frozen,
+    Instant,
     Position,
     connect,
     end,
@@ -127,6 +129,9 @@ class FakeResident:
         except OSError:
             return None
 
+    async def proceed(self) -> None:
+        """It runs."""
+
     async def attach(self) -> None:
         """There is no monitor."""
 
@@ -150,6 +155,11 @@ class FakeResident:
     async def resume(self) -> None:
         """Let the process go on."""
         self.process.send(signal.SIGCONT)
+
+    async def capture(self, branch: Callable[[], Awaitable[None]]) -> Instant:  # noqa: ARG002
+        """What a process of the host has open cannot be written down."""
+        message = "an agent alone cannot be written down"
+        raise BootError(message, stage="capture", hint="use QEMU")
 
     async def press_power_button(self) -> None:
         """There is no button."""

@@ -129,6 +129,7 @@ class Machine(msgspec.Struct, frozen=True):
         slots: PCIe slots for devices that come and go.
         network: its network card, or None.
         ram: what its RAM begins with, as one of those that are frozen or cloned; None for others.
+        more: likewise the RAM that is plugged in while it runs.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Machine(msgspec.Struct, frozen=True):
     slots: int = 0
     network: UserNetwork | None = None
     ram: MemoryFile | None = None
+    more: MemoryFile | None = None
 
     def __post_init__(self) -> None:
         # What a balloon or free page reporting gives back, QEMU punches out of the file, although the mapping

@@ -6,10 +6,12 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
 
 from atoll import process, store
 from atoll.errors import BootError, StoreError
@@ -29,6 +31,7 @@ __all__ = [
     "FreezableVm",
     "Frozen",
     "Hypervisor",
+    "Instant",
     "MemorySize",
     "Pluggable",
     "Position",
@@ -167,11 +170,50 @@ class Departure(StrEnum):
     LOST = "lost"
 
 
-class Frozen(NamedTuple):
-    """Where ``FreezableVm.freeze`` left a VM."""
+class Frozen(msgspec.Struct, frozen=True):
+    """Where a VM was written down.
+
+    Attributes:
+        ram: its RAM.
+        state: of its devices.
+        more: RAM that was plugged in; None if that cannot be.
+        devices: what was plugged in beside it, in the hypervisor's own words.
+        own: the RAM is nobody else's: a VM that goes on writes to it.
+    """
 
     ram: Path
     state: Path
+    more: Path | None = None
+    devices: tuple[dict[str, Any], ...] = ()
+    own: bool = False
+
+
+class Instant(msgspec.Struct, frozen=True):
+    """A VM as it was at one instant. Its descriptors, of files in memory, are its owner's to close.
+
+    Attributes:
+        ram: its RAM.
+        state: of its devices.
+        more: RAM that was plugged in; -1 if that cannot be.
+        devices: as in ``Frozen``.
+        vcpus: that it was started with.
+        memory: likewise, bytes.
+        stopped: seconds for which the vCPUs stood still.
+    """
+
+    ram: int
+    state: int
+    more: int
+    devices: tuple[dict[str, Any], ...]
+    vcpus: int
+    memory: int
+    stopped: float
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in (self.ram, self.state, self.more):
+            if fd >= 0:
+                os.close(fd)
 
 
 class ResidentHypervisor(Hypervisor, Protocol):
@@ -185,7 +227,7 @@ class ResidentHypervisor(Hypervisor, Protocol):
         Args:
             machine: the VM.
             place: where its files are.
-            frozen: what it goes on from, with a copy of that RAM; it boots by default.
+            frozen: what it goes on from, with a copy of that RAM if it is others' too; it boots by default.
 
         Raises:
             BootError: stage ``spawn``; nothing is left behind but the log.
@@ -266,6 +308,13 @@ class Resident(Protocol):
     def connect(self, port: Port) -> socket.socket | None:
         """A new connection to one of its ports, or None if it has no such port."""
 
+    async def proceed(self) -> None:
+        """Have a VM go on that was settled with ``Frozen``; nothing happens if it does already.
+
+        Raises:
+            BootError: stage ``spawn``: it cannot.
+        """
+
     async def attach(self) -> None:
         """Begin to follow what the hypervisor says; without it ``departure`` stays unknown.
 
@@ -281,6 +330,17 @@ class Resident(Protocol):
 
     async def resume(self) -> None:
         """Let the vCPUs go on. Raises as ``attach``."""
+
+    async def capture(self, branch: Callable[[], Awaitable[None]]) -> Instant:
+        """Write all of the VM down, which then goes on as it was.
+
+        Args:
+            branch: called while the vCPUs stand still and nothing is under way to a disk.
+
+        Raises:
+            BootError: stage ``capture``: it cannot be written; the guest goes on.
+            AtollError: of ``branch``; likewise.
+        """
 
     async def press_power_button(self) -> None:
         """Ask the guest to power off as a button would (ACPI). Raises as ``attach``."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,13 +22,14 @@ from atoll.guest.copying import Copied, receive_tree, send_tree
 from atoll.image.catalog import ImageManifest
 from atoll.machine import editing, live, registry
 from atoll.machine.creation import Wishes, create, parse_disk
+from atoll.machine.forking import Child, fork
 from atoll.machine.launching import reach, summon
 from atoll.machine.planning import make_plan
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec, Share, check_guest_path
 from atoll.paths import Paths, VmPaths
 from atoll.vm.client import Control
-from atoll.vm.messages import MemoryState, Stats, Status, Stopped
+from atoll.vm.messages import Files, MemoryState, Stats, Status, Stopped
 from atoll.vm.state import Phase, State, StateError
 
 __all__ = ["Machine"]
@@ -156,13 +158,63 @@ class Machine(Commands):
                 if not machine.state.active:
                     await asyncio.to_thread(self._plan, machine)
                 control = await self._connect(machine.place)
+            started = await self._bring_up(control, may_leave=not machine.state.active)
+            if started is not None:
+                return started
+
+    async def _bring_up(
+        self, control: Control, files: Files | None = None, *, may_leave: bool
+    ) -> Status | None:
+        """Have the supervisor start; None if it was about to leave, which it may: there will be another."""
+        await self._follow(control)
+        try:
+            return await control.start(files)
+        except ChannelError:
+            if not may_leave or not control.broken:
+                raise
+            await self.close()
+            return None
+
+    async def _go_on(self, files: Files) -> Status:
+        """Bring a machine at rest up where it was written down; its plan says what it is then.
+
+        Args:
+            files: held open by this process; the RAM is the machine's own afterwards.
+
+        Raises:
+            StateError: it is not at rest.
+            BootError: it does not go on; it is as it was before.
+        """
+        while True:
+            control = await self._connect(self.find().place)
+            started = await self._bring_up(control, files, may_leave=True)
+            if started is not None:
+                return started
+
+    async def fork(self, *names: str) -> tuple[Self, ...]:
+        """Copy the running machine, RAM, processes and disk, to others that go on from the same instant.
+
+        It stands still for a moment and goes on. The others have names, addresses and ids of their own, and
+        none of its ports.
+
+        Args:
+            names: of the new machines.
+
+        Raises:
+            StoreError: ``store.already_exists``: a name is taken.
+            StateError: it has no VM; ``state.share_busy``: a share is in use in it.
+            BootError: it cannot be written down, or a copy does not come up: none is left, and it goes on.
+        """
+        async with self._changing() as machine:
+            control = await self._active("forked")
             await self._follow(control)
-            try:
-                return await control.start()
-            except ChannelError:
-                if machine.state.active or not control.broken:
-                    raise
-                await self.close()  # the supervisor of a run before was just leaving
+            others = {name: type(self)(name, config=self._config, on_event=self._emit) for name in names}
+            children = {
+                name: Child(other._go_on, partial(other.remove, force=True))  # noqa: SLF001 - of this class
+                for name, other in others.items()
+            }
+            await fork(self._paths, machine, control, children)
+        return tuple(others.values())
 
     def _plan(self, machine: Named) -> None:
         if not machine.place.data.exists():

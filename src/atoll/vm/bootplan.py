@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 import msgspec
@@ -11,7 +12,7 @@ from atoll.hypervisor.qemu.host import QemuHost
 from atoll.vm.origin import Origin
 from atoll.vm.restart import Policy
 
-__all__ = ["BootPlan", "NetworkSetup", "Probe", "Setup", "Share", "user_network"]
+__all__ = ["Beginning", "BootPlan", "NetworkSetup", "Probe", "Setup", "Share", "user_network"]
 
 
 class NetworkSetup(msgspec.Struct, frozen=True):
@@ -71,6 +72,14 @@ class Setup(msgspec.Struct, frozen=True):
     drivers: dict[str, tuple[str, ...]] = {}
 
 
+class Beginning(StrEnum):
+    """How a guest comes up the first time: by its kernel, where it stood still, or as a copy of another."""
+
+    BOOT = "boot"
+    RESUME = "resume"
+    FORK = "fork"
+
+
 class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All that a start needs.
 
@@ -81,6 +90,7 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
         policy: what follows when the guest ends by itself.
         boot_timeout: seconds in which the guest must be up.
         origin: what it goes on from; None if it boots.
+        beginning: how it comes up if the start brings what it was; else it boots.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -92,3 +102,4 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy.NO
     boot_timeout: float = 60.0
     origin: Origin | None = None
+    beginning: Beginning = Beginning.BOOT

@@ -7,14 +7,17 @@ import contextlib
 import time
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from atoll.errors import AtollError, BootError, ChannelError, GuestError
 from atoll.events import Emit, Event, GuestBooted, StageReached, WaitingFor
 from atoll.guest.agent import Agent
+from atoll.guest.messages import CloneBegin
 from atoll.hypervisor.port import Position, Resident
 from atoll.paths import VmPaths
-from atoll.vm.bootplan import BootPlan
+from atoll.vm.bootplan import Beginning, BootPlan, Setup
 from atoll.vm.clock import set_clock
-from atoll.vm.cloning import identity_of
+from atoll.vm.cloning import copied_identity, identity_of, renewed_identity
 from atoll.vm.diagnosis import Evidence, diagnose
 from atoll.vm.logs import tail
 from atoll.vm.outputs import Outputs
@@ -22,7 +25,7 @@ from atoll.vm.reasons import unready
 from atoll.vm.setup import set_up
 from atoll.vm.shares import Shares
 
-__all__ = ["BringUp", "attached", "hypervisor_said"]
+__all__ = ["BringUp", "attached", "hypervisor_said", "left_to_do"]
 
 #: Seconds for a channel's end to become the process's end.
 _EXIT_GRACE = 2.0
@@ -44,6 +47,7 @@ class BringUp:
         shares: plugged in once the guest's root is mounted.
         emit: told of the stages.
         cloned: it goes on from a template, and is to be told who it is.
+        beginning: how it comes up if it goes on from what it was.
         introduced: it was told.
     """
 
@@ -56,6 +60,7 @@ class BringUp:
     shares: Shares
     emit: Emit
     cloned: bool = False
+    beginning: Beginning = Beginning.BOOT
     introduced: bool = field(default=False, init=False)
     _began: float = field(default=0.0, init=False)
     _answered: bool = field(default=False, init=False)
@@ -92,16 +97,32 @@ class BringUp:
         await agent.ready()
         self._answered = True
         self.reached("agent")
-        if self.cloned:
-            await agent.introduce(identity_of(self.plan.machine))
+        if (identity := self._identity()) is not None:
+            await agent.introduce(identity)
             self.introduced = True
         timeline = (await agent.booted()).timeline
         self._booted = True
         self.reached("root")
         self.emit(GuestBooted(vm=self.name, timeline=timeline))
         self.shares.connect(self.vm, agent, self.plan)
-        await set_up(agent, self.plan.setup, self.name, self._tell, mount=self.shares.mount_all)
+        await set_up(
+            agent,
+            left_to_do(self.plan.setup, self.beginning),
+            self.name,
+            self._tell,
+            mount=self.shares.mount_all,
+        )
         await set_clock(agent)
+
+    def _identity(self) -> CloneBegin | None:
+        """What the guest is to be told of itself; None if it knows."""
+        match self.beginning:
+            case Beginning.RESUME:
+                return renewed_identity()
+            case Beginning.FORK:
+                return copied_identity(self.plan.machine)
+            case Beginning.BOOT:
+                return identity_of(self.plan.machine) if self.cloned else None
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, WaitingFor):
@@ -128,6 +149,14 @@ class BringUp:
             waited=time.monotonic() - self._began,
         )
         return diagnose(evidence)
+
+
+def left_to_do(setup: Setup, beginning: Beginning) -> Setup:
+    """What of ``setup`` was not done in the guest before it stood still."""
+    if beginning is Beginning.BOOT:
+        return setup
+    script = setup.script if beginning is Beginning.FORK else ""
+    return replace(setup, modules=(), network=None, script=script, probe=None)
 
 
 def hypervisor_said(place: VmPaths) -> str:

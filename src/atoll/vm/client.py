@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from atoll.events import Event
@@ -41,9 +42,18 @@ class Control:
         """What the machine does."""
         return await self._call(messages.StatusRead(), messages.Status)
 
-    async def start(self) -> messages.Status:
-        """Bring the guest up."""
-        return await self._call(messages.Start(), messages.Status)
+    async def start(self, files: messages.Files | None = None) -> messages.Status:
+        """Bring the guest up; with ``files`` where it was written down."""
+        return await self._call(messages.Start(files), messages.Status)
+
+    @asynccontextmanager
+    async def capture(self) -> AsyncIterator[messages.Captured]:
+        """Have the VM written down; what was written is there until the block ends."""
+        stream = self._channel.open(messages.Capture())
+        try:
+            yield await stream.reply(messages.Captured)
+        finally:
+            stream.cancel()
 
     async def stop(self, *, force: bool = False, timeout: float = 30.0) -> messages.Stopped:  # noqa: ASYNC109
         """End the guest, in order within ``timeout`` seconds, else by force."""

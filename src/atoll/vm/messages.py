@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from atoll.guest.messages import Request
@@ -10,8 +12,11 @@ from atoll.vm.bootplan import Share
 from atoll.vm.state import Phase, State
 
 __all__ = [
+    "Capture",
+    "Captured",
     "ConsoleAttach",
     "EventsFollow",
+    "Files",
     "MemoryState",
     "MemoryTarget",
     "Pause",
@@ -38,8 +43,50 @@ class StatusRead(Request, frozen=True, tag="vm.status"):
     """Ask what the machine is doing."""
 
 
+class Files(msgspec.Struct, frozen=True, kw_only=True):
+    """Open files of a process that hold what a VM was at one instant.
+
+    Attributes:
+        pid: of the process, which keeps them open until it was answered.
+        ram: number of the descriptor of its RAM.
+        state: of its devices.
+        more: of RAM that was plugged in; -1 if that cannot be.
+        devices: what was plugged in beside it, in the hypervisor's own words.
+    """
+
+    pid: int
+    ram: int
+    state: int
+    more: int = -1
+    devices: tuple[dict[str, Any], ...] = ()
+
+
 class Start(Request, frozen=True, tag="vm.start"):
-    """Ask to be answered when the guest is up."""
+    """Ask to be answered when the guest is up; ``files`` is what it goes on from, and is its own then."""
+
+    files: Files | None = None
+
+
+class Capture(Request, frozen=True, tag="vm.capture"):
+    """Have the VM written down. What was written is there until the stream is closed."""
+
+
+class Captured(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM that was written down.
+
+    Attributes:
+        files: what it was.
+        layers: files of the machine's directory that its disk consisted of then, the lowest first.
+        vcpus: that it was started with.
+        memory: likewise, bytes.
+        stopped: seconds for which the vCPUs stood still.
+    """
+
+    files: Files
+    layers: tuple[str, ...]
+    vcpus: int
+    memory: int
+    stopped: float
 
 
 class Stop(Request, frozen=True, tag="vm.stop"):

@@ -59,6 +59,7 @@ class Service:
             "vm.wait": self._wait,
             "vm.events": self._events,
             "vm.console": self._console,
+            "vm.capture": self._capture,
             "vm.stats": self._stats,
             "vm.memory": self._memory,
             "vm.resize": self._resize,
@@ -78,8 +79,8 @@ class Service:
     async def _status(self, _: bytes, stream: LocalStream) -> None:
         stream.reply(self.status())
 
-    async def _start(self, _: bytes, stream: LocalStream) -> None:
-        await self._supervisor.start()
+    async def _start(self, payload: bytes, stream: LocalStream) -> None:
+        await self._supervisor.start(_parse(payload, messages.Start).files)
         stream.reply(self.status())
 
     async def _stop(self, payload: bytes, stream: LocalStream) -> None:
@@ -93,6 +94,32 @@ class Service:
     async def _resume(self, _: bytes, stream: LocalStream) -> None:
         await _to_its_end(self._supervisor.resume())
         stream.reply(Empty())
+
+    async def _capture(self, _: bytes, stream: LocalStream) -> None:
+        layers, instant = await _to_its_end(self._supervisor.capture())
+        try:
+            files = messages.Files(
+                pid=os.getpid(),
+                ram=instant.ram,
+                state=instant.state,
+                more=instant.more,
+                devices=instant.devices,
+            )
+            stream.patient = True
+            stream.reply(
+                messages.Captured(
+                    files=files,
+                    layers=layers,
+                    vcpus=instant.vcpus,
+                    memory=instant.memory,
+                    stopped=instant.stopped,
+                ),
+                end=False,
+            )
+            while await stream.read():
+                pass
+        finally:
+            instant.close()
 
     async def _wait(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.WaitFor)

@@ -12,6 +12,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 import msgspec
 
@@ -28,13 +29,14 @@ from atoll.events import (
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Port
-from atoll.hypervisor.port import Frozen, Resident, ResidentHypervisor, sweep
+from atoll.hypervisor.port import Frozen, Instant, Resident, ResidentHypervisor, sweep
 from atoll.paths import VmPaths
 from atoll.process import boot_id, identify
 from atoll.vm import clock, restart
-from atoll.vm.bootplan import BootPlan
+from atoll.vm.bootplan import Beginning, BootPlan
 from atoll.vm.bringup import BringUp, attached, hypervisor_said
-from atoll.vm.messages import Stopped, StopStep
+from atoll.vm.capturing import capture
+from atoll.vm.messages import Files, Stopped, StopStep
 from atoll.vm.outputs import Outputs
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
@@ -90,23 +92,29 @@ class Supervisor:
 
     # What may be asked for.
 
-    async def start(self) -> None:
+    async def start(self, files: Files | None = None) -> None:
         """Bring the guest up; returns at once if it is.
+
+        Args:
+            files: what it goes on from, of a machine that is at rest.
 
         Raises:
             BootError: it did not come up; the machine is as it was before.
-            StateError: it was stopped meanwhile.
+            StateError: it was stopped meanwhile; or it is not at rest and cannot go on from anything.
         """
         while True:
             async with self._lock:
                 self._cancel_restart()
+                if files is not None and self.state.active:
+                    message = f"{self.name} is {self.state.phase}: it cannot go on from what it was"
+                    raise StateError(message, code="active", hint=f"`atoll stop {self.name}` stops it")
                 if self.state.phase in {Phase.RUNNING, Phase.PAUSED}:
                     return
                 changed = self.changed
                 if self.state.phase is not Phase.STOPPING:
                     if self.state.phase is not Phase.STARTING:
                         self._advance(Cause.STARTED)
-                        self._starting = self._spawn(self._boot())
+                        self._starting = self._spawn(self._boot(files))
                     starting = self._starting
                     break
             await changed.wait()  # a stop that an earlier supervisor began has not begun anew yet
@@ -147,6 +155,21 @@ class Supervisor:
             await vm.resume()
             self._advance(Cause.RESUMED)
         await self._set_clock()
+
+    async def capture(self) -> tuple[tuple[str, ...], Instant]:
+        """Write the VM down, which goes on; the layers of its disk then, and the rest of it.
+
+        Raises:
+            StateError: the machine has no VM, or it cannot be written down.
+            BootError: stage ``capture``.
+        """
+        async with self._lock:
+            if self.state.phase is Phase.PAUSED and await self.shares.listed():
+                message = f"{self.name} is paused: its shares cannot be set aside"
+                raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
+            phase = Phase.PAUSED if self.state.phase is Phase.PAUSED else Phase.RUNNING
+            vm = self.require(phase, "written down")
+            return (), await capture(vm, self.shares, _nothing, self.name, self.emit)
 
     async def adopt(self) -> None:
         """Take over the VM that a supervisor before this one left, or record that it is gone.
@@ -266,10 +289,14 @@ class Supervisor:
                 raise StateError(f"{self.name} was stopped while it started", code="stopped") from None
             raise
 
-    async def _boot(self) -> None:
+    async def _boot(self, files: Files | None = None) -> None:
         """From nothing to a machine that runs, or back to where it was."""
         try:
             plan = self._read_plan()
+            if files is not None:
+                await self._settle(plan, _frozen(files)).proceed()
+                await self._come_up(plan, self._bring_up(plan, beginning=plan.beginning))
+                return
             frozen = plan.origin.frozen if plan.origin is not None else None
             if frozen is None or not await self._go_on(plan, frozen):
                 self._settle(plan, None)
@@ -299,7 +326,7 @@ class Supervisor:
             return False
         return True
 
-    def _settle(self, plan: BootPlan, frozen: Frozen | None) -> None:
+    def _settle(self, plan: BootPlan, frozen: Frozen | None) -> Resident:
         """Spawn the VM."""
         self._began = time.monotonic()
         self.outputs.forget()
@@ -307,12 +334,15 @@ class Supervisor:
         self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
         self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
         self._connect(vm)
+        return vm
 
     async def _boot_on(self) -> None:
         """``_boot`` for a VM that an earlier supervisor spawned; it may have been told who it is."""
         try:
             plan = self._read_plan()
-            await self._come_up(plan, self._bring_up(plan, cloned=plan.origin is not None))
+            beginning = plan.beginning if self.state.cause is Cause.STARTED else Beginning.BOOT
+            start = self._bring_up(plan, cloned=plan.origin is not None, beginning=beginning)
+            await self._come_up(plan, start)
         except Exception as error:
             await self._give_up(error)
             raise
@@ -334,7 +364,9 @@ class Supervisor:
         self.agent = Agent(self._channel)
         self.on_channel(self._channel)
 
-    def _bring_up(self, plan: BootPlan, *, cloned: bool = False) -> BringUp:
+    def _bring_up(
+        self, plan: BootPlan, *, cloned: bool = False, beginning: Beginning = Beginning.BOOT
+    ) -> BringUp:
         assert self.vm is not None
         return BringUp(
             self.name,
@@ -346,6 +378,7 @@ class Supervisor:
             self.shares,
             self.emit,
             cloned=cloned,
+            beginning=beginning,
         )
 
     async def _come_up(self, plan: BootPlan, start: BringUp | None = None) -> None:
@@ -445,6 +478,21 @@ class Supervisor:
         task.add_done_callback(self._background.discard)
         task.add_done_callback(_seen)
         return task
+
+
+def _frozen(files: Files) -> Frozen:
+    """What another process holds open (proc(5), ``/proc/PID/fd``)."""
+    opened = Path(f"/proc/{files.pid}/fd")
+    return Frozen(
+        ram=opened / str(files.ram),
+        state=opened / str(files.state),
+        more=opened / str(files.more) if files.more >= 0 else None,
+        devices=files.devices,
+        own=True,
+    )
+
+
+async def _nothing() -> None: ...
 
 
 def _seen(task: asyncio.Task[None]) -> None:

@@ -21,7 +21,7 @@ from atoll.hypervisor.model import (
     UserNetwork,
 )
 
-__all__ = ["SANDBOX", "Descriptors", "disk_node", "render"]
+__all__ = ["MORE", "RAM", "SANDBOX", "Descriptors", "disk_node", "pluggable", "render"]
 
 _MIB = 1 << 20
 
@@ -65,6 +65,9 @@ _BOARDS = {
         machine="virt,gic-version=3,highmem=on", firmware=(), tcg_cpu="max,pauth-impdef=on"
     ),
 }
+
+#: Names of the files in memory that hold the RAM of a VM that stays, and what can be plugged in.
+RAM, MORE = "atoll-ram", "atoll-more"
 
 #: How QEMU is confined by seccomp.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -142,25 +145,33 @@ def _vcpus(machine: Machine) -> str:
 def _memory(machine: Machine) -> tuple[str, ...]:
     """RAM, shared where other processes must map it, and a virtio-mem device for what may be added."""
     size = f"{machine.memory // _MIB}M"
-    more = max(machine.max_memory - machine.memory, 0) // _PLUG_STEP * _PLUG_STEP
+    more = pluggable(machine)
     most = f"{(machine.memory + more) // _MIB}M"
     arguments = ["-m", f"size={size},slots=1,maxmem={most}" if more else size]
     share = ",share=on" if _has_backend(machine) else ""
     kind = "memory-backend-memfd" if _has_backend(machine) else "memory-backend-ram"
     if machine.ram is not None:
-        arguments += ["-object", _backend(machine.ram, size)]
+        arguments += ["-object", _backend("ram", machine.ram, size)]
     elif machine.shared_memory:
         arguments += ["-object", f"{kind},id=ram,size={size}{share}"]
     if more:
-        arguments += ["-object", f"{kind},id=more,size={more // _MIB}M,reserve=off{share}"]
+        room = f"{more // _MIB}M"
+        anonymous = f"{kind},id=more,size={room},reserve=off{share}"
+        backend = anonymous if machine.more is None else f"{_backend('more', machine.more, room)},reserve=off"
+        arguments += ["-object", backend]
         arguments += ["-device", "virtio-mem-pci,id=memory,memdev=more,requested-size=0"]
     return tuple(arguments)
 
 
-def _backend(ram: MemoryFile, size: str) -> str:
+def pluggable(machine: Machine) -> int:
+    """Bytes of memory that ``machine`` can be given while it runs."""
+    return max(machine.max_memory - machine.memory, 0) // _PLUG_STEP * _PLUG_STEP
+
+
+def _backend(name: str, ram: MemoryFile, size: str) -> str:
     if ram.path is None:
-        return f"memory-backend-ram,id=ram,size={size}"
-    file = f"memory-backend-file,id=ram,size={size},mem-path={_escape(str(ram.path))}"
+        return f"memory-backend-ram,id={name},size={size}"
+    file = f"memory-backend-file,id={name},size={size},mem-path={_escape(str(ram.path))}"
     return f"{file},share={'on' if ram.shared else 'off'}"
 
 

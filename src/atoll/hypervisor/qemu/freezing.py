@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from atoll.errors import BootError
+from atoll.hypervisor.port import Instant
+from atoll.hypervisor.qemu.argv import MORE, RAM
+from atoll.hypervisor.qemu.memory import Copy, find_memory
 from atoll.hypervisor.qemu.qmp import Monitor
 
-__all__ = ["copy", "freeze"]
+__all__ = ["capture", "copy", "freeze"]
 
 #: Bytes a second: QEMU's own limit is meant for networks.
 _BANDWIDTH = 1 << 40
@@ -51,13 +56,22 @@ async def copy(monitor: Monitor, fd: int) -> float:
     Raises:
         BootError: stage ``copy``; the guest goes on.
     """
+
+    async def write() -> None:
+        await _write(monitor, fd, "copy", leave_out_shared=False)
+
+    return await _stopped(monitor, write)
+
+
+async def _stopped(monitor: Monitor, work: Callable[[], Awaitable[None]]) -> float:
+    """Do ``work``, a migration, while the guest stands still; for how long it did, seconds."""
     status = await monitor.execute("query-status")
     if status["status"] == "postmigrate":  # it was copied while it stood still, and only ``cont`` ends that
         await monitor.execute("cont")
     await monitor.execute("stop")
     began = time.monotonic()
     try:
-        await _write(monitor, fd, "copy", leave_out_shared=False)
+        await work()
     except BaseException:
         with contextlib.suppress(BootError):
             await monitor.execute("migrate_cancel")
@@ -67,6 +81,73 @@ async def copy(monitor: Monitor, fd: int) -> float:
             with contextlib.suppress(BootError):  # it ended meanwhile: whoever uses it is told
                 await _go_on(monitor)
     return time.monotonic() - began
+
+
+async def capture(monitor: Monitor, pid: int, branch: Callable[[], Awaitable[None]]) -> Instant:
+    """Write devices and RAM of a VM that stays to files in memory, and have the guest go on if it ran.
+
+    Args:
+        monitor: of the QEMU, whose RAM is in files in memory.
+        pid: of its process.
+        branch: called while it stands still.
+
+    Raises:
+        BootError: stage ``capture``; the guest goes on.
+    """
+    vcpus, devices = await _vcpus(monitor)
+    memory = int((await monitor.execute("query-memory-size-summary"))["base-memory"])
+    with ExitStack() as sources, ExitStack() as made:
+        state = os.memfd_create("atoll-state", os.MFD_CLOEXEC)
+        made.callback(os.close, state)
+        copies = await asyncio.to_thread(_copies, pid, sources, made)
+
+        async def write() -> None:
+            await branch()
+            await asyncio.gather(
+                _write(monitor, state, "capture", leave_out_shared=True),
+                asyncio.to_thread(_settle, copies.values()),
+            )
+
+        stopped = await _stopped(monitor, write)
+        made.pop_all()
+    more = copies[MORE].fd if MORE in copies else -1
+    return Instant(copies[RAM].fd, state, more, devices, vcpus, memory, stopped)
+
+
+def _copies(pid: int, sources: ExitStack, made: ExitStack) -> dict[str, Copy]:
+    """Copies of the RAM, which is written meanwhile, by their names."""
+    copies: dict[str, Copy] = {}
+    try:
+        for name in (RAM, MORE):
+            fd = find_memory(pid, name)
+            if fd >= 0:
+                sources.callback(os.close, fd)
+                copies[name] = Copy(fd, name)
+                made.callback(os.close, copies[name].fd)
+                copies[name].settle()
+    except OSError as error:
+        raise BootError(f"the RAM cannot be read: {error.strerror}", stage="capture") from error
+    if RAM not in copies:
+        raise BootError("the RAM is not to be found", stage="capture", hint="restart the machine")
+    return copies
+
+
+def _settle(copies: Iterable[Copy]) -> None:
+    try:
+        for copy in copies:
+            copy.settle()
+    except OSError as error:
+        raise BootError(f"the RAM cannot be copied: {error.strerror}", stage="capture") from error
+
+
+async def _vcpus(monitor: Monitor) -> tuple[int, tuple[dict[str, Any], ...]]:
+    """How many vCPUs it was started with, and those plugged in since, each as ``device_add`` takes it."""
+    every = await monitor.execute("query-hotpluggable-cpus")
+    present = [one for one in reversed(every) if "qom-path" in one]
+    plugged = [one for one in present if "/peripheral/" in one["qom-path"]]
+    return len(present) - len(plugged), tuple(
+        {"driver": one["type"], "id": one["qom-path"].rpartition("/")[2], **one["props"]} for one in plugged
+    )
 
 
 async def _go_on(monitor: Monitor) -> None:

@@ -6,6 +6,7 @@ Apart from the monitor itself, so that a clone can be told what to do before an 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,15 +39,17 @@ def open_frozen(files: ExitStack, vm: str, path: Path) -> int:
     return fd
 
 
-def going_on(state: int, *, ram_in_file: bool) -> tuple[Order, ...]:
+def going_on(state: int, *, ram_in_file: bool, devices: Iterable[dict[str, Any]] = ()) -> tuple[Order, ...]:
     """What has QEMU go on from a state that it reads from a descriptor.
 
     Args:
         state: the descriptor's number.
         ram_in_file: the RAM is there already, in a file (QAPI ``MigrationCapability``, ``x-ignore-shared``).
+        devices: plugged in before, each as ``device_add`` takes it.
     """
     left_out = {"capability": "x-ignore-shared", "state": ram_in_file}
     return (
+        *(("device_add", device) for device in devices),
         ("migrate-set-capabilities", {"capabilities": [left_out]}),
         ("migrate-incoming", {"uri": f"fd:{state}"}),
     )

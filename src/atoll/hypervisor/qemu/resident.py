@@ -7,9 +7,11 @@ at whatever moment, the lock tells whether a VM runs, and QEMU's pid file which 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -20,6 +22,7 @@ from atoll.hypervisor.model import Machine, MemoryFile, Port
 from atoll.hypervisor.port import (
     Departure,
     Frozen,
+    Instant,
     Position,
     connect,
     end,
@@ -28,9 +31,9 @@ from atoll.hypervisor.port import (
     sweep,
     wait_for_exit,
 )
-from atoll.hypervisor.qemu.argv import Descriptors, render
+from atoll.hypervisor.qemu.argv import MORE, RAM, Descriptors, pluggable, render
 from atoll.hypervisor.qemu.host import QemuHost
-from atoll.hypervisor.qemu.orders import going_on, open_frozen, orders
+from atoll.hypervisor.qemu.orders import Order, going_on, open_frozen, orders
 from atoll.hypervisor.qemu.plugging import Plugging
 from atoll.hypervisor.qemu.qmp import Monitor
 from atoll.paths import VmPaths
@@ -69,15 +72,21 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
             listening=True,
         )
         inherited = [lock, *(sock.fileno() for sock in sockets.values())]
-        monitor = None
+        monitor = pending = None
+        machine, memory = _with_memory(machine, frozen, stack)
+        inherited += memory
         if frozen is not None:
-            ram, state = _thawed(machine, frozen, stack)
-            machine = replace(machine, ram=MemoryFile(Path(f"/proc/self/fd/{ram}"), shared=True))
-            inherited += [ram, state]
-            told = undo.enter_context(connect(place.socket(_QMP)))
-            commands = going_on(state, ram_in_file=True)
-            told.sendall(orders(*commands))  # QEMU finds it there, also if this process is killed now
-            monitor = Monitor(told, orders=len(commands) + 1)
+            state = open_frozen(stack, machine.name, frozen.state)
+            inherited.append(state)
+            commands = going_on(state, ram_in_file=True, devices=frozen.devices)
+            if frozen.more is None:
+                told = undo.enter_context(connect(place.socket(_QMP)))
+                told.sendall(orders(*commands))  # QEMU finds it there, also if this process is killed now
+                monitor = Monitor(told, orders=len(commands) + 1)
+            else:
+                source = open_frozen(stack, machine.name, frozen.more)
+                pending = _Pending(commands, os.dup(source), os.dup(memory[-1]))
+                undo.callback(pending.close)
         argv = render(
             machine,
             host.program,
@@ -91,20 +100,73 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
         except ProcessError as error:
             raise BootError(error.message, stage="spawn", hint="run `atoll doctor`") from error
         undo.pop_all()
-    return QemuResident(child, place, monitor)
+    return QemuResident(child, place, monitor, pending)
 
 
-def _thawed(machine: Machine, frozen: Frozen, stack: ExitStack) -> tuple[int, int]:
-    """Descriptors of a copy of the RAM, in memory, and of the state; closed with ``stack``."""
-    state = open_frozen(stack, machine.name, frozen.state)
-    source = open_frozen(stack, machine.name, frozen.ram)
+class _Pending:
+    """What QEMU is told once it has made its devices.
+
+    Up to 8.0 virtio-mem punches out what is in its file when it is made, also where it is to go on with that.
+    """
+
+    def __init__(self, commands: Sequence[Order], source: int, target: int) -> None:
+        self._commands = commands
+        self._source, self._target = source, target
+
+    async def carry_out(self, monitor: Monitor) -> None:
+        """Fill the memory and have QEMU go on."""
+        await monitor.execute("query-status")  # answered once all devices are there
+        try:
+            await asyncio.to_thread(store.copy_data, self._source, self._target)
+        except OSError as error:
+            raise BootError(f"memory cannot be copied: {error.strerror}", stage="spawn") from error
+        for name, arguments in self._commands:
+            await monitor.execute(name, arguments)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for fd in (self._source, self._target):
+            os.close(fd)
+
+
+def _with_memory(
+    machine: Machine, frozen: Frozen | None, stack: ExitStack
+) -> tuple[Machine, tuple[int, ...]]:
+    """The machine with RAM in files in memory, and their descriptors, which are closed with ``stack``.
+
+    Whoever looks after the VM finds them there (``freezing.capture``).
+    """
+    own = frozen is not None and frozen.own
+    ram = _memory(machine, RAM, machine.memory, frozen.ram if frozen else None, stack, own=own)
+    room = pluggable(machine)
+    if not room:
+        return replace(machine, ram=_shared(ram)), (ram,)
+    more = _memory(machine, MORE, room, None, stack, own=False)
+    return replace(machine, ram=_shared(ram), more=_shared(more)), (ram, more)
+
+
+def _shared(fd: int) -> MemoryFile:
+    return MemoryFile(Path(f"/proc/self/fd/{fd}"), shared=True)
+
+
+def _memory(
+    machine: Machine, name: str, size: int, source: Path | None, stack: ExitStack, *, own: bool
+) -> int:
+    """A file of ``size`` bytes in memory, with what is in ``source``."""
     try:
-        ram = os.memfd_create("atoll-ram", os.MFD_CLOEXEC)
-        stack.callback(os.close, ram)
-        store.copy_data(source, ram)
+        if source is not None and own:
+            fd = os.open(source, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return fd
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        stack.callback(os.close, fd)
+        if source is not None:
+            template = open_frozen(stack, machine.name, source)
+            store.copy_data(template, fd)
+        os.ftruncate(fd, size)
     except OSError as error:
-        raise BootError(f"{machine.name}: {frozen.ram}: {error.strerror}", stage="spawn") from error
-    return ram, state
+        raise BootError(f"{machine.name}: {source or name}: {error.strerror}", stage="spawn") from error
+    return fd
 
 
 def adopt(place: VmPaths) -> QemuResident | None:
@@ -116,10 +178,17 @@ def adopt(place: VmPaths) -> QemuResident | None:
 class QemuResident:
     """A QEMU process at its place."""
 
-    def __init__(self, handle: Process | Adopted, place: VmPaths, monitor: Monitor | None = None) -> None:
+    def __init__(
+        self,
+        handle: Process | Adopted,
+        place: VmPaths,
+        monitor: Monitor | None = None,
+        pending: _Pending | None = None,
+    ) -> None:
         self.process = handle
         self._place = place
         self._monitor = monitor
+        self._pending = pending
 
     @property
     def departure(self) -> Departure:
@@ -143,14 +212,21 @@ class QemuResident:
         except OSError:
             return None
 
+    async def proceed(self) -> None:
+        """Have it go on from what it was started with, as far as that was not ordered in advance."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with closing(pending):
+                await pending.carry_out(self._attached())
+
     async def attach(self) -> None:
         """Connect the monitor."""
         await self._attached().execute("query-status")
 
     async def paused(self) -> bool:
-        """Whether QEMU's run state is ``paused``."""
+        """Whether QEMU's run state is ``paused``, or what that becomes when it was captured then."""
         status = await self._attached().execute("query-status")
-        return bool(status["status"] == "paused")
+        return status["status"] in {"paused", "postmigrate"}
 
     async def pause(self) -> None:
         """Stop the vCPUs."""
@@ -159,6 +235,12 @@ class QemuResident:
     async def resume(self) -> None:
         """Let the vCPUs go on."""
         await self._attached().execute("cont")
+
+    async def capture(self, branch: Callable[[], Awaitable[None]]) -> Instant:
+        """Have QEMU write its devices down; its RAM is copied meanwhile."""
+        from atoll.hypervisor.qemu import freezing  # noqa: PLC0415 - for captures only
+
+        return await freezing.capture(self._attached(), self.process.pid, branch)
 
     async def press_power_button(self) -> None:
         """An ACPI power button."""
@@ -192,6 +274,9 @@ class QemuResident:
 
     async def leave(self) -> None:
         """Close the monitor and the handle."""
+        if self._pending is not None:
+            self._pending.close()
+            self._pending = None
         if self._monitor is not None:
             monitor, self._monitor = self._monitor, None
             await monitor.close()

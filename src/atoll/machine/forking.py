@@ -1,0 +1,159 @@
+"""Copying a running machine to others that go on from the same instant."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from atoll import store
+from atoll.errors import AtollError, StoreError
+from atoll.hypervisor.model import Disk, UserNetwork
+from atoll.image import disk
+from atoll.image.catalog import ImageManifest
+from atoll.machine import registry
+from atoll.machine.creation import take_root
+from atoll.machine.planning import setup_script
+from atoll.machine.registry import Named
+from atoll.machine.spec import MachineSpec, check_name, mac_of
+from atoll.paths import Paths, VmPaths
+from atoll.vm.bootplan import Beginning, BootPlan, user_network
+from atoll.vm.client import Control
+from atoll.vm.cloning import renamed
+from atoll.vm.messages import Captured, Files
+
+__all__ = ["Child", "add_copy", "copied", "fork", "opened"]
+
+
+class Child(NamedTuple):
+    """A machine that a copy becomes.
+
+    Attributes:
+        go_on: brings it up where its parent was written down.
+        remove: removes it.
+    """
+
+    go_on: Callable[[Files], Awaitable[object]]
+    remove: Callable[[], Awaitable[None]]
+
+
+async def fork(paths: Paths, parent: Named, control: Control, children: Mapping[str, Child]) -> None:
+    """Copy a running machine to ``children``, by their names. Raises as ``Machine.fork``."""
+    for name in children:
+        check_name(name)
+        if registry.exists(paths, name):
+            raise registry.taken(name)
+    made: list[Child] = []
+    try:
+        async with control.capture() as captured:
+            for name, child in children.items():
+                await asyncio.to_thread(add_copy, paths, parent, name, captured)
+                made.append(child)
+            last = made[-1:]
+            async with asyncio.TaskGroup() as tasks:
+                for child in made:
+                    tasks.create_task(_go_on(child, captured.files, copy=child not in last))
+    except BaseException as error:
+        for child in made:
+            with contextlib.suppress(AtollError):
+                await asyncio.shield(asyncio.ensure_future(child.remove()))
+        if isinstance(error, BaseExceptionGroup):
+            raise error.exceptions[0] from None
+        raise
+
+
+async def _go_on(child: Child, files: Files, *, copy: bool) -> None:
+    with opened(files, copy=copy) as own:
+        await child.go_on(own)
+
+
+def add_copy(paths: Paths, parent: Named, name: str, captured: Captured) -> VmPaths:
+    """Enter a machine that is what ``parent`` was when it was written down; it is not started.
+
+    Raises:
+        StoreError: ``store.already_exists``; or it cannot be written.
+    """
+    # Two machines cannot have the same ports of the host.
+    spec = replace(parent.spec, id=secrets.token_hex(16), created=time.time(), forwards=())
+    plan = store.read_record(parent.place.boot, BootPlan)
+    final = paths.machine(name)
+
+    def fill(place: VmPaths) -> None:
+        take_root(parent.place.root, place.root)
+        store.write_record(place.image, store.read_record(parent.place.image, ImageManifest))
+        disk.copy_sparse(parent.place.data, place.data)
+        store.write_record(place.boot, copied(plan, name, spec, final, captured))
+
+    return registry.add(paths, name, spec, fill)
+
+
+def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, captured: Captured) -> BootPlan:
+    """The plan of a machine that goes on where another one was written down.
+
+    Args:
+        plan: of the other one.
+        name: of the new machine.
+        spec: of the new machine.
+        place: where its files will be.
+        captured: what was written down: the other one may have been planned anew since it was started.
+    """
+    mac = mac_of(spec.id)
+    machine = replace(
+        renamed(plan.machine, {"hostname": name, "machine_id": spec.id}),
+        name=name,
+        vcpus=captured.vcpus,
+        memory=captured.memory,
+        disks=tuple(_moved(one, place) for one in plan.machine.disks),
+        network=UserNetwork(mac) if plan.machine.network is not None else None,
+    )
+    network = user_network(mac) if plan.setup.network is not None else None
+    setup = replace(plan.setup, network=network, script=setup_script(name, spec))
+    return replace(plan, machine=machine, setup=setup, origin=None, beginning=Beginning.FORK)
+
+
+def _moved(one: Disk, place: VmPaths) -> Disk:
+    """The same disk of another machine."""
+    own = {"root": place.root, "data": place.data}
+    return replace(one, path=own.get(one.serial, one.path))
+
+
+@contextmanager
+def opened(files: Files, *, copy: bool) -> Iterator[Files]:
+    """What another process holds, held by this one; with ``copy`` the RAM is another's no more.
+
+    Raises:
+        StoreError: it is gone.
+    """
+    with ExitStack() as stack:
+
+        def take(number: int, name: str) -> int:
+            if number < 0:
+                return -1
+            fd = os.open(f"/proc/{files.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            if not copy or name == "state":
+                return fd
+            target = os.memfd_create(f"atoll-{name}", os.MFD_CLOEXEC)
+            stack.callback(os.close, target)
+            store.copy_data(fd, target)
+            return target
+
+        try:
+            own = replace(
+                files,
+                pid=os.getpid(),
+                ram=take(files.ram, "ram"),
+                state=take(files.state, "state"),
+                more=take(files.more, "more"),
+            )
+        except OSError as error:
+            message = f"what was written down cannot be read: {error.strerror}"
+            raise StoreError(message, code="io") from error
+        yield own
