@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from processes import RUN, descendants, machines_running
+from traces import cgroups
 
 from atoll.config import load
 from atoll.paths import Paths
@@ -59,13 +60,15 @@ def environment(paths):
 
 @pytest.fixture
 def no_leftovers():
-    """After the test no process and no descriptor is there that was not there before."""
+    """After the test no process, no descriptor and no cgroup is there that was not there before."""
     processes, machines, open_files = descendants(), machines_running(), len(os.listdir("/proc/self/fd"))
+    confined = cgroups()
     yield
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         left = {pid: name for pid, name in descendants().items() if pid not in processes}
         if not left and machines_running() <= machines and len(os.listdir("/proc/self/fd")) <= open_files:
+            assert cgroups() <= confined
             return
         time.sleep(0.02)
     links = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from processes import descendants, machines_running
@@ -13,13 +14,24 @@ CGROUPS = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def traces(*directories: Path) -> set[str]:
-    """What there is of this process and of what it started, and of the files in ``directories``."""
+def cgroups(owners: Iterable[int] = ()) -> set[Path]:
+    """Those of this process's VMs, and of the VMs of ``owners``."""
+    pids = {os.getpid(), *owners}
+    return {path for pid in pids for path in CGROUPS.glob(f"**/atoll-{pid}-*")}
+
+
+def traces(*directories: Path, owners: Iterable[int] = ()) -> set[str]:
+    """What there is of this process and of what it started, and of the files in ``directories``.
+
+    Args:
+        directories: where to look.
+        owners: programs that had VMs, too.
+    """
     places = (*directories, SHARED_MEMORY, Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")))
     found = {f"file {path}" for place in places for path in place.rglob("*")}
     found |= {f"process {pid} {name}" for pid, name in descendants().items()}
     found |= {f"VM {pid}" for pid in machines_running()}
-    found |= {f"cgroup {path}" for path in CGROUPS.glob("**/*atoll*")}
+    found |= {f"cgroup {path}" for path in cgroups(owners)}
     found |= {f"thread {thread.name}" for thread in threading.enumerate()}
     return found | _descriptors()
 

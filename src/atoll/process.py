@@ -425,8 +425,11 @@ def _spawn_thread(pid: int) -> _SpawnThread:
 #: For sh(1): becomes the program, unless the parent has died before its death was made a signal.
 _IF_PARENT_LIVES = '[ "$PPID" = "$0" ] && exec "$@"'
 
+#: Before that, enters the cgroups whose files come first, up to ``--``; ``0`` is whoever writes (cgroups(7)).
+_ENTER = 'while [ "$1" != -- ]; do { echo 0 > "$1"; } 2> /dev/null; shift; done; shift; '
 
-def _tied(argv: Sequence[str], parent: int) -> tuple[str, ...]:
+
+def _tied(argv: Sequence[str], parent: int, entering: Sequence[Path] = ()) -> tuple[str, ...]:
     """``argv`` behind helpers that have it die with ``parent``, as far as this host has them.
 
     They do it between fork and exec, where Python code would not be safe beside other threads.
@@ -434,7 +437,11 @@ def _tied(argv: Sequence[str], parent: int) -> tuple[str, ...]:
     setpriv, sh = find("setpriv"), find("sh")
     if sys.platform != "linux" or setpriv is None:
         return tuple(argv)
-    check = () if sh is None else (sh, "-c", _IF_PARENT_LIVES, f"{parent}")
+    check: tuple[str, ...] = ()
+    if sh is not None and entering:
+        check = (sh, "-c", _ENTER + _IF_PARENT_LIVES, f"{parent}", *map(str, entering), "--")
+    elif sh is not None:
+        check = (sh, "-c", _IF_PARENT_LIVES, f"{parent}")
     return (setpriv, "--pdeathsig", "KILL", "--", *check, *argv)
 
 
@@ -446,6 +453,7 @@ def spawn(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     die_with_parent: bool = True,
+    entering: Sequence[Path] = (),
 ) -> Process:
     """Start a program that runs on.
 
@@ -456,13 +464,15 @@ def spawn(
         env: its environment; by default this process's own.
         cwd: its working directory.
         die_with_parent: have the kernel kill it when this process ends, however that happens.
+        entering: files by which it enters cgroups before it begins; only of one that dies with its parent.
+            It begins all the same where it cannot enter.
 
     Raises:
         ProcessError: it could not be started.
     """
     full = tuple(argv)
     if die_with_parent and find(argv[0]) is not None:  # without it, let Popen say why
-        full = _tied(argv, os.getpid())
+        full = _tied(argv, os.getpid(), entering)
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(

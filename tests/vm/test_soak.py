@@ -20,6 +20,7 @@ from traces import memory, traces
 
 from atoll import aio
 from atoll.errors import AtollError
+from atoll.hypervisor import confinement
 
 COUNT = int(os.environ.get("SOAK", "30"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
@@ -43,6 +44,7 @@ class Soak:
         self.chance = random.Random(SEED)
         self.done = Counter()
         self.memory = []
+        self.lost = []
         self._config = config
         self._environment = environment
         self._left = COUNT
@@ -120,15 +122,17 @@ class Soak:
         child = await asyncio.create_subprocess_exec(
             *argv, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
         )
+        self.lost.append(child.pid)
         await asyncio.sleep(self.chance.uniform(0.05, 0.5))
         child.kill()
         await child.wait()
 
 
-async def left_of(before, directories):
-    """What is there that was not, once what ends by itself had time to."""
+async def left_of(before, directories, owners):
+    """What is there that was not, once what ends by itself had time to, and what a launch sweeps is swept."""
     deadline = time.monotonic() + 5
-    while left := traces(*directories) - before:
+    while left := traces(*directories, owners=owners) - before:
+        confinement.sweep()
         if time.monotonic() > deadline:
             return left
         await asyncio.sleep(0.05)
@@ -147,5 +151,5 @@ async def test_of_many_sandboxes_nothing_is_left(config, environment, capsys):
         ways = ", ".join(f"{way} {count}" for way, count in sorted(soak.done.items()))
         sizes = f"{soak.memory[COUNT // 2] >> 20} MiB after half, {soak.memory[-1] >> 20} MiB at the end"
         print(f"\n  seed {SEED}, {COUNT} sandboxes in {elapsed:.1f} s: {ways}; {sizes}")  # noqa: T201
-    assert await left_of(before, directories) == set(), f"seed {SEED}"
+    assert await left_of(before, directories, soak.lost) == set(), f"seed {SEED}"
     assert soak.memory[-1] - soak.memory[COUNT // 2] < GROWTH, f"seed {SEED}"

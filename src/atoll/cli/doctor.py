@@ -19,6 +19,7 @@ from atoll.cli.output import listener, print_json, size
 from atoll.config import Config
 from atoll.errors import AtollError
 from atoll.events import Emit
+from atoll.hypervisor import confinement
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import catalog, kernel
 from atoll.vm import accelerator, serving
@@ -123,6 +124,18 @@ def _check_shares(_: Config) -> Iterator[Check]:
         yield Check("virtiofsd", Outcome.OK, daemon.program)
 
 
+def _check_cgroups(_: Config) -> Iterator[Check]:
+    """Sandboxes run without them all the same."""
+    found = confinement.survey()
+    held = [controller for home in found.homes for controller in home.controllers]
+    if held:
+        yield Check("cgroups", Outcome.OK, f"{' and '.join(held)} of each sandbox are bounded")
+    missing = [f"{controller}: {reason}" for controller, reason in found.refusals]
+    if missing or not held:
+        finding = "; ".join(missing) or "this system has none"
+        yield Check("cgroups", Outcome.NOTE, f"sandboxes are not bounded in all that they take ({finding})")
+
+
 def _check_memory(config: Config) -> Iterator[Check]:
     available = _available_memory()
     text = f"{size(available)} available, {os.cpu_count()} CPUs"
@@ -171,6 +184,7 @@ _CHECKS = (
     _check_qemu,
     _check_programs,
     _check_shares,
+    _check_cgroups,
     _check_memory,
     _check_space,
     _check_images,

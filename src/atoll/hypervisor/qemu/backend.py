@@ -14,6 +14,8 @@ from msgspec.structs import replace
 
 from atoll import process
 from atoll.errors import BootError, ProcessError
+from atoll.hypervisor.cgroups import bounds_of
+from atoll.hypervisor.confinement import Confinement, confine
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import Capture, ChannelEnd, Frozen, Position, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
@@ -89,8 +91,12 @@ class QemuHypervisor:
             pairs = (channel, console, qmp, *consoles)
             inherited = [*(pair[1].fileno() for pair in pairs), *frozen]
             argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox, incoming=bool(frozen))
+            confinement = confine(machine.name, bounds_of(machine))
+            if confinement is not None:
+                ours.callback(confinement.remove)
+            entering = confinement.entries if confinement is not None else ()
             try:
-                child = process.spawn(argv, pass_fds=inherited, output=stderr_write)
+                child = process.spawn(argv, pass_fds=inherited, output=stderr_write, entering=entering)
             except ProcessError as error:
                 raise BootError(error.message, stage="spawn", hint="run `atoll doctor`") from error
             ours.pop_all()
@@ -101,6 +107,7 @@ class QemuHypervisor:
                 diagnostics=Capture(stderr_read),
                 qmp=qmp[0],
                 unread=tuple(pair[0] for pair in consoles),
+                confinement=confinement,
             )
 
     def settle(self, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> QemuResident:
@@ -137,12 +144,14 @@ class QemuVm:
         diagnostics: Capture,
         qmp: socket.socket,
         unread: tuple[socket.socket, ...] = (),
+        confinement: Confinement | None = None,
     ) -> None:
         self.process = child
         self.console = console
         self.diagnostics = diagnostics
         self._qmp = qmp
         self._unread = unread
+        self._confinement = confinement
         self._monitor: Monitor | None = None
         self._ordered = 0
         self.orders: tuple[Order, ...] = ()
@@ -208,6 +217,8 @@ class QemuVm:
     def discard(self) -> None:
         """Kill QEMU and close all it was connected to."""
         self.process.close()
+        if self._confinement is not None:
+            self._confinement.remove()
         self._channel.close()
         self._qmp.close()
         for sock in self._unread:
