@@ -81,6 +81,7 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
         policy: what follows when the guest ends by itself.
         boot_timeout: seconds in which the guest must be up.
         origin: what it goes on from; None if it boots.
+        disk: bytes that the machine's disk shall have at least.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -92,3 +93,4 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy.NO
     boot_timeout: float = 60.0
     origin: Origin | None = None
+    disk: int = 0

@@ -33,13 +33,16 @@ from atoll.paths import VmPaths
 from atoll.process import boot_id, identify
 from atoll.vm import clock, restart
 from atoll.vm.bootplan import BootPlan
+from atoll.vm.branching import finish_switch
 from atoll.vm.bringup import BringUp, attached, hypervisor_said
+from atoll.vm.folding import compact
 from atoll.vm.messages import Stopped, StopStep
 from atoll.vm.outputs import Outputs
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
 from atoll.vm.stopping import stop_guest
+from atoll.vm.tidying import tidy
 
 __all__ = ["Supervisor"]
 
@@ -180,6 +183,7 @@ class Supervisor:
             self._spawn(self._keep_time())
             self._spawn(self._set_clock())
             self._spawn(self._recover_shares(vm))
+            self._spawn(self._finish_branch(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
 
@@ -187,6 +191,12 @@ class Supervisor:
         if self.agent is not None:
             self.shares.connect(vm, self.agent, self._read_plan())
             await self.shares.recover()
+
+    async def _finish_branch(self, vm: Resident) -> None:
+        """What an earlier supervisor began with the disk."""
+        async with self._lock:
+            if self.vm is vm and vm.plugging is not None:
+                await finish_switch(self.place, vm.plugging)
 
     @property
     def expects_change(self) -> bool:
@@ -269,6 +279,7 @@ class Supervisor:
     async def _boot(self) -> None:
         """From nothing to a machine that runs, or back to where it was."""
         try:
+            await self._ready_disk()
             plan = self._read_plan()
             frozen = plan.origin.frozen if plan.origin is not None else None
             if frozen is None or not await self._go_on(plan, frozen):
@@ -277,6 +288,14 @@ class Supervisor:
         except Exception as error:
             await self._give_up(error)
             raise
+
+    async def _ready_disk(self) -> None:
+        """See to what the disk needs before a VM has it. Raises as ``tidy``."""
+        if tidy(self.place, self._read_plan().disk):
+            try:
+                await asyncio.to_thread(compact, self.place)
+            except AtollError as error:  # it holds what it held, in many files
+                self.emit(Warned(message=f"{self.name}: its disk stays in many files: {error.message}"))
 
     async def _go_on(self, plan: BootPlan, frozen: Frozen) -> bool:
         """Come up from a template; False if that is of no use, and there is no VM.
