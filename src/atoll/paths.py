@@ -57,8 +57,13 @@ class VmPaths(msgspec.Struct, frozen=True):
 
     @property
     def data(self) -> Path:
-        """The disk that holds what the guest writes."""
+        """The disk that holds what the guest writes, as long as it is one file (``atoll.vm.chain``)."""
         return self.directory / "data.img"
+
+    @property
+    def chain(self) -> Path:
+        """Which files the disk is made of; missing where it is ``data`` alone."""
+        return self.directory / "disk.json"
 
     @property
     def root(self) -> Path:

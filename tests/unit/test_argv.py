@@ -11,6 +11,7 @@ from atoll.hypervisor.model import (
     Accelerator,
     Architecture,
     Disk,
+    DiskFile,
     DiskFormat,
     Machine,
     MemoryFile,
@@ -198,6 +199,41 @@ def test_disks_are_attached_in_their_order():
     vector = lines(render(replace(BARE, disks=disks), "qemu", FDS, sandbox=False))
     attached = [line for line in vector if "virtio-blk-pci" in line]
     assert attached == [f"-device virtio-blk-pci,drive=disk-s{n},serial=s{n}" for n in range(12)]
+
+
+def test_a_disk_over_others_names_each_file_and_what_lies_below_it():
+    below = (
+        DiskFile(Path("/m/a,b/layer-00000000000000a1.raw"), DiskFormat.RAW),
+        DiskFile(Path("/m/a,b/layer-00000000000000b2.qcow2"), DiskFormat.QCOW2),
+    )
+    disk = Disk(Path("/m/a,b/active-00000000000000c3.qcow2"), "data", DiskFormat.QCOW2, backing=below)
+    vector = lines(render(replace(BARE, disks=(disk,)), "qemu", FDS, sandbox=False))
+    first, second, top = "layer-00000000000000a1", "layer-00000000000000b2", "active-00000000000000c3"
+    trim = "read-only=off,discard=unmap"
+    assert vector[-7:] == (
+        f"-blockdev driver=file,node-name={first}-file,filename=/m/a,,b/{first}.raw,read-only=on",
+        f"-blockdev driver=raw,node-name={first},file={first}-file,read-only=on",
+        f"-blockdev driver=file,node-name={second}-file,filename=/m/a,,b/{second}.qcow2,read-only=on",
+        f"-blockdev driver=qcow2,node-name={second},file={second}-file,backing={first},read-only=on",
+        f"-blockdev driver=file,node-name={top}-file,filename=/m/a,,b/{top}.qcow2,{trim}",
+        f"-blockdev driver=qcow2,node-name={top},file={top}-file,backing={second},{trim},detect-zeroes=unmap",
+        f"-device virtio-blk-pci,drive={top},serial=data",
+    )
+    names = [part for line in vector for part in line.split(",") if "node-name=" in part]
+    assert all(len(name.partition("=")[2]) < 32 for name in names)  # QEMU's limit
+
+
+@pytest.mark.parametrize(
+    ("layout", "below"),
+    [
+        (DiskFormat.RAW, (DiskFormat.RAW,)),
+        (DiskFormat.QCOW2, (DiskFormat.QCOW2,)),
+        (DiskFormat.QCOW2, (DiskFormat.RAW, DiskFormat.RAW)),
+    ],
+)
+def test_only_the_lowest_file_of_a_disk_is_raw(layout, below):
+    with pytest.raises(AssertionError):
+        Disk(Path("/d"), "s", layout, backing=tuple(DiskFile(Path("/b"), one) for one in below))
 
 
 @pytest.mark.parametrize("serial", ["", "x" * 21, "ü" * 11])

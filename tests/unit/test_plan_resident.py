@@ -21,7 +21,7 @@ TCG = Shape(Architecture.X86_64, Accelerator.TCG, vcpus=2, memory=512 * MIB, tsc
 KVM = Shape(Architecture.X86_64, Accelerator.KVM, vcpus=2, memory=512 * MIB)
 NETWORK = UserNetwork("02:00:00:00:00:01", (Forward(8080, 80), Forward(53, 53, "udp", "0.0.0.0")))
 HOME = Residence(
-    data=Path("/m/data.img"),
+    data=Disk(Path("/m/data.img"), serial="data"),
     init="/sbin/init",
     network=NETWORK,
     slots=2,
@@ -71,7 +71,7 @@ def test_a_machine_keeps_the_hardening_that_a_sandbox_does_without():
 
 
 def test_under_kvm_nothing_of_a_machine_is_weakened():
-    machine = plan_resident("dev", FILES, KVM, Residence(data=Path("/m/data.img")))
+    machine = plan_resident("dev", FILES, KVM, Residence(data=Disk(Path("/m/data.img"), serial="data")))
     assert machine.cmdline[: len(KERNEL)] == KERNEL
     assert not {"cryptomgr.notests", "mitigations=off", "norandmaps"} & set(machine.cmdline)
     assert not [item for item in machine.cmdline if item.startswith("atoll.init")]

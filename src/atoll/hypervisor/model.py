@@ -12,6 +12,7 @@ __all__ = [
     "Accelerator",
     "Architecture",
     "Disk",
+    "DiskFile",
     "DiskFormat",
     "Forward",
     "Machine",
@@ -47,6 +48,13 @@ class DiskFormat(StrEnum):
     NONE = "none"
 
 
+class DiskFile(msgspec.Struct, frozen=True):
+    """A file that others lie over: nobody writes it, and any number of VMs may read it."""
+
+    path: Path
+    format: DiskFormat
+
+
 class Disk(msgspec.Struct, frozen=True):
     """One virtio-blk disk.
 
@@ -55,15 +63,20 @@ class Disk(msgspec.Struct, frozen=True):
         serial: virtio-blk serial by which the guest finds it, at most 20 bytes (Virtio 1.2, 5.2.6.1).
         format: layout of the file; ``NONE`` is a small disk that reads as zeroes, in the place of another.
         read_only: the guest cannot write; several VMs may then share the file.
+        backing: files below it, the lowest first; it holds what differs from them.
     """
 
     path: Path
     serial: str
     format: DiskFormat = DiskFormat.RAW
     read_only: bool = False
+    backing: tuple[DiskFile, ...] = ()
 
     def __post_init__(self) -> None:
         assert 0 < len(self.serial.encode()) <= 20
+        # What lies over another says so by its format, and the lowest one is not to name one by itself.
+        formats = (*(file.format for file in self.backing), self.format) if self.backing else ()
+        assert all((layout is DiskFormat.QCOW2) is (number > 0) for number, layout in enumerate(formats))
 
 
 class MemoryFile(msgspec.Struct, frozen=True):

@@ -278,7 +278,16 @@ class Pluggable(Protocol):
         """Have the balloon leave the guest ``target`` bytes; it takes its time."""
 
     async def grow_disk(self, serial: str, size: int) -> None:
-        """Tell the guest that a disk has ``size`` bytes now."""
+        """Tell the guest that a disk has ``size`` bytes now; the file on top of it follows if it must."""
+
+    async def disk_file(self, serial: str) -> Path:
+        """The file that a disk's writes go to now."""
+
+    async def branch_disk(self, serial: str, overlay: Path) -> None:
+        """Have a disk's writes go to ``overlay`` from now on, an empty qcow2 file of the disk's size.
+
+        What was written before is in the file below when this returns, and that is only read from then on.
+        """
 
     async def memory(self) -> MemorySize:
         """How much memory there is."""

@@ -9,6 +9,9 @@ modindex   the index files that modprobe wants beside the modules (pure)
 deb        reading Debian packages
 apt        what the host's apt knows, and packages through it
 erofs      EROFS images: made by mkfs.erofs, checked here
+disk       disks that guests write to
+extents    where the bytes of a disk lie, and disks laid over one another (pure, but for raw files)
+qcow2      overlays over disks: written and read, and checked
 kernel     kernel bundles: finding the cached one in a millisecond, and asking for a new one
 sources    where a kernel and its modules come from
 bundle     building a kernel bundle

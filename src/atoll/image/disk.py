@@ -9,7 +9,7 @@ from atoll import process, store
 from atoll.errors import ImageError, ProcessError, StoreError, UsageError
 from atoll.events import Emit, ignore
 
-__all__ = ["INSTALL_HINT", "SMALLEST", "check", "copy_sparse", "grow", "make"]
+__all__ = ["INSTALL_HINT", "SMALLEST", "check", "check_growth", "copy_sparse", "grow", "make"]
 
 INSTALL_HINT = "apt install e2fsprogs"
 
@@ -59,11 +59,22 @@ def grow(path: Path, size: int) -> None:
     Raises:
         UsageError: ``usage.disk``: it would become smaller.
     """
-    now = path.stat().st_size
+    check_growth(path.stat().st_size, size)
+    os.truncate(path, size)
+
+
+def check_growth(now: int, size: int, most: int | None = None) -> None:
+    """Refuse a disk of ``now`` bytes another size that it cannot have; ``most`` is how large it can become.
+
+    Raises:
+        UsageError: ``usage.disk``.
+    """
     if size < now:
         message = f"the disk has {now >> 20} MiB and cannot be made smaller"
         raise UsageError(message, code="disk", hint="make a new machine, and copy what it shall keep")
-    os.truncate(path, size)
+    if most is not None and size > most:
+        message = f"the disk cannot be made larger than {most >> 40} TiB"
+        raise UsageError(message, code="disk", hint="export the machine and import it, or ask for less")
 
 
 def check(path: Path) -> None:

@@ -21,10 +21,12 @@ from atoll import store
 from atoll.errors import StoreError, UsageError
 from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.image.catalog import ImageManifest
+from atoll.image.extents import ZEROES, read_range
 from atoll.machine import registry
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.paths import Paths, VmPaths
+from atoll.vm.chain import Opened, opened, read_chain, require_files
 
 __all__ = ["ExportManifest", "export_machine", "import_machine"]
 
@@ -61,20 +63,26 @@ def export_machine(machine: Named, target: Path, emit: Emit = ignore) -> ExportM
         StateError: it is not at rest.
         StoreError: ``target`` exists, or cannot be written; nothing is left of it then.
     """
-    registry.require_rest(machine, "exported")
+    with registry.at_rest(machine, "exported"):
+        require_files(machine.place, read_chain(machine.place))
+        with opened(machine.place, read_chain(machine.place).files) as disk:
+            return _export(machine, disk, target, emit)
+
+
+def _export(machine: Named, disk: Opened, target: Path, emit: Emit) -> ExportManifest:
     if target.exists():
         raise StoreError(f"{target} exists already", code="already_exists", hint="choose another name")
     image = store.read_record(machine.place.image, ImageManifest)
     partial = target.with_name(f".partial-{target.name}-{secrets.token_hex(4)}")
-    extents = tuple(_extents(machine.place.data))
-    total = sum(length for _, length in extents) + machine.place.root.stat().st_size
+    data = _Extents(disk)
+    total = sum(length for _, length in data.extents) + machine.place.root.stat().st_size
     try:
         with (
             task(emit, "export", f"Exporting {machine.name}", total=total, unit="bytes"),
             partial.open("xb") as file,
         ):
             partial.chmod(0o600)  # as the disk, which is in it
-            manifest = _write(file, machine, image, extents, emit)
+            manifest = _write(file, machine, image, data, emit)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(target)
@@ -88,7 +96,7 @@ def export_machine(machine: Named, target: Path, emit: Emit = ignore) -> ExportM
 
 
 def _write(
-    file: IO[bytes], machine: Named, image: ImageManifest, extents: tuple[tuple[int, int], ...], emit: Emit
+    file: IO[bytes], machine: Named, image: ImageManifest, disk: _Extents, emit: Emit
 ) -> ExportManifest:
     digests: dict[str, str] = {}
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -96,14 +104,13 @@ def _write(
         _member(tar, _SPEC, io.BytesIO(spec), len(spec), digests, emit)
         with machine.place.root.open("rb") as root:
             _member(tar, _ROOT, root, machine.place.root.stat().st_size, digests, emit)
-        with machine.place.data.open("rb") as disk:
-            length = sum(count for _, count in extents)
-            _member(tar, _DISK, _Extents(disk, extents), length, digests, emit)
+        length = sum(count for _, count in disk.extents)
+        _member(tar, _DISK, disk, length, digests, emit)
         manifest = ExportManifest(
             name=machine.name,
             image=image,
-            disk=machine.place.data.stat().st_size,
-            extents=extents,
+            disk=disk.size,
+            extents=disk.extents,
             digests=digests,
         )
         data = msgspec.json.encode(manifest)
@@ -143,42 +150,26 @@ class _Digested:
 
 
 class _Extents:
-    """The parts of a file that hold data, one behind the other."""
+    """The parts of a disk that hold data, one behind the other; what reads as zeroes is left out."""
 
-    def __init__(self, file: IO[bytes], extents: tuple[tuple[int, int], ...]) -> None:
-        self._file = file
-        self._left = list(extents)
+    def __init__(self, disk: Opened) -> None:
+        self.size = disk.size
+        self._files = disk.files
+        self._left = [extent for extent in disk.extents if extent.source != ZEROES]
+        self._done = 0
+        self.extents = tuple((extent.at, extent.length) for extent in self._left)
 
     def read(self, count: int = -1, /) -> bytes:
         parts = []
         while count and self._left:
-            at, length = self._left[0]
-            self._file.seek(at)
-            data = self._file.read(min(count, length))
-            if not data:
-                raise OSError(0, "the disk became shorter while it was read")
+            data = read_range(self._files, self._left[0], self._done, count)
             parts.append(data)
             count -= len(data)
-            if len(data) == length:
+            self._done += len(data)
+            if self._done == self._left[0].length:
                 self._left.pop(0)
-            else:
-                self._left[0] = (at + len(data), length - len(data))
+                self._done = 0
         return b"".join(parts)
-
-
-def _extents(path: Path) -> list[tuple[int, int]]:
-    found = []
-    with path.open("rb") as file:
-        end = os.fstat(file.fileno()).st_size
-        at = 0
-        while at < end:
-            try:
-                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
-            except OSError:
-                break
-            at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-            found.append((start, at - start))
-    return found
 
 
 def import_machine(paths: Paths, source: Path, name: str | None = None, emit: Emit = ignore) -> str:

@@ -14,14 +14,16 @@ from atoll import store
 from atoll.config import Config, override
 from atoll.errors import UsageError
 from atoll.hypervisor.model import Forward
-from atoll.image import disk
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec, Share, check_user, parse_forward, parse_probe, parse_share
 from atoll.paths import Paths, VmPaths
+from atoll.vm.branching import branch_at_rest, link_into
+from atoll.vm.chain import PLAIN, read_chain, require_files, size_of
 from atoll.vm.restart import Policy
+from atoll.vm.tidying import check_size, grow
 
 __all__ = ["EDITABLE", "clone", "edited", "grow_disk", "parse_edit", "shown"]
 
@@ -143,29 +145,41 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
 def grow_disk(machine: Named, size: str | int) -> MachineSpec:
     """Make the machine's disk larger; the guest is told by the caller, or notices at its next start.
 
+    A file that only the VM may change while it runs gets its size from the VM, or at the next start.
+
     Raises:
-        UsageError: ``usage.disk``: it would become smaller.
+        UsageError: ``usage.disk``: it cannot have that size.
     """
     count = parse_disk(size)
-    disk.grow(machine.place.data, count)
+    with registry.undisturbed(machine) as nobody:
+        if nobody or read_chain(machine.place) == PLAIN:
+            grow(machine.place, count)
+        else:
+            check_size(machine.place, count)
     spec = msgspec.structs.replace(machine.spec, disk=count)
     registry.save(machine, spec)
     return spec
 
 
 def clone(paths: Paths, machine: Named, name: str) -> None:
-    """A machine like ``machine``, which is at rest, with a copy of its disk and addresses of its own.
+    """A machine like ``machine``, which is at rest, with addresses of its own.
+
+    Both go on from the disk as it is now, each on files of its own; what it holds is there once.
 
     Raises:
         StateError: it is not at rest.
         StoreError: ``store.already_exists``, ``store.full``.
     """
-    registry.require_rest(machine, "cloned")
     spec = msgspec.structs.replace(machine.spec, id=secrets.token_hex(16), created=time.time(), forwards=())
 
     def fill(place: VmPaths) -> None:
         take_root(machine.place.root, place.root)
         store.write_record(place.image, store.read_record(machine.place.image, ImageManifest))
-        disk.copy_sparse(machine.place.data, place.data)
+        link_into(machine.place, chain.frozen, place, size_of(machine.place, chain))
 
-    registry.add(paths, name, spec, fill)
+    with registry.at_rest(machine, "cloned"):
+        if registry.exists(paths, name):
+            raise registry.taken(name)
+        require_files(machine.place, read_chain(machine.place))
+        chain = branch_at_rest(machine.place)
+        registry.add(paths, name, spec, fill)

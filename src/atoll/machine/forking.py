@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from atoll import store
 from atoll.errors import AtollError, StoreError
 from atoll.hypervisor.model import Disk, UserNetwork
-from atoll.image import disk
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import take_root
@@ -25,11 +24,13 @@ from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec, check_name, mac_of
 from atoll.paths import Paths, VmPaths
 from atoll.vm.bootplan import Beginning, BootPlan, user_network
+from atoll.vm.branching import link_into
+from atoll.vm.chain import disk_of, with_disk
 from atoll.vm.client import Control
 from atoll.vm.cloning import renamed
 from atoll.vm.messages import Captured, Files
 
-__all__ = ["Child", "add_copy", "copied", "fork", "opened"]
+__all__ = ["Child", "add_copy", "as_captured", "copied", "fork", "opened"]
 
 
 class Child(NamedTuple):
@@ -88,13 +89,20 @@ def add_copy(paths: Paths, parent: Named, name: str, captured: Captured) -> VmPa
     def fill(place: VmPaths) -> None:
         take_root(parent.place.root, place.root)
         store.write_record(place.image, store.read_record(parent.place.image, ImageManifest))
-        disk.copy_sparse(parent.place.data, place.data)
-        store.write_record(place.boot, copied(plan, name, spec, final, captured))
+        chain = link_into(parent.place, captured.layers, place, captured.size)
+        disk = disk_of(final, chain)
+        store.write_record(place.boot, copied(as_captured(plan, captured), name, spec, final, disk))
 
     return registry.add(paths, name, spec, fill)
 
 
-def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, captured: Captured) -> BootPlan:
+def as_captured(plan: BootPlan, captured: Captured) -> BootPlan:
+    """The plan of the VM that was written down: its machine may have been planned anew since it started."""
+    machine = replace(plan.machine, vcpus=captured.vcpus, memory=captured.memory)
+    return replace(plan, machine=machine, origin=None)
+
+
+def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, disk: Disk) -> BootPlan:
     """The plan of a machine that goes on where another one was written down.
 
     Args:
@@ -102,26 +110,23 @@ def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, capture
         name: of the new machine.
         spec: of the new machine.
         place: where its files will be.
-        captured: what was written down: the other one may have been planned anew since it was started.
+        disk: its disk.
     """
     mac = mac_of(spec.id)
     machine = replace(
-        renamed(plan.machine, {"hostname": name, "machine_id": spec.id}),
+        with_disk(renamed(plan.machine, {"hostname": name, "machine_id": spec.id}), disk),
         name=name,
-        vcpus=captured.vcpus,
-        memory=captured.memory,
-        disks=tuple(_moved(one, place) for one in plan.machine.disks),
         network=UserNetwork(mac) if plan.machine.network is not None else None,
     )
+    root = next(one for one in machine.disks if one.serial == "root")
     network = user_network(mac) if plan.setup.network is not None else None
     setup = replace(plan.setup, network=network, script=setup_script(name, spec))
-    return replace(plan, machine=machine, setup=setup, origin=None, beginning=Beginning.FORK)
-
-
-def _moved(one: Disk, place: VmPaths) -> Disk:
-    """The same disk of another machine."""
-    own = {"root": place.root, "data": place.data}
-    return replace(one, path=own.get(one.serial, one.path))
+    return replace(
+        plan,
+        machine=with_disk(machine, replace(root, path=place.root)),
+        setup=setup,
+        beginning=Beginning.FORK,
+    )
 
 
 @contextmanager

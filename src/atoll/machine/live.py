@@ -80,4 +80,5 @@ def replan(place: VmPaths, spec: MachineSpec) -> None:
     plan = store.read_record(place.boot, BootPlan)
     setup = msgspec.structs.replace(plan.setup, shares=spec.shares)
     machine = msgspec.structs.replace(plan.machine, vcpus=spec.cpus, memory=spec.memory)
-    store.write_record(place.boot, msgspec.structs.replace(plan, setup=setup, machine=machine))
+    changed = msgspec.structs.replace(plan, setup=setup, machine=machine, disk=spec.disk)
+    store.write_record(place.boot, changed)

@@ -14,7 +14,7 @@ import msgspec
 
 from atoll import store
 from atoll.config import Config, load, override
-from atoll.errors import AtollError, ChannelError, StoreError
+from atoll.errors import AtollError, ChannelError
 from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
@@ -28,6 +28,7 @@ from atoll.machine.planning import make_plan
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec, Share, check_guest_path
 from atoll.paths import Paths, VmPaths
+from atoll.vm.chain import read_chain, require_files
 from atoll.vm.client import Control
 from atoll.vm.messages import Files, MemoryState, Stats, Status, Stopped
 from atoll.vm.state import Phase, State, StateError
@@ -217,10 +218,7 @@ class Machine(Commands):
         return tuple(others.values())
 
     def _plan(self, machine: Named) -> None:
-        if not machine.place.data.exists():
-            raise StoreError(
-                f"{machine.place.data} is missing", code="missing", hint="the machine has lost its disk"
-            )
+        require_files(machine.place, read_chain(machine.place))
         plan = make_plan(self._config, machine.name, machine.place, machine.spec, self._emit)
         store.write_record(machine.place.boot, plan)
 

@@ -16,6 +16,7 @@ from atoll.machine.spec import Init, MachineSpec, mac_of
 from atoll.paths import VmPaths
 from atoll.vm import serving
 from atoll.vm.bootplan import BootPlan, Setup, user_network
+from atoll.vm.chain import disk_of, read_chain
 from atoll.vm.plan import Residence, limits_of, plan_resident
 
 __all__ = ["FAKE", "make_plan", "setup_script"]
@@ -69,7 +70,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         serving.check()
     limits = limits_of(base.shape, host_memory=runtime.host_memory(), host_cpus=os.cpu_count() or 1)
     residence = Residence(
-        data=place.data,
+        data=disk_of(place, read_chain(place)),
         init=init,
         network=UserNetwork(mac, spec.forwards) if spec.network else None,
         max_vcpus=limits.vcpus,
@@ -96,6 +97,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         ),
         policy=spec.restart,
         boot_timeout=spec.boot_timeout,
+        disk=spec.disk,
         origin=runtime.machine_origin(settings, base, machine, kind, emit=emit),
     )
 

@@ -30,9 +30,9 @@ __all__ = [
     "listed",
     "observe",
     "rename",
-    "require_rest",
     "save",
     "taken",
+    "undisturbed",
 ]
 
 #: Seconds to wait for another command that changes the same machine.
@@ -273,10 +273,15 @@ def at_rest(machine: Named, done: str) -> Iterator[None]:
         os.close(lock)
 
 
-def require_rest(machine: Named, done: str) -> None:
-    """Refuse what a machine with a VM cannot bear. Raises ``StateError``."""
-    with at_rest(machine, done):
-        pass
+@contextmanager
+def undisturbed(machine: Named) -> Iterator[bool]:
+    """Whether the machine has neither supervisor nor VM; if so, it gets none meanwhile."""
+    lock = store.hold(machine.place.supervisor_lock)
+    try:
+        yield lock is not None and not store.is_held(machine.place.vm_lock)
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _active(name: str, state: State, done: str) -> StateError:

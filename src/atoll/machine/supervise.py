@@ -8,12 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from atoll import store
 from atoll.events import Emit, Event
 from atoll.hypervisor.port import ResidentHypervisor
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan
+from atoll.vm.chain import disk_of, read_chain, with_disk
 from atoll.vm.eventlog import EventLog
 from atoll.vm.process import supervise
 
@@ -36,8 +39,10 @@ def supervise_at(
 
 
 def read_plan(place: VmPaths) -> BootPlan:
-    """What is to be run. Raises ``StoreError``."""
-    return store.read_record(place.boot, BootPlan)
+    """What is to be run, on the disk as it is now. Raises ``StoreError``."""
+    plan = store.read_record(place.boot, BootPlan)
+    disk = disk_of(place, read_chain(place))
+    return msgspec.structs.replace(plan, machine=with_disk(plan.machine, disk))
 
 
 def _hypervisor(plan: BootPlan) -> ResidentHypervisor:

@@ -91,6 +91,7 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
         boot_timeout: seconds in which the guest must be up.
         origin: what it goes on from; None if it boots.
         beginning: how it comes up if the start brings what it was; else it boots.
+        disk: bytes that the machine's disk shall have at least.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -103,3 +104,4 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     boot_timeout: float = 60.0
     origin: Origin | None = None
     beginning: Beginning = Beginning.BOOT
+    disk: int = 0

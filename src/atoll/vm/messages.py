@@ -9,6 +9,7 @@ import msgspec
 from atoll.guest.messages import Request
 from atoll.guest.messages import Stats as GuestStats
 from atoll.vm.bootplan import Share
+from atoll.vm.chain import Layer
 from atoll.vm.state import Phase, State
 
 __all__ = [
@@ -77,13 +78,15 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         files: what it was.
         layers: files of the machine's directory that its disk consisted of then, the lowest first.
+        size: of the disk, bytes.
         vcpus: that it was started with.
         memory: likewise, bytes.
         stopped: seconds for which the vCPUs stood still.
     """
 
     files: Files
-    layers: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    size: int
     vcpus: int
     memory: int
     stopped: float

@@ -176,7 +176,7 @@ class Residence(msgspec.Struct, frozen=True):
     """What a machine that stays has beside a throw-away VM.
 
     Attributes:
-        data: its disk, an ext4 file system.
+        data: its disk, an ext4 file system; its serial is ``data``.
         init: program that becomes process 1 of its root; empty for the agent itself.
         network: its network card, or None.
         max_vcpus: vCPUs that can be plugged in.
@@ -186,7 +186,7 @@ class Residence(msgspec.Struct, frozen=True):
         machine_id: of the guest (machine-id(5)); its root's own by default.
     """
 
-    data: Path
+    data: Disk
     init: str = ""
     network: UserNetwork | None = None
     max_vcpus: int = 0
@@ -209,7 +209,7 @@ def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence
     return msgspec.structs.replace(
         machine,
         cmdline=(*parameters, *residence.parameters, *agent, "atoll.data=data"),
-        disks=(*machine.disks, Disk(residence.data, serial="data")),
+        disks=(*machine.disks, residence.data),
         consoles=True,
         shared_memory=True,
         balloon=True,

@@ -11,11 +11,13 @@ from typing import TypeVar
 
 import msgspec
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, StoreError
 from atoll.events import Event
 from atoll.guest.messages import Empty
 from atoll.hypervisor.model import Port
+from atoll.paths import VmPaths
 from atoll.vm import messages
+from atoll.vm.chain import read_chain, used_by
 from atoll.vm.control import ControlServer, Method
 from atoll.vm.sizing import memory_of, memory_state, resize, set_balloon
 from atoll.vm.state import Phase, StateError
@@ -96,7 +98,7 @@ class Service:
         stream.reply(Empty())
 
     async def _capture(self, _: bytes, stream: LocalStream) -> None:
-        layers, instant = await _to_its_end(self._supervisor.capture())
+        branch, instant = await _to_its_end(self._supervisor.capture())
         try:
             files = messages.Files(
                 pid=os.getpid(),
@@ -109,7 +111,8 @@ class Service:
             stream.reply(
                 messages.Captured(
                     files=files,
-                    layers=layers,
+                    layers=branch.after.frozen,
+                    size=branch.size,
                     vcpus=instant.vcpus,
                     memory=instant.memory,
                     stopped=instant.stopped,
@@ -209,7 +212,7 @@ class Service:
                 host_private=private,
                 host_cpu=_cpu_time(pid),
                 supervisor_memory=memory_of(os.getpid())[1],
-                disk=_disk_use(supervisor.place.data),
+                disk=_disk_use(supervisor.place),
                 guest=guest,
             )
         )
@@ -232,7 +235,8 @@ def _cpu_time(pid: int) -> int:
     return 0
 
 
-def _disk_use(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_blocks * 512
+def _disk_use(place: VmPaths) -> int:
+    """Bytes that the disk takes on the host."""
+    with contextlib.suppress(StoreError):
+        return used_by(place, read_chain(place))
     return 0

@@ -29,19 +29,22 @@ from atoll.events import (
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Port
-from atoll.hypervisor.port import Frozen, Instant, Resident, ResidentHypervisor, sweep
+from atoll.hypervisor.port import Frozen, Resident, ResidentHypervisor, sweep
 from atoll.paths import VmPaths
 from atoll.process import boot_id, identify
 from atoll.vm import clock, restart
 from atoll.vm.bootplan import Beginning, BootPlan
+from atoll.vm.branching import finish_switch
 from atoll.vm.bringup import BringUp, attached, hypervisor_said
-from atoll.vm.capturing import capture
+from atoll.vm.capturing import Taken, capture
+from atoll.vm.folding import compact
 from atoll.vm.messages import Files, Stopped, StopStep
 from atoll.vm.outputs import Outputs
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
 from atoll.vm.stopping import stop_guest
+from atoll.vm.tidying import tidy
 
 __all__ = ["Supervisor"]
 
@@ -156,8 +159,8 @@ class Supervisor:
             self._advance(Cause.RESUMED)
         await self._set_clock()
 
-    async def capture(self) -> tuple[tuple[str, ...], Instant]:
-        """Write the VM down, which goes on; the layers of its disk then, and the rest of it.
+    async def capture(self) -> Taken:
+        """Write the VM down, which goes on.
 
         Raises:
             StateError: the machine has no VM, or it cannot be written down.
@@ -169,7 +172,7 @@ class Supervisor:
                 raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
             phase = Phase.PAUSED if self.state.phase is Phase.PAUSED else Phase.RUNNING
             vm = self.require(phase, "written down")
-            return (), await capture(vm, self.shares, _nothing, self.name, self.emit)
+            return await capture(vm, self.place, self.shares, self.emit)
 
     async def adopt(self) -> None:
         """Take over the VM that a supervisor before this one left, or record that it is gone.
@@ -203,6 +206,7 @@ class Supervisor:
             self._spawn(self._keep_time())
             self._spawn(self._set_clock())
             self._spawn(self._recover_shares(vm))
+            self._spawn(self._finish_branch(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
 
@@ -210,6 +214,12 @@ class Supervisor:
         if self.agent is not None:
             self.shares.connect(vm, self.agent, self._read_plan())
             await self.shares.recover()
+
+    async def _finish_branch(self, vm: Resident) -> None:
+        """What an earlier supervisor began with the disk."""
+        async with self._lock:
+            if self.vm is vm and vm.plugging is not None:
+                await finish_switch(self.place, vm.plugging)
 
     @property
     def expects_change(self) -> bool:
@@ -292,6 +302,7 @@ class Supervisor:
     async def _boot(self, files: Files | None = None) -> None:
         """From nothing to a machine that runs, or back to where it was."""
         try:
+            await self._ready_disk()
             plan = self._read_plan()
             if files is not None:
                 await self._settle(plan, _frozen(files)).proceed()
@@ -304,6 +315,14 @@ class Supervisor:
         except Exception as error:
             await self._give_up(error)
             raise
+
+    async def _ready_disk(self) -> None:
+        """See to what the disk needs before a VM has it. Raises as ``tidy``."""
+        if tidy(self.place, self._read_plan().disk):
+            try:
+                await asyncio.to_thread(compact, self.place)
+            except AtollError as error:  # it holds what it held, in many files
+                self.emit(Warned(message=f"{self.name}: its disk stays in many files: {error.message}"))
 
     async def _go_on(self, plan: BootPlan, frozen: Frozen) -> bool:
         """Come up from a template; False if that is of no use, and there is no VM.
@@ -490,9 +509,6 @@ def _frozen(files: Files) -> Frozen:
         devices=files.devices,
         own=True,
     )
-
-
-async def _nothing() -> None: ...
 
 
 def _seen(task: asyncio.Task[None]) -> None:

@@ -15,13 +15,24 @@ from atoll.hypervisor.model import (
     Accelerator,
     Architecture,
     Disk,
+    DiskFile,
     DiskFormat,
     Machine,
     MemoryFile,
     UserNetwork,
 )
 
-__all__ = ["MORE", "RAM", "SANDBOX", "Descriptors", "disk_node", "pluggable", "render"]
+__all__ = [
+    "MORE",
+    "RAM",
+    "SANDBOX",
+    "Descriptors",
+    "disk_node",
+    "file_node",
+    "overlay_node",
+    "pluggable",
+    "render",
+]
 
 _MIB = 1 << 20
 
@@ -225,22 +236,50 @@ def disk_node(serial: str) -> str:
     return "disk-" + re.sub(r"[^A-Za-z0-9-]", "-", serial)
 
 
+def overlay_node(path: Path) -> str:
+    """What QEMU calls a file of a chain: by its own name, since another lies over it one day."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", path.stem)
+
+
+def file_node(node: str) -> str:
+    """The node below a disk's node that reads and writes the file itself."""
+    return f"{node}-file"
+
+
 def _disk(disk: Disk) -> tuple[str, ...]:
-    node = disk_node(disk.serial)
+    node = overlay_node(disk.path) if disk.backing else disk_node(disk.serial)
     access = "on" if disk.read_only else "off"
     device = f"virtio-blk-pci,drive={node},serial={_escape(disk.serial)}"
     if disk.format is DiskFormat.NONE:
         nothing = f"driver=null-co,node-name={node},size={_MIB},read-zeroes=on,read-only={access}"
         return ("-blockdev", nothing, "-device", device)
-    file = f"driver=file,node-name={node}-file,filename={_escape(str(disk.path))},read-only={access}"
-    layout = f"driver={disk.format},node-name={node},file={node}-file,read-only={access}"
+    file = _file(node, disk.path, access)
+    layout = _layout(node, disk.format, disk.backing, access)
     trim = "" if disk.read_only else ",discard=unmap"  # both nodes must pass on what the guest discards
     zeroes = "" if disk.read_only else ",detect-zeroes=unmap"
     return (
+        *(argument for number in range(len(disk.backing)) for argument in _below(disk.backing, number)),
         *("-blockdev", file + trim),
         *("-blockdev", layout + trim + zeroes),
         *("-device", device),
     )
+
+
+def _below(files: tuple[DiskFile, ...], number: int) -> tuple[str, ...]:
+    """One of the files that a disk lies over. What its header says of the next one is not looked at."""
+    file = files[number]
+    node = overlay_node(file.path)
+    layout = _layout(node, file.format, files[:number], "on")
+    return ("-blockdev", _file(node, file.path, "on"), "-blockdev", layout)
+
+
+def _layout(node: str, layout: DiskFormat, below: tuple[DiskFile, ...], access: str) -> str:
+    over = f",backing={overlay_node(below[-1].path)}" if below else ""
+    return f"driver={layout},node-name={node},file={file_node(node)}{over},read-only={access}"
+
+
+def _file(node: str, path: Path, access: str) -> str:
+    return f"driver=file,node-name={file_node(node)},filename={_escape(str(path))},read-only={access}"
 
 
 def _escape(value: str) -> str:

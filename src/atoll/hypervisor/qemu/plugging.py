@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from atoll.errors import BootError
 from atoll.hypervisor.port import Balloon, MemorySize
-from atoll.hypervisor.qemu.argv import disk_node
+from atoll.hypervisor.qemu.argv import file_node, overlay_node
 from atoll.hypervisor.qemu.qmp import Monitor
 
 __all__ = ["Plugging"]
@@ -112,7 +113,41 @@ class Plugging:
 
     async def grow_disk(self, serial: str, size: int) -> None:
         """Tell the guest that a disk has ``size`` bytes now."""
-        await self._monitor.execute("block_resize", {"node-name": disk_node(serial), "size": size})
+        await self._monitor.execute("block_resize", {"node-name": await self._top(serial), "size": size})
+
+    async def disk_file(self, serial: str) -> Path:
+        """The file that a disk's writes go to now."""
+        files = await self._nodes()
+        return Path(files[file_node(await self._top(serial))])
+
+    async def branch_disk(self, serial: str, overlay: Path) -> None:
+        """Have a disk's writes go to ``overlay`` from now on (QAPI ``blockdev-snapshot``)."""
+        top, node = await self._top(serial), overlay_node(overlay)
+        if top == node:
+            return
+        present = await self._nodes()
+        if file_node(node) not in present:
+            file = {"driver": "file", "node-name": file_node(node), "filename": str(overlay)}
+            await self._monitor.execute("blockdev-add", {**file, "discard": "unmap"})
+        if node not in present:
+            layout = {"driver": "qcow2", "node-name": node, "file": file_node(node), "backing": None}
+            trim = {"discard": "unmap", "detect-zeroes": "unmap"}
+            await self._monitor.execute("blockdev-add", {**layout, **trim})
+        await self._monitor.execute("blockdev-snapshot", {"node": top, "overlay": node})
+
+    async def _top(self, serial: str) -> str:
+        """The node that a disk's device writes to (QAPI ``BlockInfo``); its first one bears the serial."""
+        for drive in await self._monitor.execute("query-block"):
+            if "inserted" in drive and "qdev" in drive:
+                asked = {"path": drive["qdev"], "property": "serial"}
+                if await self._monitor.execute("qom-get", asked) == serial:
+                    return str(drive["inserted"]["node-name"])
+        raise BootError(f"there is no disk {serial}", stage="spawn")
+
+    async def _nodes(self) -> dict[str, str]:
+        """All nodes, each with its file."""
+        listed = await self._monitor.execute("query-named-block-nodes", {"flat": True})
+        return {node["node-name"]: node["file"] for node in listed}
 
     async def memory(self) -> MemorySize:
         """How much memory there is."""
