@@ -156,6 +156,16 @@ class TestRecord:
         with pytest.raises(StoreError):
             tidy(place, 0)
 
+    def test_where_the_record_was_lost_no_file_is_removed(self, place):
+        deep(place, 2)
+        place.chain.unlink()
+        before = names(place)
+        for work in (branch_at_rest, compact, finish_branch, lambda place: tidy(place, 0)):
+            with pytest.raises(StoreError) as caught:
+                work(place)
+            assert caught.value.code == "store.missing"
+        assert names(place) == before
+
 
 class TestPlans:
     def test_a_branch_freezes_what_is_active_and_reuses_no_name(self):

@@ -33,6 +33,7 @@ from atoll.vm.chain import (
     branched,
     new_active,
     read_chain,
+    require_files,
     size_of,
     stale,
     write_chain,
@@ -97,8 +98,13 @@ def prepare_branch(place: VmPaths) -> Branch:
 
 
 def finish_branch(place: VmPaths) -> Chain:
-    """Step 4, when no VM writes to what the record calls frozen; the chain. Raises ``StoreError``."""
+    """Step 4, when no VM writes to what the record calls frozen; the chain.
+
+    Raises:
+        StoreError: ``store.missing``: a file is not there: then nothing is removed, the record may be lost.
+    """
     chain = read_chain(place)
+    require_files(place, chain)
     sweep(place, chain)
     return chain
 
