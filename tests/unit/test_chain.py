@@ -52,6 +52,12 @@ def active(number):
 THREE = Chain(files=(layer(1, RAW), layer(2), active(3)))
 
 
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """A process that is killed loses nothing that the kernel has: tests need not wait for the host's disk."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture
 def place(tmp_path):
     place = VmPaths(tmp_path / "dev")
@@ -149,6 +155,16 @@ class TestRecord:
             require_files(place, read_chain(place))
         with pytest.raises(StoreError):
             tidy(place, 0)
+
+    def test_where_the_record_was_lost_no_file_is_removed(self, place):
+        deep(place, 2)
+        place.chain.unlink()
+        before = names(place)
+        for work in (branch_at_rest, compact, finish_branch, lambda place: tidy(place, 0)):
+            with pytest.raises(StoreError) as caught:
+                work(place)
+            assert caught.value.code == "store.missing"
+        assert names(place) == before
 
 
 class TestPlans:

@@ -12,12 +12,13 @@ import msgspec
 
 from atoll import store
 from atoll.config import Config, override
-from atoll.errors import UsageError
+from atoll.errors import StoreError, UsageError
 from atoll.hypervisor.model import Forward
+from atoll.image import disk
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
-from atoll.machine.registry import Named
+from atoll.machine.registry import Fill, Named
 from atoll.machine.spec import MachineSpec, Share, check_user, parse_forward, parse_probe, parse_share
 from atoll.paths import Paths, VmPaths
 from atoll.vm.branching import branch_at_rest, link_into
@@ -172,14 +173,31 @@ def clone(paths: Paths, machine: Named, name: str) -> None:
     """
     spec = msgspec.structs.replace(machine.spec, id=secrets.token_hex(16), created=time.time(), forwards=())
 
-    def fill(place: VmPaths) -> None:
-        take_root(machine.place.root, place.root)
-        store.write_record(place.image, store.read_record(machine.place.image, ImageManifest))
-        link_into(machine.place, chain.frozen, place, size_of(machine.place, chain))
-
     with registry.at_rest(machine, "cloned"):
         if registry.exists(paths, name):
             raise registry.taken(name)
         require_files(machine.place, read_chain(machine.place))
-        chain = branch_at_rest(machine.place)
+        give = _disk_for_others(machine.place)
+
+        def fill(place: VmPaths) -> None:
+            take_root(machine.place.root, place.root)
+            store.write_record(place.image, store.read_record(machine.place.image, ImageManifest))
+            give(place)
+
         registry.add(paths, name, spec, fill)
+
+
+def _disk_for_others(place: VmPaths) -> Fill:
+    """What gives a new machine the disk of the one at ``place``, which is at rest."""
+    try:
+        chain = branch_at_rest(place)
+    except StoreError as error:
+        if error.code != "store.no_links":
+            raise
+        return lambda target: disk.copy_sparse(place.data, target.data)  # without links there is no chain
+    size = size_of(place, chain)
+
+    def share(target: VmPaths) -> None:
+        link_into(place, chain.frozen, target, size)
+
+    return share

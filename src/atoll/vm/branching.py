@@ -13,6 +13,7 @@ files that hold all that was written, and none that is written has another reade
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Sequence
 
@@ -32,6 +33,7 @@ from atoll.vm.chain import (
     branched,
     new_active,
     read_chain,
+    require_files,
     size_of,
     stale,
     write_chain,
@@ -44,6 +46,7 @@ __all__ = [
     "finish_branch",
     "finish_switch",
     "link_into",
+    "link_layers",
     "prepare_branch",
     "sweep",
 ]
@@ -70,7 +73,8 @@ def prepare_branch(place: VmPaths) -> Branch:
     do that first (``finish_switch``).
 
     Raises:
-        StoreError: it cannot be written; the disk is as it was.
+        StoreError: it cannot be written; the disk is as it was. ``store.no_links``: nor can it ever be, since
+            the file system has no hard links.
         ImageError: ``image.disk``: the active file is damaged.
     """
     before = read_chain(place)
@@ -83,14 +87,24 @@ def prepare_branch(place: VmPaths) -> Branch:
         store.sync_directory(place.directory)
     except OSError as error:
         overlay.unlink(missing_ok=True)
+        if error.errno in {errno.EPERM, errno.EOPNOTSUPP}:
+            hint = "choose a place that has them with ATOLL_DATA_DIR"
+            raise StoreError(
+                f"{place.directory} is on a file system without hard links", code="no_links", hint=hint
+            ) from error
         raise StoreError(f"cannot branch {place.directory}: {error.strerror}", code="io") from error
     write_chain(place, after)
     return Branch(before, after, size)
 
 
 def finish_branch(place: VmPaths) -> Chain:
-    """Step 4, when no VM writes to what the record calls frozen; the chain. Raises ``StoreError``."""
+    """Step 4, when no VM writes to what the record calls frozen; the chain.
+
+    Raises:
+        StoreError: ``store.missing``: a file is not there: then nothing is removed, the record may be lost.
+    """
     chain = read_chain(place)
+    require_files(place, chain)
     sweep(place, chain)
     return chain
 
@@ -150,25 +164,37 @@ async def finish_switch(place: VmPaths, plugging: Pluggable) -> bool:
 
 
 def link_into(source: VmPaths, layers: Sequence[Layer], target: VmPaths, size: int) -> Chain:
-    """Give another directory the frozen files of a chain, and a new active file over them; its chain.
+    """Give another machine the frozen files of a chain, and a new active file over them; its chain.
+
+    A disk that it has already is no more its own once the record is written, and swept by ``finish_branch``.
 
     Args:
-        source: where the files are; whoever calls keeps them there meanwhile.
-        layers: all frozen files of a chain, or the lowest of them; the lowest is raw.
-        target: the directory, which has no disk yet.
+        source: the directory of the files, which stay there meanwhile.
+        layers: all frozen files of a chain, the lowest first.
+        target: the other machine, which has no VM.
         size: of the new disk, bytes.
+
+    Raises:
+        StoreError: ``store.full`` or ``store.io``; the other machine's disk is as it was.
+    """
+    active = new_active()
+    link_layers(source, layers, target)
+    qcow2.create(target.directory / active.name, size, layers[-1].name, layers[-1].format)
+    store.sync_directory(target.directory)
+    chain = Chain(files=(*layers, active))
+    write_chain(target, chain)
+    return chain
+
+
+def link_layers(source: VmPaths, layers: Sequence[Layer], target: VmPaths) -> None:
+    """Have the frozen files of one directory in another one, too, durably.
 
     Raises:
         StoreError: ``store.full`` or ``store.io``.
     """
-    active = new_active()
     for layer in layers:
         _link(source, layer.name, target)
-    qcow2.create(target.directory / active.name, size, layers[-1].name, layers[-1].format)
-    chain = Chain(files=(*layers, active))
     store.sync_directory(target.directory)
-    write_chain(target, chain)
-    return chain
 
 
 def _link(source: VmPaths, name: str, target: VmPaths) -> None:

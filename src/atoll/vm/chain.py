@@ -74,8 +74,8 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[Layer, ...]
 
     def __post_init__(self) -> None:
-        if not self.files:
-            raise ValueError("a disk has a file")
+        if not self.files or len({file.name for file in self.files}) != len(self.files):
+            raise ValueError("a disk has files, each once")
         for number, file in enumerate(self.files):
             lowest, last = number == 0, file is self.files[-1]
             wanted = _FROZEN if not last else re.compile(re.escape(_FIRST)) if lowest else _ACTIVE

@@ -12,7 +12,7 @@ from atoll.hypervisor.model import DiskFormat
 from atoll.image import disk, qcow2
 from atoll.paths import VmPaths
 from atoll.vm.branching import finish_branch, prepare_branch
-from atoll.vm.chain import read_chain, require_files, size_of
+from atoll.vm.chain import read_chain, size_of
 
 __all__ = ["LONGEST", "check_size", "grow", "tidy"]
 
@@ -58,7 +58,6 @@ def tidy(place: VmPaths, size: int) -> bool:
     """
     if store.is_held(place.vm_lock):
         return False
-    require_files(place, read_chain(place))
     chain = finish_branch(place)
     if os.stat(place.directory / chain.active.name).st_nlink > 1:  # somebody made a backup by hard links
         prepare_branch(place)
