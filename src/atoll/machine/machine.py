@@ -494,7 +494,8 @@ class Machine(Commands):
 
         The connection to the supervisor is kept if it is whole: others may wait for answers on it.
         """
-        if self._control is not None and self._control.broken:
+        supervised = self._control is not None and not self._control.broken
+        if not supervised:
             await self.close()
         with contextlib.suppress(AtollError, TimeoutError):
             await self._recorded()
@@ -505,6 +506,9 @@ class Machine(Commands):
                 hint = failure.hint if failure else f"`atoll start {self.name}` starts it"
                 message = failure.message if failure else f"{self.name} is {state.phase}: {state.cause}"
                 return StateError(message, code="gone", hint=hint)
+            if supervised and error.code == "channel.gone":
+                message = f"{self.name} has rebooted meanwhile: {state.cause}"
+                return StateError(message, code="gone", hint="what ran in it is gone; run it again")
         return error
 
     async def _recorded(self) -> None:
