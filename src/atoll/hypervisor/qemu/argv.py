@@ -140,13 +140,17 @@ def _vcpus(machine: Machine) -> str:
 
 
 def _memory(machine: Machine) -> tuple[str, ...]:
-    """RAM, shared where other processes must map it, and a virtio-mem device for what may be added."""
+    """RAM, shared where other processes must map it, and a virtio-mem device for what may be added.
+
+    What is added is in no file that outlives QEMU: it is not shared for a migration's sake, which would leave
+    it out.
+    """
     size = f"{machine.memory // _MIB}M"
     more = max(machine.max_memory - machine.memory, 0) // _PLUG_STEP * _PLUG_STEP
     most = f"{(machine.memory + more) // _MIB}M"
     arguments = ["-m", f"size={size},slots=1,maxmem={most}" if more else size]
-    share = ",share=on" if _has_backend(machine) else ""
-    kind = "memory-backend-memfd" if _has_backend(machine) else "memory-backend-ram"
+    share = ",share=on" if machine.shared_memory else ""
+    kind = "memory-backend-memfd" if machine.shared_memory else "memory-backend-ram"
     if machine.ram is not None:
         arguments += ["-object", _backend(machine.ram, size)]
     elif machine.shared_memory:
