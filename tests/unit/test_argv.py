@@ -259,3 +259,14 @@ def test_architectures_are_known_by_their_usual_names(name, meant):
 def test_an_architecture_that_is_not_known_is_refused():
     with pytest.raises(ValueError, match="riscv64"):
         parse_architecture("riscv64")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_that_is_plugged_in_is_shared_only_where_others_must_map_it(shared):
+    """Else a stream that leaves out what is shared would lack it."""
+    grown = replace(
+        BARE, max_memory=1 << 30, shared_memory=shared, ram=MemoryFile(Path("/t/ram"), shared=True)
+    )
+    [more] = [word for word in render(grown, "q", FDS, sandbox=False) if "id=more" in word]
+    kind = "memfd,id=more,size=512M,reserve=off,share=on" if shared else "ram,id=more,size=512M,reserve=off"
+    assert more == f"memory-backend-{kind}"

@@ -39,6 +39,7 @@ FAMILIES = {
     "CommandTimeoutError": ("command.timeout", 124),
     "CommandFailedError": ("command.failed", None),
     "StateError": ("state", 1),
+    "StreamError": ("snapshot.stream", 1),
 }
 
 

@@ -144,8 +144,13 @@ class FreezableVm(VirtualMachine, Protocol):
             BootError: stage ``freeze``: it cannot be written.
         """
 
-    async def copy(self, fd: int) -> float:
+    async def copy(self, fd: int, *, leave_out_shared: bool = False) -> float:
         """Write devices and RAM to an open file; the guest stands still meanwhile, and then goes on.
+
+        Args:
+            fd: of the file.
+            leave_out_shared: without RAM that is in a shared file; and in the form that
+                ``atoll.snapshot.stream`` takes apart.
 
         Returns:
             Seconds for which the vCPUs stood still.

@@ -154,13 +154,17 @@ def _vcpus(machine: Machine) -> str:
 
 
 def _memory(machine: Machine) -> tuple[str, ...]:
-    """RAM, shared where other processes must map it, and a virtio-mem device for what may be added."""
+    """RAM, shared where other processes must map it, and a virtio-mem device for what may be added.
+
+    What is added to a throw-away VM is in no file that outlives QEMU: were it shared, a migration would leave
+    it out.
+    """
     size = f"{machine.memory // _MIB}M"
     more = pluggable(machine)
     most = f"{(machine.memory + more) // _MIB}M"
     arguments = ["-m", f"size={size},slots=1,maxmem={most}" if more else size]
-    share = ",share=on" if _has_backend(machine) else ""
-    kind = "memory-backend-memfd" if _has_backend(machine) else "memory-backend-ram"
+    share = ",share=on" if machine.shared_memory else ""
+    kind = "memory-backend-memfd" if machine.shared_memory else "memory-backend-ram"
     if machine.ram is not None:
         arguments += ["-object", _backend("ram", machine.ram, size)]
     elif machine.shared_memory:

@@ -202,11 +202,11 @@ class QemuVm:
         """Let the vCPUs go on."""
         await self._connected().execute("cont")
 
-    async def copy(self, fd: int) -> float:
+    async def copy(self, fd: int, *, leave_out_shared: bool = False) -> float:
         """Have QEMU write devices and RAM, and go on."""
         from atoll.hypervisor.qemu import freezing  # noqa: PLC0415
 
-        return await freezing.copy(self._connected(), fd)
+        return await freezing.copy(self._connected(), fd, leave_out_shared=leave_out_shared)
 
     async def freeze(self, state: Path) -> None:
         """Have QEMU write its devices' state; RAM in a shared file is left out."""

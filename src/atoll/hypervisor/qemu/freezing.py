@@ -44,11 +44,17 @@ async def freeze(monitor: Monitor, state: Path) -> None:
         os.close(fd)
 
 
-async def copy(monitor: Monitor, fd: int) -> float:
+async def copy(monitor: Monitor, fd: int, *, leave_out_shared: bool = False) -> float:
     """Write devices and RAM to a file, and have the guest go on if it ran; for how long it stood still.
 
     It stands still all the while: under TCG QEMU 7.2 now and then misses what a guest writes while its RAM is
     copied, and what was copied crashes.
+
+    Args:
+        monitor: of the QEMU.
+        fd: of the file.
+        leave_out_shared: without RAM that is in a shared file; and in the form that ``atoll.snapshot.stream``
+            takes apart.
 
     Returns:
         Seconds.
@@ -58,7 +64,7 @@ async def copy(monitor: Monitor, fd: int) -> float:
     """
 
     async def write() -> None:
-        await _write(monitor, fd, "copy", leave_out_shared=False)
+        await _write(monitor, fd, "copy", leave_out_shared=leave_out_shared)
 
     return await _stopped(monitor, write)
 

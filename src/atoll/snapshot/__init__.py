@@ -1,0 +1,1 @@
+"""Running VMs, written down and taken up again."""
