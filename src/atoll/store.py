@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import itertools
 import os
 import re
 import struct
@@ -31,6 +33,7 @@ __all__ = [
     "lock",
     "publish",
     "read_record",
+    "refusing",
     "remove_tree",
     "require_space",
     "staging",
@@ -55,8 +58,11 @@ _PARTIAL = ".partial-"
 
 _ELSEWHERE = "free some space, or choose another place with ATOLL_DATA_DIR and ATOLL_CACHE_DIR"
 
-#: Bytes copied at once: a signal is heeded in between.
-_COPY_STEP = 16 << 20
+#: Bytes copied at once: they stay in the processor's own cache between being read and being written.
+_COPY_STEP = 256 << 10
+
+#: Threads that copy. More wait for one another, as only one writes at a time.
+_COPIERS = 2
 
 #: Seconds after which a partial file has no writer any more; writing a record takes milliseconds.
 _ABANDONED = 3600.0
@@ -88,6 +94,19 @@ def _refuse(error: OSError, path: Path) -> StoreError:
         hint = "make it writable, or choose another place with ATOLL_DATA_DIR and ATOLL_CACHE_DIR"
         return StoreError(f"cannot write {path}: {error.strerror}", code="unwritable", hint=hint)
     return StoreError(f"cannot write {path}: {error.strerror}", code="io")
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Turn what fails in the block, where ``path`` is written by other means than these, into an error.
+
+    Raises:
+        StoreError: as ``write_file``, instead of ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _refuse(error, path) from error
 
 
 def _partial(path: Path) -> Path:
@@ -419,26 +438,54 @@ def stamp(path: Path) -> Stamp | None:
 def copy_data(source: int, target: int) -> None:
     """Copy a sparse file into one that is empty, without its holes. Raises ``OSError``.
 
+    Several threads copy: writers of a file wait for one another (shmem and ext4 lock the inode), but while
+    one writes, another reads. A fifth quicker than sendfile(2) in one thread.
+
     Args:
         source: a descriptor to read from.
         target: a descriptor to write to, perhaps on another file system.
     """
     size = os.fstat(source).st_size
     os.truncate(target, size)
+    pieces = _pieces(source, size)
+    first = next(pieces, None)
+    if first is None:
+        return
+    second = next(pieces, None)
+    if second is None:  # no thread starts for what is small
+        _copy_pieces(source, target, iter((first,)))
+        return
+    from atoll import threads  # noqa: PLC0415 - for large files only
+
+    work = functools.partial(_copy_pieces, source, target)
+    threads.share(work, itertools.chain((first, second), pieces), threads=_COPIERS)
+
+
+def _pieces(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where the data of a sparse file are (lseek(2)): offset and length, of at most ``_COPY_STEP``."""
     at = 0
     while at < size:
         try:
-            at = os.lseek(source, at, os.SEEK_DATA)
+            at = os.lseek(fd, at, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
             raise
-        end = os.lseek(source, at, os.SEEK_HOLE)
-        os.lseek(target, at, os.SEEK_SET)
+        end = min(os.lseek(fd, at, os.SEEK_HOLE), size)
         while at < end:
-            count = os.sendfile(target, source, at, min(_COPY_STEP, end - at))
-            if not count:
-                return
+            length = min(_COPY_STEP, end - at)
+            yield at, length
+            at += length
+
+
+def _copy_pieces(source: int, target: int, pieces: Iterator[tuple[int, int]]) -> None:
+    room = memoryview(bytearray(_COPY_STEP))
+    for start, length in pieces:
+        at, end = start, start + length
+        while at < end and (count := os.preadv(source, [room[: end - at]], at)):
+            done = 0
+            while done < count:
+                done += os.pwritev(target, [room[done:count]], at + done)
             at += count
 
 
