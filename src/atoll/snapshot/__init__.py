@@ -1,0 +1,1 @@
+"""Snapshots: what a VM was, kept for good."""
