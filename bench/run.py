@@ -15,6 +15,7 @@ import channel
 import density
 import forks
 import machine
+import packs
 
 BENCHES = {
     "boot": boot.main,
@@ -29,6 +30,7 @@ BENCHES = {
     "forks": forks.forking,
     "hundred": density.hundred,
     "idle": density.idle,
+    "packs": packs.main,
 }
 
 

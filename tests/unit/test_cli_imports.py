@@ -27,6 +27,7 @@ NEVER_BEFORE_THE_SPAWN = {
     "rich",
     "ssl",
     "tomllib",
+    "zstandard",
     "atoll.aio",
     "atoll.blocking",
     "atoll.cli.doctor",

@@ -403,3 +403,28 @@ def test_remove_tree_takes_directories_files_and_links_and_does_not_follow_links
         store.remove_tree(path)
     assert names(tmp_path) == ["kept"]
     assert names(kept) == ["below"]
+
+
+@pytest.mark.parametrize("pieces", [(), ((0, 5),), ((4096, 3 << 20), (9 << 20, 700_001))])
+def test_a_sparse_file_is_copied_without_its_holes(tmp_path, pieces):
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("w+b") as old, target.open("w+b") as new:
+        old.truncate(20 << 20)
+        for at, length in pieces:
+            os.pwrite(old.fileno(), random.Random(at).randbytes(length), at)
+        store.copy_data(old.fileno(), new.fileno())
+        assert os.fstat(new.fileno()).st_blocks <= os.fstat(old.fileno()).st_blocks + 64
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_a_copy_that_cannot_be_written_fails(tmp_path):
+    with (tmp_path / "source").open("w+b") as old, (tmp_path / "target").open("w+b") as new:
+        old.write(bytes(1 << 20))
+        old.flush()
+        fd = os.open(tmp_path / "target", os.O_RDONLY)
+        try:
+            with pytest.raises(OSError, match="Invalid argument"):
+                store.copy_data(old.fileno(), fd)
+        finally:
+            os.close(fd)
+        assert not new.read()

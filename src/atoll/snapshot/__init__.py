@@ -1,1 +1,1 @@
-"""Running VMs, written down and taken up again."""
+"""Snapshots: what a VM was at one instant, kept for good."""
