@@ -76,6 +76,21 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.directory / "image.json"
 
     @property
+    def base(self) -> Path:
+        """Which snapshot it last made, or went back to."""
+        return self.directory / "snapshot.json"
+
+    @property
+    def before(self) -> Path:
+        """The disk that was, while another one takes its place."""
+        return self.directory / "before"
+
+    @property
+    def suspended(self) -> Path:
+        """What it goes on from at its next start."""
+        return self.directory / "suspended"
+
+    @property
     def change_lock(self) -> Path:
         """Held while the machine is changed: started, edited, removed."""
         return self.directory / "change.lock"

@@ -12,6 +12,7 @@ from atoll.blocking.files import Files
 from atoll.blocking.processes import Exposed, Process
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
+from atoll.snapshot.catalog import Snapshot
 from atoll.vm.state import State
 
 __all__ = ["Machine"]
@@ -30,6 +31,8 @@ class Machine(Closing):
         return cls._of(wait_for(aio.Machine.create(*args, **kwargs)))
 
     start = blocking(aio.Machine.start)
+    snapshot = blocking(aio.Machine.snapshot)
+    restore = blocking(aio.Machine.restore)
     stop = blocking(aio.Machine.stop)
     restart = blocking(aio.Machine.restart)
     pause = blocking(aio.Machine.pause)
@@ -65,6 +68,16 @@ class Machine(Closing):
         face = cls.__new__(cls)
         Closing.__init__(face, machine)
         return face
+
+    @classmethod
+    @functools.wraps(aio.Machine.from_snapshot.__func__)  # type: ignore[attr-defined]
+    def from_snapshot(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make a machine of a snapshot of another one."""
+        return cls._of(wait_for(aio.Machine.from_snapshot(*args, **kwargs)))
+
+    def snapshots(self) -> list[Snapshot]:
+        """Its snapshots, the oldest first."""
+        return self._async.snapshots()
 
     @property
     def files(self) -> Files:

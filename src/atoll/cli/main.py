@@ -68,6 +68,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("rename", "changing:rename", "give a machine another name"),
     _Row("clone", "changing:clone", "make a machine like another"),
     _Row("fork", "changing:fork", "copy a running machine, with what runs in it, to others"),
+    _Row("snapshot", "snapshot", "keep what machines are, and go back to it"),
     _Row("export", "changing:export", "write a machine to a file"),
     _Row("import", "changing:import_", "make a machine of such a file"),
     _Row("ssh", "ssh:connect", "connect to a machine by ssh"),

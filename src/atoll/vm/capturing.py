@@ -9,16 +9,20 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from atoll import store
-from atoll.errors import AtollError
+from atoll.errors import AtollError, ChannelError, GuestError
 from atoll.events import Emit, VmCaptured, Warned
-from atoll.hypervisor.port import Instant, Resident
+from atoll.guest.agent import Agent
+from atoll.hypervisor.port import Instant, Pluggable, Resident
 from atoll.paths import VmPaths
 from atoll.vm.branching import Branch, finish_branch, finish_switch, prepare_branch
 from atoll.vm.chain import SERIAL
 from atoll.vm.shares import Shares
 from atoll.vm.state import StateError
 
-__all__ = ["Taken", "capture", "set_aside"]
+__all__ = ["Taken", "branch", "capture", "set_aside"]
+
+#: Seconds in which the guest's file system stands still, and for which it does at most.
+_STILL = 10.0
 
 
 class Taken(NamedTuple):
@@ -48,17 +52,12 @@ async def capture(vm: Resident, place: VmPaths, shares: Shares, emit: Emit) -> T
         BootError: stage ``capture``.
     """
     name = place.directory.name
+    plugging = _plugging(vm)
     async with set_aside(shares, name, emit):
-        plugging = vm.plugging
-        if plugging is None:
-            message = "this hypervisor cannot write a machine down"
-            raise StateError(message, code="unsupported", hint="use QEMU")
-        await finish_switch(place, plugging)
-        branch = await asyncio.to_thread(_prepare, place)
-        overlay = place.directory / branch.after.active.name
+        branch = await _begin(place, plugging)
 
         async def switch() -> None:
-            await plugging.branch_disk(SERIAL, overlay)
+            await plugging.branch_disk(SERIAL, place.directory / branch.after.active.name)
 
         instant = await vm.capture(switch)
         try:
@@ -68,6 +67,59 @@ async def capture(vm: Resident, place: VmPaths, shares: Shares, emit: Emit) -> T
             raise
     emit(VmCaptured(vm=name, stopped=instant.stopped))
     return Taken(branch, instant)
+
+
+async def branch(vm: Resident, place: VmPaths, agent: Agent | None, emit: Emit) -> Branch:
+    """Branch the disk of ``vm``, which goes on.
+
+    Args:
+        vm: the machine's VM.
+        place: where its disk is.
+        agent: has the guest's file system stand still meanwhile; None if the guest stands still itself.
+        emit: told if it cannot: the disk is then as it would be after a power cut.
+
+    Raises:
+        StateError: ``state.unsupported``.
+        StoreError, BootError: it cannot be branched; the guest goes on.
+    """
+    plugging = _plugging(vm)
+    branch = await _begin(place, plugging)
+    async with _still(agent, place.directory.name, emit):
+        await plugging.branch_disk(SERIAL, place.directory / branch.after.active.name)
+    await asyncio.to_thread(finish_branch, place)
+    return branch
+
+
+@asynccontextmanager
+async def _still(agent: Agent | None, name: str, emit: Emit) -> AsyncIterator[None]:
+    """Have the file system on the disk stand still."""
+    frozen = False
+    try:
+        if agent is not None:
+            try:
+                async with asyncio.timeout(_STILL):
+                    await agent.freeze_data(_STILL)
+                frozen = True
+            except (GuestError, ChannelError, TimeoutError) as error:
+                emit(Warned(message=f"{name}: its file system could not be stopped: {error}"))
+        yield
+    finally:
+        if frozen and agent is not None:
+            with contextlib.suppress(GuestError, ChannelError):
+                await agent.thaw_data()
+
+
+async def _begin(place: VmPaths, plugging: Pluggable) -> Branch:
+    await finish_switch(place, plugging)
+    return await asyncio.to_thread(_prepare, place)
+
+
+def _plugging(vm: Resident) -> Pluggable:
+    plugging = vm.plugging
+    if plugging is None:
+        message = "this hypervisor cannot write a machine down"
+        raise StateError(message, code="unsupported", hint="use QEMU")
+    return plugging
 
 
 def _prepare(place: VmPaths) -> Branch:

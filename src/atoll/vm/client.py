@@ -46,6 +46,10 @@ class Control:
         """Bring the guest up; with ``files`` where it was written down."""
         return await self._call(messages.Start(files), messages.Status)
 
+    async def branch(self) -> messages.Branched:
+        """Have the disk branched; what it held."""
+        return await self._call(messages.Branch(), messages.Branched)
+
     @asynccontextmanager
     async def capture(self) -> AsyncIterator[messages.Captured]:
         """Have the VM written down; what was written is there until the block ends."""

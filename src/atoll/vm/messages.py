@@ -13,6 +13,8 @@ from atoll.vm.chain import Layer
 from atoll.vm.state import Phase, State
 
 __all__ = [
+    "Branch",
+    "Branched",
     "Capture",
     "Captured",
     "ConsoleAttach",
@@ -66,6 +68,17 @@ class Start(Request, frozen=True, tag="vm.start"):
     """Ask to be answered when the guest is up; ``files`` is what it goes on from, and is its own then."""
 
     files: Files | None = None
+
+
+class Branch(Request, frozen=True, tag="vm.branch"):
+    """Have the VM's disk branched while its file system stands still for a moment."""
+
+
+class Branched(msgspec.Struct, frozen=True):
+    """A disk at one instant: files of the machine's directory, the lowest first, and its size in bytes."""
+
+    layers: tuple[Layer, ...]
+    size: int
 
 
 class Capture(Request, frozen=True, tag="vm.capture"):

@@ -61,6 +61,7 @@ class Service:
             "vm.wait": self._wait,
             "vm.events": self._events,
             "vm.console": self._console,
+            "vm.branch": self._branch,
             "vm.capture": self._capture,
             "vm.stats": self._stats,
             "vm.memory": self._memory,
@@ -96,6 +97,10 @@ class Service:
     async def _resume(self, _: bytes, stream: LocalStream) -> None:
         await _to_its_end(self._supervisor.resume())
         stream.reply(Empty())
+
+    async def _branch(self, _: bytes, stream: LocalStream) -> None:
+        branch = await _to_its_end(self._supervisor.branch())
+        stream.reply(messages.Branched(branch.after.frozen, branch.size))
 
     async def _capture(self, _: bytes, stream: LocalStream) -> None:
         branch, instant = await _to_its_end(self._supervisor.capture())

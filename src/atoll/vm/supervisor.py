@@ -34,9 +34,9 @@ from atoll.paths import VmPaths
 from atoll.process import boot_id, identify
 from atoll.vm import clock, restart
 from atoll.vm.bootplan import Beginning, BootPlan
-from atoll.vm.branching import finish_switch
+from atoll.vm.branching import Branch, finish_switch
 from atoll.vm.bringup import BringUp, attached, hypervisor_said
-from atoll.vm.capturing import Taken, capture
+from atoll.vm.capturing import Taken, branch, capture
 from atoll.vm.folding import compact
 from atoll.vm.messages import Files, Stopped, StopStep
 from atoll.vm.outputs import Outputs
@@ -170,9 +170,18 @@ class Supervisor:
             if self.state.phase is Phase.PAUSED and await self.shares.listed():
                 message = f"{self.name} is paused: its shares cannot be set aside"
                 raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
-            phase = Phase.PAUSED if self.state.phase is Phase.PAUSED else Phase.RUNNING
-            vm = self.require(phase, "written down")
-            return await capture(vm, self.place, self.shares, self.emit)
+            return await capture(self._up("written down"), self.place, self.shares, self.emit)
+
+    async def branch(self) -> Branch:
+        """Branch the disk; what it holds is whole. Raises as ``capture``."""
+        async with self._lock:
+            agent = self.agent if self.state.phase is Phase.RUNNING else None
+            return await branch(self._up("branched"), self.place, agent, self.emit)
+
+    def _up(self, done: str) -> Resident:
+        """The VM of a machine that is running or paused. Raises ``StateError`` if it is neither."""
+        paused = self.state.phase is Phase.PAUSED
+        return self.require(Phase.PAUSED if paused else Phase.RUNNING, done)
 
     async def adopt(self) -> None:
         """Take over the VM that a supervisor before this one left, or record that it is gone.

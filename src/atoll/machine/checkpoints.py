@@ -1,0 +1,225 @@
+"""Machines that are written down while they run, and go on from what was written."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
+from typing import Self
+
+import msgspec
+
+from atoll import store
+from atoll.config import Config
+from atoll.events import Emit, ignore
+from atoll.machine import registry, undoing
+from atoll.machine.forking import Child, as_captured, fork, opened
+from atoll.machine.registry import Named
+from atoll.machine.restoring import (
+    add_from,
+    manifest_of,
+    plan_again,
+    put_back,
+    replace_disk,
+    require_fit,
+    require_own,
+    thawed,
+)
+from atoll.machine.snapshots import Disk, Wish, default_name, make, note_base, require_fresh
+from atoll.machine.spec import check_name
+from atoll.machine.supervised import Supervised
+from atoll.snapshot import catalog
+from atoll.snapshot.catalog import Snapshot
+from atoll.vm.bootplan import BootPlan
+from atoll.vm.branching import branch_at_rest
+from atoll.vm.chain import size_of
+from atoll.vm.messages import Files
+from atoll.vm.state import Phase, State
+
+__all__ = ["Checkpoints"]
+
+
+class Checkpoints(Supervised):
+    """A machine that can be copied, and gone back to."""
+
+    async def fork(self, *names: str) -> tuple[Self, ...]:
+        """Copy the running machine, RAM, processes and disk, to others that go on from the same instant.
+
+        It stands still for a moment and goes on. The others have names, addresses and ids of their own, and
+        none of its ports.
+
+        Args:
+            names: of the new machines.
+
+        Raises:
+            StoreError: ``store.already_exists``: a name is taken.
+            StateError: it has no VM; ``state.share_busy``: a share is in use in it.
+            BootError: it cannot be written down, or a copy does not come up: none is left, and it goes on.
+        """
+        async with self._changing() as machine:
+            control = await self._active("forked")
+            await self._follow(control)
+            others = {name: type(self)(name, config=self._config, on_event=self._emit) for name in names}
+            children = {
+                name: Child(other._go_on, partial(other.remove, force=True))  # noqa: SLF001 - of this class
+                for name, other in others.items()
+            }
+            await fork(self._paths, machine, control, children)
+        return tuple(others.values())
+
+    async def snapshot(
+        self,
+        name: str | None = None,
+        *,
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+        disk_only: bool = False,
+    ) -> Snapshot:
+        """Keep what the machine is now: its disk and, if it runs, its RAM and devices at the same instant.
+
+        It stands still for a moment and goes on.
+
+        Args:
+            name: of the snapshot; the time by default.
+            description: what is said of it.
+            labels: likewise.
+            disk_only: leave out RAM and devices; the file system is whole on the disk then.
+
+        Raises:
+            StoreError: ``store.already_exists``: it has one of that name; ``store.full``: nothing is left.
+            StateError: ``state.share_busy``: a share is in use in it; it is about to start or stop.
+            BootError: it cannot be written down.
+        """
+        wish = Wish(
+            name=name or default_name(time.time()), description=description, labels=dict(labels or {})
+        )
+        async with self._changing() as machine:
+            await asyncio.to_thread(require_fresh, self._paths, machine, wish.name)
+            if not machine.state.active:
+                return await asyncio.to_thread(self._keep_at_rest, machine, wish)
+            control = await self._active("written down")
+            await self._follow(control)
+            if disk_only:
+                disk = Disk(*msgspec.structs.astuple(await control.branch()))
+                return await asyncio.to_thread(make, self._paths, machine, wish, disk, None, self._emit)
+            async with control.capture() as captured:
+                disk = Disk(captured.layers, captured.size)
+                return await asyncio.to_thread(make, self._paths, machine, wish, disk, captured, self._emit)
+
+    def _keep_at_rest(self, machine: Named, wish: Wish) -> Snapshot:
+        with registry.at_rest(machine, "written down"):
+            return make(self._paths, machine, wish, _disk_at_rest(machine), None, self._emit)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Its snapshots, the oldest first."""
+        return catalog.listed(self._paths, self.find().spec.id)
+
+    async def restore(self, snapshot: str, *, disk_only: bool = False) -> State:
+        """Go back to a snapshot: what the machine is now is gone. It runs then, if the snapshot has its RAM.
+
+        Args:
+            snapshot: its name or id.
+            disk_only: go back to its disk alone, at rest.
+
+        Returns:
+            What the machine does then.
+
+        Raises:
+            StoreError: ``store.missing``: there is none; ``store.corrupt``: it was changed.
+            StateError: ``state.foreign``: it is another machine's; ``state.mismatch``: this host cannot go on
+                from it.
+            BootError: it does not go on. In all cases the machine is what it was before, running if it ran.
+        """
+        async with self._changing() as machine:
+            found = await asyncio.to_thread(catalog.find, self._paths, snapshot, machine.spec.id)
+            require_own(found, machine)
+            with ExitStack() as stack:
+                files = await self._thawed(found, stack, disk_only=disk_only)
+                await self._exchange(machine, found, files)
+        return self.state
+
+    async def _thawed(self, snapshot: Snapshot, stack: ExitStack, *, disk_only: bool) -> Files | None:
+        """What of a snapshot is gone on from, verified, held with ``stack``; None if it is the disk alone."""
+        if disk_only or not manifest_of(snapshot).ram:
+            await asyncio.to_thread(catalog.check, snapshot)
+            return None
+        await asyncio.to_thread(require_fit, snapshot, self._config)
+        return await asyncio.to_thread(stack.enter_context, thawed(snapshot))
+
+    async def _exchange(self, machine: Named, snapshot: Snapshot, files: Files | None) -> None:
+        """Have the machine be what a snapshot is, or stay what it was."""
+        async with AsyncExitStack() as stack:
+            captured = None
+            if machine.state.active:
+                control = await self._active("restored")
+                await self._follow(control)
+                captured = await stack.enter_async_context(control.capture())
+                former = stack.enter_context(opened(captured.files, copy=False))
+                before = Disk(captured.layers, captured.size)
+                plan = as_captured(store.read_record(machine.place.boot, BootPlan), captured)
+                await control.stop(force=True)
+            else:
+                before = await asyncio.to_thread(self._rest, machine)
+            try:
+                await asyncio.to_thread(replace_disk, machine, before, snapshot)
+                if files is not None:
+                    await asyncio.to_thread(put_back, machine, snapshot)
+                    await self._go_on(files)
+            except BaseException:
+                await asyncio.shield(asyncio.ensure_future(self.stop(force=True)))
+                await asyncio.to_thread(undoing.undo, machine.place)
+                if captured is not None:
+                    await asyncio.to_thread(plan_again, machine, plan)
+                    await self._go_on(former)
+                    if machine.state.phase is Phase.PAUSED:
+                        await self.control.pause()
+                raise
+        await asyncio.to_thread(note_base, machine.place, snapshot.id)
+        await asyncio.to_thread(undoing.forget, machine.place)
+
+    def _rest(self, machine: Named) -> Disk:
+        undoing.settle(machine)
+        with registry.at_rest(machine, "restored"):
+            return _disk_at_rest(machine)
+
+    @classmethod
+    async def from_snapshot(
+        cls, name: str, snapshot: str, *, config: Config | None = None, on_event: Emit = ignore
+    ) -> Self:
+        """Make a machine of a snapshot of another one. It runs, if the snapshot has its RAM.
+
+        Args:
+            name: of the new machine.
+            snapshot: id or name.
+            config: resolved settings; by default those of this user.
+            on_event: told of everything that happens.
+
+        Raises:
+            StoreError: ``store.already_exists``; else as ``restore``.
+        """
+        machine = cls(name, config=config, on_event=on_event)
+        await machine._begin(snapshot)
+        return machine
+
+    async def _begin(self, reference: str) -> None:
+        """Enter this machine as what a snapshot is."""
+        check_name(self.name)
+        found = await asyncio.to_thread(catalog.find, self._paths, reference)
+        with ExitStack() as stack:
+            files = await self._thawed(found, stack, disk_only=False)
+            await asyncio.to_thread(add_from, self._paths, found, self.name)
+            if files is None:
+                return
+            try:
+                await self._go_on(files)
+            except BaseException:
+                await asyncio.shield(asyncio.ensure_future(self.remove(force=True)))
+                raise
+
+
+def _disk_at_rest(machine: Named) -> Disk:
+    """The disk of a machine that has no VM; the caller keeps others away."""
+    chain = branch_at_rest(machine.place)
+    return Disk(chain.frozen, size_of(machine.place, chain))

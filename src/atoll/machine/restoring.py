@@ -1,0 +1,164 @@
+"""Going back to a snapshot of a machine, or on from it as another machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+from msgspec.structs import replace
+
+from atoll import store
+from atoll.config import Config
+from atoll.errors import StoreError
+from atoll.hypervisor.qemu.host import cpu_identity, inspect_host
+from atoll.image.catalog import ImageManifest
+from atoll.machine import registry, undoing
+from atoll.machine.creation import take_root
+from atoll.machine.forking import copied
+from atoll.machine.registry import Named
+from atoll.machine.snapshots import Disk, note_base
+from atoll.machine.spec import MachineSpec
+from atoll.paths import Paths, VmPaths
+from atoll.snapshot import catalog, packs
+from atoll.snapshot.catalog import Snapshot
+from atoll.snapshot.manifest import Manifest
+from atoll.vm.bootplan import Beginning, BootPlan
+from atoll.vm.branching import finish_branch, link_into
+from atoll.vm.chain import disk_of, with_disk
+from atoll.vm.messages import Files
+from atoll.vm.state import StateError
+
+__all__ = [
+    "add_from",
+    "manifest_of",
+    "plan_again",
+    "put_back",
+    "replace_disk",
+    "require_fit",
+    "require_own",
+    "thawed",
+]
+
+#: Names of the images in a snapshot's packs, in their order there.
+_IMAGES = ("state", "ram", "more")
+
+#: Disks that a snapshot has; the others are the kernel's.
+_OWN_DISKS = {"root", "data"}
+
+
+def manifest_of(snapshot: Snapshot) -> Manifest:
+    """Its manifest. Raises ``StoreError``: it cannot be read."""
+    if snapshot.manifest is None:
+        assert snapshot.error is not None
+        raise snapshot.error
+    return snapshot.manifest
+
+
+def require_own(snapshot: Snapshot, machine: Named) -> None:
+    """See that a machine goes back to a snapshot of its own. Raises ``StateError``: ``state.foreign``."""
+    manifest = manifest_of(snapshot)
+    if manifest.machine_id != machine.spec.id:
+        message = f"snapshot {manifest.name} is of {manifest.machine}, not of {machine.name}"
+        hint = f"`atoll snapshot restore --as NEW {snapshot.id}` makes a machine of it"
+        raise StateError(message, code="foreign", hint=hint)
+
+
+def require_fit(snapshot: Snapshot, config: Config) -> None:
+    """See that this host can go on from a snapshot's RAM.
+
+    Raises:
+        StateError: ``state.mismatch``: with which other QEMU, CPU or kernel it was made.
+    """
+    manifest = manifest_of(snapshot)
+    machine = store.read_record(snapshot.place.plan, BootPlan).machine
+    host = inspect_host(machine.architecture, config.cache_dir)
+    lost = [disk.path for disk in machine.disks if disk.serial not in _OWN_DISKS and not disk.path.exists()]
+    reasons = (
+        (host.version != manifest.hypervisor, f"QEMU {manifest.hypervisor}; this host has {host.version}"),
+        (cpu_identity() != manifest.cpu, "another CPU"),
+        (bool(lost), f"a kernel whose modules are gone: {', '.join(map(str, lost))}"),
+    )
+    for differs, what in reasons:
+        if differs:
+            message = f"snapshot {manifest.name} was made with {what}"
+            hint = "`atoll snapshot restore --disk-only` takes its disk alone"
+            raise StateError(message, code="mismatch", hint=hint)
+
+
+@contextmanager
+def thawed(snapshot: Snapshot) -> Iterator[Files]:
+    """A snapshot's RAM and devices, in files in memory that this process holds open. All of it is verified.
+
+    Raises:
+        StoreError: ``store.corrupt``: it was changed.
+    """
+    manifest = manifest_of(snapshot)
+    with ExitStack() as stack, ThreadPoolExecutor(1) as checking:
+        checked = checking.submit(catalog.check, snapshot)
+        index = packs.load(snapshot.place.directory, manifest.packs)
+        fds = []
+        for name, image in zip(_IMAGES, index.images, strict=False):
+            fd = os.memfd_create(f"atoll-{name}", os.MFD_CLOEXEC)
+            stack.callback(os.close, fd)
+            packs.restore(image, snapshot.place.directory, fd)
+            fds.append(fd)
+        checked.result()
+        if len(fds) < 2:
+            message = f"snapshot {snapshot.id} lacks its RAM"
+            raise StoreError(message, code="corrupt", hint="`atoll snapshot rm` removes it")
+        state, ram, more = (*fds, -1)[:3]
+        yield Files(pid=os.getpid(), ram=ram, state=state, more=more, devices=manifest.devices)
+
+
+def replace_disk(machine: Named, before: Disk, snapshot: Snapshot) -> None:
+    """Give a machine at rest a snapshot's disk; ``undoing.undo`` gives it back what it had.
+
+    Raises:
+        StoreError: it cannot be written; the disk is what it was.
+    """
+    manifest = manifest_of(snapshot)
+    undoing.keep(machine.place, before.layers, before.size)
+    link_into(VmPaths(snapshot.place.directory), manifest.layers, machine.place, manifest.size)
+    finish_branch(machine.place)
+
+
+def put_back(machine: Named, snapshot: Snapshot) -> None:
+    """Plan a machine whose disk is a snapshot's to go on where that was made. Raises ``StoreError``."""
+    plan_again(machine, store.read_record(snapshot.place.plan, BootPlan))
+
+
+def plan_again(machine: Named, plan: BootPlan) -> None:
+    """Plan a machine to go on as the VM that was written down with ``plan``. Raises ``StoreError``."""
+    place = machine.place
+    vm = replace(with_disk(plan.machine, disk_of(place, finish_branch(place))), name=machine.name)
+    root = next(disk for disk in vm.disks if disk.serial == "root")
+    vm = with_disk(vm, replace(root, path=place.root))
+    store.write_record(place.boot, replace(plan, machine=vm, beginning=Beginning.RESUME))
+
+
+def add_from(paths: Paths, snapshot: Snapshot, name: str) -> VmPaths:
+    """Enter a machine that is what another one was; with its RAM it is planned to go on from there.
+
+    Raises:
+        StoreError: ``store.already_exists``; or it cannot be written.
+    """
+    manifest, source = manifest_of(snapshot), snapshot.place
+    old = store.read_record(source.spec, MachineSpec)
+    # Two machines cannot have the same ports of the host.
+    spec = replace(old, id=secrets.token_hex(16), created=time.time(), forwards=())
+    final = paths.machine(name)
+
+    def fill(place: VmPaths) -> None:
+        take_root(source.root, place.root)
+        store.write_record(place.image, store.read_record(source.image, ImageManifest))
+        chain = link_into(VmPaths(source.directory), manifest.layers, place, manifest.size)
+        if manifest.ram:
+            plan = store.read_record(source.plan, BootPlan)
+            store.write_record(place.boot, copied(plan, name, spec, final, disk_of(final, chain)))
+        note_base(place, snapshot.id)
+
+    return registry.add(paths, name, spec, fill)

@@ -1,0 +1,204 @@
+"""The snapshots of this user on disk: found, listed, removed, looked through."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from atoll import store
+from atoll.errors import AtollError, StoreError
+from atoll.paths import Paths, SnapshotPaths
+from atoll.snapshot import digests, packs
+from atoll.snapshot.manifest import MOST, Entry, Manifest, decode, encode, id_of
+
+__all__ = [
+    "Snapshot",
+    "check",
+    "entries_of",
+    "find",
+    "listed",
+    "lock_of",
+    "read",
+    "remove",
+    "seal",
+    "sweep",
+    "verify",
+]
+
+#: Seconds after which what a killed removal left is removed.
+_ABANDONED = 60.0
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A snapshot that is here; ``manifest`` is None where it cannot be read, and ``error`` says why."""
+
+    id: str
+    place: SnapshotPaths
+    manifest: Manifest | None
+    error: AtollError | None = None
+
+    @property
+    def stored(self) -> int:
+        """Bytes that it takes and that no other snapshot or machine has."""
+        total = 0
+        for path in self.place.directory.iterdir():
+            status = path.stat()
+            total += status.st_blocks * 512 if status.st_nlink == 1 else 0
+        return total
+
+
+def lock_of(paths: Paths, machine_id: str) -> Path:
+    """The lock of whoever makes or removes snapshots of a machine."""
+    return paths.snapshots / f".lock-{machine_id}"
+
+
+def listed(paths: Paths, machine_id: str | None = None) -> list[Snapshot]:
+    """All snapshots, or those of one machine, the oldest first; broken ones at the end."""
+    try:
+        names = sorted(os.listdir(paths.snapshots))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [read(paths, name) for name in names if not name.startswith(".")]
+    ours = [one for one in found if machine_id is None or _is_of(one, machine_id)]
+    return sorted(ours, key=lambda one: one.manifest.created if one.manifest is not None else float("inf"))
+
+
+def _is_of(snapshot: Snapshot, machine_id: str) -> bool:
+    return snapshot.manifest is not None and snapshot.manifest.machine_id == machine_id
+
+
+def read(paths: Paths, name: str) -> Snapshot:
+    """The snapshot with the id ``name``, or what is wrong with it."""
+    place = paths.snapshot(name)
+    try:
+        with place.manifest.open("rb") as file:
+            return Snapshot(name, place, decode(file.read(MOST), name))
+    except OSError as error:
+        message = f"snapshot {name} has no manifest: {error.strerror}"
+        return Snapshot(name, place, None, StoreError(message, code="corrupt", hint=_remove(name)))
+    except StoreError as error:
+        return Snapshot(name, place, None, error)
+
+
+def _remove(name: str) -> str:
+    return f"`atoll snapshot rm {name}` removes it"
+
+
+def find(paths: Paths, reference: str, machine_id: str | None = None, *, broken: bool = False) -> Snapshot:
+    """A snapshot by its name, its id, or the beginning of its id.
+
+    Args:
+        paths: where snapshots are.
+        reference: what the user said.
+        machine_id: whose names come first; of snapshots of other machines only ids count then.
+        broken: also one that cannot be read.
+
+    Raises:
+        StoreError: ``store.missing``: there is none, or several; ``store.corrupt``: it cannot be read.
+    """
+    every = listed(paths)
+    own = [one for one in every if _is_of(one, machine_id)] if machine_id is not None else every
+    named = [one for one in own if one.manifest is not None and one.manifest.name == reference]
+    matching = named or [one for one in every if len(reference) >= 4 and one.id.startswith(reference)]
+    if len(matching) == 1:
+        if matching[0].error is not None and not broken:
+            raise matching[0].error
+        return matching[0]
+    if matching:
+        ids = ", ".join(one.id for one in matching)
+        message = f"{reference} is the name of several snapshots"
+        raise StoreError(message, code="missing", hint=f"use an id: {ids}")
+    hint = "`atoll snapshot ls` lists them"
+    raise StoreError(f"there is no snapshot {reference}", code="missing", hint=hint)
+
+
+def seal(paths: Paths, staged: SnapshotPaths, manifest: Manifest) -> Snapshot:
+    """Write the manifest of what was staged, all else of which is there, and have it be a snapshot.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    written = encode(manifest)
+    name = id_of(written)
+    store.write_file(staged.manifest, written)
+    final = paths.snapshot(name)
+    store.create(staged.directory, final.directory)
+    return Snapshot(name, final, manifest)
+
+
+def remove(paths: Paths, name: str) -> None:
+    """Remove a snapshot. Others keep what they share with it: each has a link of its own."""
+    doomed = paths.snapshots / f".removed-{name}-{os.urandom(4).hex()}"
+    try:
+        paths.snapshot(name).directory.rename(doomed)
+        store.sync_directory(paths.snapshots)
+    except FileNotFoundError:
+        return  # another process removed it
+    store.remove_tree(doomed)
+
+
+def sweep(paths: Paths) -> None:
+    """Remove what killed commands left half made or half removed. Nobody can make anything of it."""
+    for entry in paths.snapshots.glob(".*-*"):
+        with contextlib.suppress(OSError):
+            old = time.time() - entry.stat().st_mtime > _ABANDONED
+            if entry.name.startswith(".removed-") and old:
+                store.remove_tree(entry)
+
+
+def entries_of(directory: Path, known: dict[str, Entry], names: Iterable[str]) -> dict[str, Entry]:
+    """What is to be said of files; those that are ``known`` never change and are not read again."""
+    return {name: known.get(name) or _entry(directory / name) for name in names}
+
+
+def _entry(path: Path) -> Entry:
+    status = path.stat()
+    stamp = status.st_mtime_ns if path.name == "root.erofs" else 0
+    return Entry(status.st_size, digests.digest(path), stamp)
+
+
+def check(snapshot: Snapshot) -> None:
+    """Compare every file but the packs, which are compared as they are read, with the manifest.
+
+    Raises:
+        StoreError: ``store.corrupt``: which file was changed, and is not to be gone on from.
+    """
+    _compare(snapshot, trust_stamps=True)
+
+
+def verify(snapshot: Snapshot) -> None:
+    """Compare every byte with the manifest. Raises as ``check``."""
+    if snapshot.error is not None:
+        raise snapshot.error
+    _compare(snapshot, trust_stamps=False)
+    manifest = snapshot.manifest
+    assert manifest is not None
+    if manifest.packs:
+        directory = snapshot.place.directory
+        for fault in packs.verify(directory, packs.load(directory, manifest.packs)):
+            raise _corrupt(snapshot, f"{fault.file}, byte {fault.offset}: {fault.what}")
+
+
+def _compare(snapshot: Snapshot, *, trust_stamps: bool) -> None:
+    manifest = snapshot.manifest
+    assert manifest is not None, "it was read"
+    for name, entry in manifest.files.items():
+        path = snapshot.place.directory / name
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _corrupt(snapshot, f"{name} is missing") from error
+        if trust_stamps and entry.stamp and (status.st_size, status.st_mtime_ns) == (entry.size, entry.stamp):
+            continue
+        if status.st_size != entry.size or digests.digest(path) != entry.digest:
+            raise _corrupt(snapshot, f"{name} was changed")
+
+
+def _corrupt(snapshot: Snapshot, what: str) -> StoreError:
+    message = f"snapshot {snapshot.id} is broken: {what}"
+    return StoreError(message, code="corrupt", hint=_remove(snapshot.id))

@@ -1,0 +1,74 @@
+"""Digests of files that are mostly holes: of what is in them, wherever their holes are."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from atoll import store
+from atoll.errors import StoreError
+
+__all__ = ["CHUNK", "digest"]
+
+#: Bytes that are hashed as one; a chunk of zeroes counts as if it were a hole.
+CHUNK = 1 << 20
+
+_ZEROES = bytes(CHUNK)
+_NUMBER = struct.Struct("<Q")
+
+
+def digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, over the size of a file and the number and SHA-256 of each chunk with data.
+
+    Number and size are little-endian, 8 bytes. So a copy has the same digest on any file system, and holes
+    cost nothing.
+
+    Raises:
+        StoreError: ``store.missing`` or ``store.io``.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _digest(fd)
+        finally:
+            os.close(fd)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} does not exist", code="missing") from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}", code="io") from error
+
+
+def _digest(fd: int) -> str:
+    size = os.fstat(fd).st_size
+    whole = hashlib.sha256(_NUMBER.pack(size))
+    if not size:
+        return whole.hexdigest()
+    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as data, ThreadPoolExecutor(_threads()) as pool:
+
+        def hashed(number: int) -> bytes:
+            with memoryview(data) as view, view[number * CHUNK : (number + 1) * CHUNK] as chunk:
+                if chunk == _ZEROES[: len(chunk)]:
+                    return b""
+                return _NUMBER.pack(number) + hashlib.sha256(chunk).digest()
+
+        for part in pool.map(hashed, _numbers(fd)):
+            whole.update(part)
+    return whole.hexdigest()
+
+
+def _threads() -> int:
+    return min(len(os.sched_getaffinity(0)), 4)
+
+
+def _numbers(fd: int) -> Iterator[int]:
+    """The chunks that are not wholly in holes (lseek(2), SEEK_DATA)."""
+    following = 0
+    for start, end in store.data_ranges(fd):
+        for number in range(max(start // CHUNK, following), -(-end // CHUNK)):
+            yield number
+            following = number + 1
