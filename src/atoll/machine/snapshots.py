@@ -91,7 +91,6 @@ def make(
     catalog.sweep(paths)
     with (
         task(emit, "snapshot", f"Writing snapshot {wish.name} of {machine.name}"),
-        store.lock(catalog.lock_of(paths, machine.spec.id)),
         store.staging(paths.snapshots, machine.spec.id) as staged,
     ):
         place = SnapshotPaths(staged)

@@ -22,7 +22,6 @@ __all__ = [
     "entries_of",
     "find",
     "listed",
-    "lock_of",
     "read",
     "remove",
     "seal",
@@ -50,11 +49,6 @@ class Snapshot(msgspec.Struct, frozen=True):
             status = path.stat()
             total += status.st_blocks * 512 if status.st_nlink == 1 else 0
         return total
-
-
-def lock_of(paths: Paths, machine_id: str) -> Path:
-    """The lock of whoever makes or removes snapshots of a machine."""
-    return paths.snapshots / f".lock-{machine_id}"
 
 
 def listed(paths: Paths, machine_id: str | None = None) -> list[Snapshot]:
