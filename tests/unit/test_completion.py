@@ -117,7 +117,7 @@ def test_nothing_is_offered_where_something_new_or_the_guests_own_is_wanted(cand
 @pytest.mark.usefixtures("machines")
 def test_the_fields_of_an_edit_are_offered(candidates):
     assert candidates("edit", "dev", "m") == ["memory=", "mounts="]
-    assert candidates("wait", "--for", "s") == ["starting", "stopped", "stopping"]
+    assert candidates("wait", "--for", "s") == ["starting", "stopped", "stopping", "suspended"]
 
 
 def test_a_machine_whose_record_is_damaged_is_offered_all_the_same(candidates, tmp_path):

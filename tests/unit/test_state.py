@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from atoll.process import Identity
 from atoll.vm.state import TRANSITIONS, Cause, Failure, Phase, State, StateError, advance, truth
 
-AT_REST = {Phase.CREATED, Phase.STOPPED, Phase.FAILED}
+AT_REST = {Phase.CREATED, Phase.STOPPED, Phase.FAILED, Phase.SUSPENDED}
 VM = Identity(pid=7, started=70, boot="this")
 OTHER = Identity(pid=7, started=70, boot="another")
 
@@ -20,6 +20,7 @@ WAYS = {
     (Phase.CREATED, Cause.STARTED): Phase.STARTING,
     (Phase.STOPPED, Cause.STARTED): Phase.STARTING,
     (Phase.FAILED, Cause.STARTED): Phase.STARTING,
+    (Phase.SUSPENDED, Cause.STARTED): Phase.STARTING,
     (Phase.STOPPED, Cause.RESTARTED): Phase.STARTING,
     (Phase.FAILED, Cause.RESTARTED): Phase.STARTING,
     (Phase.RUNNING, Cause.REBOOTED): Phase.STARTING,
@@ -33,6 +34,7 @@ WAYS = {
     (Phase.PAUSED, Cause.STOP_ASKED): Phase.STOPPING,
     (Phase.STOPPING, Cause.STOP_FAILED): Phase.RUNNING,
     (Phase.STOPPING, Cause.STOPPED): Phase.STOPPED,
+    (Phase.STOPPING, Cause.SUSPENDED): Phase.SUSPENDED,
     (Phase.RUNNING, Cause.POWERED_OFF): Phase.STOPPED,
     (Phase.PAUSED, Cause.POWERED_OFF): Phase.STOPPED,
     (Phase.RUNNING, Cause.PANICKED): Phase.FAILED,

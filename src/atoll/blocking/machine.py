@@ -32,6 +32,7 @@ class Machine(Closing):
 
     start = blocking(aio.Machine.start)
     snapshot = blocking(aio.Machine.snapshot)
+    suspend = blocking(aio.Machine.suspend)
     restore = blocking(aio.Machine.restore)
     stop = blocking(aio.Machine.stop)
     restart = blocking(aio.Machine.restart)

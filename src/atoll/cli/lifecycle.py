@@ -1,4 +1,4 @@
-"""``atoll start``, ``stop``, ``restart``, ``pause``, ``resume``, ``wait`` and ``rm``."""
+"""``atoll start``, ``stop``, ``restart``, ``pause``, ``resume``, ``suspend``, ``wait`` and ``rm``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atoll.machine.machine import Machine
 from atoll.vm.messages import Stopped
 from atoll.vm.state import Phase, StateError
 
-__all__ = ["pause", "remove", "restart", "resume", "start", "stop", "wait"]
+__all__ = ["pause", "remove", "restart", "resume", "start", "stop", "suspend", "wait"]
 
 _Act = Callable[[Machine], Awaitable[object]]
 
@@ -113,8 +113,19 @@ def _say_how(name: str, outcome: Stopped) -> None:
             print(f"{name}: {step.how}: {why}", file=sys.stderr)
 
 
+def _configure_start(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument(
+        "--discard", action="store_true", help="boot a suspended machine from its disk; its RAM is lost"
+    )
+
+
 def _run_start(arguments: argparse.Namespace) -> int:
-    return _for_each(arguments, lambda machine: machine.start())
+    return _for_each(arguments, lambda machine: machine.start(discard=arguments.discard))
+
+
+def _run_suspend(arguments: argparse.Namespace) -> int:
+    return _for_each(arguments, lambda machine: machine.suspend())
 
 
 def _run_restart(arguments: argparse.Namespace) -> int:
@@ -180,7 +191,8 @@ def _run_wait(arguments: argparse.Namespace) -> int:
     return 0
 
 
-start = Part(_names, _run_start)
+start = Part(_configure_start, _run_start)
+suspend = Part(_names, _run_suspend)
 stop = Part(_configure_stop, _run_stop)
 restart = Part(_configure_stop, _run_restart)
 pause = Part(_names, _run_pause)

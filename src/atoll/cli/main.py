@@ -48,6 +48,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("restart", "lifecycle:restart", "stop and start machines"),
     _Row("pause", "lifecycle:pause", "stop the vCPUs of machines"),
     _Row("resume", "lifecycle:resume", "let the vCPUs of paused machines go on"),
+    _Row("suspend", "lifecycle:suspend", "keep the RAM of machines on disk and end them; `start` goes on"),
     _Row("wait", "lifecycle:wait", "wait until a machine is in a state, and print it"),
     _Row("rm", "lifecycle:remove", "remove machines with their disks"),
     _Row("ls", "listing:ls", "list machines"),

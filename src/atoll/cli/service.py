@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 
 from atoll.cli.output import listener, print_json
 from atoll.cli.parts import Part
@@ -20,18 +21,21 @@ def _configure_supervise(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_supervise(arguments: argparse.Namespace) -> int:
-    from atoll import store
-    from atoll.machine.planning import make_plan
     from atoll.machine.supervise import supervise_at
+    from atoll.machine.supervised import plan_start, woken
     from atoll.vm.process import BUSY
+    from atoll.vm.state import Phase
 
     config = load().config
     emit = listener(json=arguments.json, verbose=True)
-    with registry.change(config.paths, arguments.machine) as machine:
-        if not machine.state.active:
-            plan = make_plan(config, machine.name, machine.place, machine.spec, emit)
-            store.write_record(machine.place.boot, plan)
-    status = supervise_at(machine.place, start=True, emit=emit)
+    with ExitStack() as stack:
+        files = None
+        with registry.change(config.paths, arguments.machine) as machine:
+            if machine.state.phase is Phase.SUSPENDED:
+                files = stack.enter_context(woken(config, machine))
+            elif not machine.state.active:
+                plan_start(config, machine, emit)
+        status = supervise_at(machine.place, start=True, files=files, emit=emit)
     if status == BUSY:
         message = f"{machine.name} has a supervisor already"
         raise UsageError(message, code="supervised", hint=f"`atoll stop {machine.name}` ends it")

@@ -14,7 +14,7 @@ import msgspec
 from atoll import store
 from atoll.config import Config
 from atoll.events import Emit, ignore
-from atoll.machine import registry, undoing
+from atoll.machine import registry, suspending, undoing
 from atoll.machine.forking import Child, as_captured, fork, opened
 from atoll.machine.registry import Named
 from atoll.machine.restoring import (
@@ -112,6 +112,21 @@ class Checkpoints(Supervised):
         with registry.at_rest(machine, "written down"):
             return make(self._paths, machine, wish, _disk_at_rest(machine), None, self._emit)
 
+    async def suspend(self) -> None:
+        """Keep RAM and devices, and end the VM: ``start`` has it go on where it was, whatever the host did.
+
+        Raises:
+            StateError: it has no VM; ``state.share_busy``: a share is in use in it.
+            StoreError: ``store.full``: it cannot be kept, and goes on.
+        """
+        async with self._changing() as machine:
+            control = await self._active("suspended")
+            await self._follow(control)
+            async with control.capture(hold=True) as captured:
+                known = catalog.listed(self._paths, machine.spec.id)
+                await asyncio.to_thread(suspending.keep, machine, captured, known)
+                await control.stop(force=True, suspended=True)
+
     def snapshots(self) -> list[Snapshot]:
         """Its snapshots, the oldest first."""
         return catalog.listed(self._paths, self.find().spec.id)
@@ -176,8 +191,7 @@ class Checkpoints(Supervised):
                     if machine.state.phase is Phase.PAUSED:
                         await self.control.pause()
                 raise
-        await asyncio.to_thread(note_base, machine.place, snapshot.id)
-        await asyncio.to_thread(undoing.forget, machine.place)
+        await asyncio.to_thread(_settled, machine, snapshot)
 
     def _rest(self, machine: Named) -> Disk:
         undoing.settle(machine)
@@ -217,6 +231,14 @@ class Checkpoints(Supervised):
             except BaseException:
                 await asyncio.shield(asyncio.ensure_future(self.remove(force=True)))
                 raise
+
+
+def _settled(machine: Named, snapshot: Snapshot) -> None:
+    """The machine is what a snapshot is: forget what it was."""
+    note_base(machine.place, snapshot.id)
+    if machine.state.phase is Phase.SUSPENDED:
+        suspending.forget(machine)
+    undoing.forget(machine.place)
 
 
 def _disk_at_rest(machine: Named) -> Disk:

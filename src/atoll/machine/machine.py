@@ -197,6 +197,9 @@ class Machine(Checkpoints):
             what for what, size in (("cpus", cpus), ("memory", memory), ("disk", disk)) if size is not None
         ]
         async with self._changing() as machine:
+            if disk is not None and machine.state.phase is Phase.SUSPENDED:
+                message = f"{self.name} is suspended: its disk cannot change its size"
+                raise StateError(message, code="suspended", hint=f"`atoll start {self.name}` first")
             spec = live.sized(self._config, machine.spec, cpus=cpus, memory=_size(memory))
             if disk is not None:
                 grown = await asyncio.to_thread(editing.grow_disk, machine, disk)

@@ -28,7 +28,7 @@ from atoll.vm.branching import link_layers
 from atoll.vm.chain import Layer
 from atoll.vm.messages import Captured, Files
 
-__all__ = ["Disk", "Wish", "base_of", "default_name", "make", "note_base", "require_fresh"]
+__all__ = ["Disk", "Wish", "base_of", "default_name", "make", "note_base", "require_fresh", "with_memory"]
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +109,7 @@ def make(
             size=disk.size,
         )
         if captured is not None:
-            manifest = _with_memory(manifest, place, captured, earlier)
+            manifest = with_memory(manifest, place, captured, earlier)
         files = catalog.entries_of(staged, _known(earlier), names)
         made = catalog.seal(paths, place, msgspec.structs.replace(manifest, files=files))
     note_base(machine.place, made.id)
@@ -129,10 +129,14 @@ def _gather(machine: Named, place: SnapshotPaths, disk: Disk, captured: Captured
     return [*names, place.plan.name]
 
 
-def _with_memory(
+def with_memory(
     manifest: Manifest, place: SnapshotPaths, captured: Captured, earlier: list[Snapshot]
 ) -> Manifest:
-    """Store the RAM and the devices' state."""
+    """Store the RAM and the devices' state beside the plan; the manifest with what is to be said of them.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
     plan = store.read_record(place.plan, BootPlan)
     return msgspec.structs.replace(
         manifest,

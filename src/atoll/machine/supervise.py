@@ -18,15 +18,29 @@ from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.chain import disk_of, read_chain, with_disk
 from atoll.vm.eventlog import EventLog
+from atoll.vm.messages import Files
 from atoll.vm.process import supervise
 
 __all__ = ["main", "supervise_at"]
 
 
 def supervise_at(
-    place: VmPaths, *, client: socket.socket | None = None, start: bool = False, emit: Emit
+    place: VmPaths,
+    *,
+    client: socket.socket | None = None,
+    start: bool = False,
+    files: Files | None = None,
+    emit: Emit,
 ) -> int:
-    """Look after the machine at ``place``, whose plan is written already; the exit status."""
+    """Look after the machine at ``place``, whose plan is written already; the exit status.
+
+    Args:
+        place: its directory.
+        client: as ``supervise``.
+        start: likewise.
+        files: likewise.
+        emit: told of everything, beside the log of events.
+    """
     log = EventLog(place.directory.parent.parent)
 
     def tell(event: Event) -> None:
@@ -34,7 +48,13 @@ def supervise_at(
         emit(event)
 
     return supervise(
-        place, _hypervisor(read_plan(place)), lambda: read_plan(place), emit=tell, client=client, start=start
+        place,
+        _hypervisor(read_plan(place)),
+        lambda: read_plan(place),
+        emit=tell,
+        client=client,
+        start=start,
+        files=files,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from atoll import store
 from atoll.config import Config, load
@@ -13,10 +13,11 @@ from atoll.errors import AtollError, ChannelError
 from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
-from atoll.machine import registry, undoing
+from atoll.machine import registry, suspending, undoing
 from atoll.machine.launching import reach, summon
 from atoll.machine.planning import make_plan
 from atoll.machine.registry import Named
+from atoll.machine.restoring import put_back, require_fit, thawed
 from atoll.machine.spec import MachineSpec
 from atoll.paths import Paths, VmPaths
 from atoll.vm.chain import read_chain, require_files
@@ -24,7 +25,7 @@ from atoll.vm.client import Control
 from atoll.vm.messages import Files, Status, Stopped
 from atoll.vm.state import Phase, State, StateError
 
-__all__ = ["AT_REST", "Supervised"]
+__all__ = ["AT_REST", "Supervised", "plan_start", "woken"]
 
 #: Attempts to reach a supervisor: one that is found may be about to leave.
 _ATTEMPTS = 20
@@ -33,7 +34,39 @@ _ATTEMPTS = 20
 _RECORD_GRACE = 2.0
 
 #: In which there is no VM.
-AT_REST = (Phase.STOPPED, Phase.FAILED, Phase.CREATED)
+AT_REST = (Phase.STOPPED, Phase.FAILED, Phase.CREATED, Phase.SUSPENDED)
+
+
+def plan_start(config: Config, machine: Named, emit: Emit) -> None:
+    """Say what a machine at rest is to run, and bring to an end what was cut off.
+
+    Raises:
+        StoreError: it has lost its disk; or it cannot be written.
+        AtollError: as ``make_plan``.
+    """
+    suspending.discard(machine)
+    if undoing.settle(machine):
+        message = f"{machine.name}: going back to a snapshot was cut off; its disk is what it was before"
+        emit(Warned(message=message))
+    require_files(machine.place, read_chain(machine.place))
+    plan = make_plan(config, machine.name, machine.place, machine.spec, emit)
+    store.write_record(machine.place.boot, plan)
+
+
+@contextmanager
+def woken(config: Config, machine: Named) -> Iterator[Files]:
+    """What a suspended machine goes on from, held open by this process; it is planned to.
+
+    Raises:
+        StoreError: ``store.corrupt``: it cannot be read.
+        StateError: as ``require_fit``.
+    """
+    undoing.settle(machine)
+    kept = suspending.read(machine.place)
+    require_fit(kept, config)
+    with thawed(kept) as files:
+        put_back(machine, kept)
+        yield files
 
 
 class Supervised(Commands):
@@ -59,22 +92,37 @@ class Supervised(Commands):
 
     # Its life.
 
-    async def start(self) -> Status:
+    async def start(self, *, discard: bool = False) -> Status:
         """Bring the machine up and wait until it is ready; returns at once if it is.
 
+        One that is suspended goes on where it was.
+
+        Args:
+            discard: boot a machine that is suspended from its disk, as after a power cut.
+
         Raises:
-            StoreError: there is no such machine.
+            StoreError: there is no such machine; ``store.corrupt``: what it was cannot be read.
             BootError: it did not come up; it is as it was before.
         """
         while True:
             async with self._changing() as machine:
                 self._adopt_defaults(machine.spec)
+                if machine.state.phase is Phase.SUSPENDED and not discard:
+                    return await self._wake(machine)
                 if not machine.state.active:
-                    await asyncio.to_thread(self._plan, machine)
+                    await asyncio.to_thread(plan_start, self._config, machine, self._emit)
                 control = await self._connect(machine.place)
             started = await self._bring_up(control, may_leave=not machine.state.active)
             if started is not None:
                 return started
+
+    async def _wake(self, machine: Named) -> Status:
+        """Have a suspended machine go on; it stays suspended if it does not."""
+        with ExitStack() as stack:
+            files = await asyncio.to_thread(stack.enter_context, woken(self._config, machine))
+            status = await self._go_on(files)
+        await asyncio.to_thread(suspending.sweep, machine.place)
+        return status
 
     async def _bring_up(
         self, control: Control, files: Files | None = None, *, may_leave: bool
@@ -104,14 +152,6 @@ class Supervised(Commands):
             started = await self._bring_up(control, files, may_leave=True)
             if started is not None:
                 return started
-
-    def _plan(self, machine: Named) -> None:
-        if undoing.settle(machine):
-            message = f"{machine.name}: going back to a snapshot was cut off; its disk is what it was before"
-            self._emit(Warned(message=message))
-        require_files(machine.place, read_chain(machine.place))
-        plan = make_plan(self._config, machine.name, machine.place, machine.spec, self._emit)
-        store.write_record(machine.place.boot, plan)
 
     async def stop(self, *, force: bool = False, timeout: float = 30.0) -> Stopped:  # noqa: ASYNC109
         """End the guest in order within ``timeout`` seconds, else or with ``force`` by force."""

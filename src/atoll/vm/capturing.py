@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from atoll import store
@@ -19,7 +20,7 @@ from atoll.vm.chain import SERIAL
 from atoll.vm.shares import Shares
 from atoll.vm.state import StateError
 
-__all__ = ["Taken", "branch", "capture", "set_aside"]
+__all__ = ["Aside", "Taken", "branch", "capture", "set_aside"]
 
 #: Seconds in which the guest's file system stands still, and for which it does at most.
 _STILL = 10.0
@@ -29,15 +30,23 @@ class Taken(NamedTuple):
     """A VM that was written down.
 
     Attributes:
-        branch: what became of its disk: the frozen files are what it was.
+        branch: what became of its disk: the frozen files are what it was; None if it stands still.
         instant: the rest of it.
     """
 
-    branch: Branch
+    branch: Branch | None
     instant: Instant
 
 
-async def capture(vm: Resident, place: VmPaths, shares: Shares, emit: Emit) -> Taken:
+async def capture(
+    vm: Resident,
+    place: VmPaths,
+    shares: Shares,
+    emit: Emit,
+    *,
+    agent: Agent | None = None,
+    hold: bool = False,
+) -> Taken:
     """Write ``vm`` down, which goes on.
 
     Args:
@@ -45,6 +54,8 @@ async def capture(vm: Resident, place: VmPaths, shares: Shares, emit: Emit) -> T
         place: where its disk is.
         shares: of the machine; no VM can be written down with the daemon of a share.
         emit: told for how long it stood still.
+        agent: in the guest, to flush its files if it is held.
+        hold: it is paused then and without its shares, and its disk is not branched.
 
     Raises:
         StateError: ``state.share_busy``: a share is in use in the guest; ``state.unsupported``.
@@ -53,19 +64,50 @@ async def capture(vm: Resident, place: VmPaths, shares: Shares, emit: Emit) -> T
     """
     name = place.directory.name
     plugging = _plugging(vm)
-    async with set_aside(shares, name, emit):
-        branch = await _begin(place, plugging)
+    async with set_aside(shares, name, emit) as aside:
+        taken = await (_held(vm, agent) if hold else _branched(vm, place, plugging))
+        aside.stays = hold
+    emit(VmCaptured(vm=name, stopped=taken.instant.stopped))
+    return taken
 
-        async def switch() -> None:
-            await plugging.branch_disk(SERIAL, place.directory / branch.after.active.name)
 
-        instant = await vm.capture(switch)
-        try:
-            await asyncio.to_thread(finish_branch, place)
-        except BaseException:
-            instant.close()
-            raise
-    emit(VmCaptured(vm=name, stopped=instant.stopped))
+async def _held(vm: Resident, agent: Agent | None) -> Taken:
+    running = not await vm.paused()
+    if agent is not None and running:
+        await _flush(agent)
+    await vm.pause()
+    try:
+        return Taken(None, await vm.capture(_nothing))
+    except BaseException:
+        if running:
+            await vm.resume()
+        raise
+
+
+async def _flush(agent: Agent) -> None:
+    """Have the guest's files be whole on its disk, for those who go on from that alone."""
+    with contextlib.suppress(GuestError, ChannelError, TimeoutError):
+        async with asyncio.timeout(_STILL):
+            await agent.freeze_data(_STILL)
+            await agent.thaw_data()
+
+
+async def _nothing() -> None:
+    """Nobody writes to the disk of a VM that is about to be ended."""
+
+
+async def _branched(vm: Resident, place: VmPaths, plugging: Pluggable) -> Taken:
+    branch = await _begin(place, plugging)
+
+    async def switch() -> None:
+        await plugging.branch_disk(SERIAL, place.directory / branch.after.active.name)
+
+    instant = await vm.capture(switch)
+    try:
+        await asyncio.to_thread(finish_branch, place)
+    except BaseException:
+        instant.close()
+        raise
     return Taken(branch, instant)
 
 
@@ -130,17 +172,25 @@ def _prepare(place: VmPaths) -> Branch:
     return branch
 
 
+@dataclass(slots=True)
+class Aside:
+    """Shares that were taken away; ``stays`` if they are not to be brought back."""
+
+    stays: bool = False
+
+
 @asynccontextmanager
-async def set_aside(shares: Shares, name: str, emit: Emit) -> AsyncIterator[None]:
+async def set_aside(shares: Shares, name: str, emit: Emit) -> AsyncIterator[Aside]:
     """Take the shares away and bring them back at the end. Raises as ``Shares.remove``."""
     removed = []
+    aside = Aside()
     try:
         for share in sorted(await shares.listed(), key=lambda share: share.guest, reverse=True):
             await shares.remove(share.guest)
             removed.append(share)
-        yield
+        yield aside
     finally:
-        for share in reversed(removed):
+        for share in () if aside.stays else reversed(removed):
             try:
                 await shares.add(share)
             except (AtollError, TimeoutError) as error:

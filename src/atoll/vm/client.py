@@ -51,17 +51,24 @@ class Control:
         return await self._call(messages.Branch(), messages.Branched)
 
     @asynccontextmanager
-    async def capture(self) -> AsyncIterator[messages.Captured]:
-        """Have the VM written down; what was written is there until the block ends."""
-        stream = self._channel.open(messages.Capture())
+    async def capture(self, *, hold: bool = False) -> AsyncIterator[messages.Captured]:
+        """Have the VM written down, as ``Capture`` says; what was written is there until the block ends."""
+        stream = self._channel.open(messages.Capture(hold=hold))
         try:
             yield await stream.reply(messages.Captured)
         finally:
             stream.cancel()
 
-    async def stop(self, *, force: bool = False, timeout: float = 30.0) -> messages.Stopped:  # noqa: ASYNC109
-        """End the guest, in order within ``timeout`` seconds, else by force."""
-        return await self._call(messages.Stop(force=force, timeout=timeout), messages.Stopped)
+    async def stop(
+        self,
+        *,
+        force: bool = False,
+        timeout: float = 30.0,  # noqa: ASYNC109
+        suspended: bool = False,
+    ) -> messages.Stopped:
+        """End the guest, in order within ``timeout`` seconds, else by force; ``suspended`` as in ``Stop``."""
+        request = messages.Stop(force=force, timeout=timeout, suspended=suspended)
+        return await self._call(request, messages.Stopped)
 
     async def pause(self) -> None:
         """Stop the vCPUs."""

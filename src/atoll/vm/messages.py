@@ -82,7 +82,12 @@ class Branched(msgspec.Struct, frozen=True):
 
 
 class Capture(Request, frozen=True, tag="vm.capture"):
-    """Have the VM written down. What was written is there until the stream is closed."""
+    """Have the VM written down. What was written is there until the stream is closed.
+
+    With ``hold`` the VM stands still until then, without its shares, and its disk is not branched.
+    """
+
+    hold: bool = False
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,10 +111,14 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stop(Request, frozen=True, tag="vm.stop"):
-    """End the guest: in order within ``timeout`` seconds, else by force; with ``force`` by force at once."""
+    """End the guest: in order within ``timeout`` seconds, else by force; with ``force`` by force at once.
+
+    With ``suspended`` it was written down for its next start.
+    """
 
     force: bool = False
     timeout: float = 30.0
+    suspended: bool = False
 
 
 class Pause(Request, frozen=True, tag="vm.pause"):

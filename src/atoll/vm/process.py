@@ -17,6 +17,7 @@ from atoll.events import Emit, Event, tee
 from atoll.hypervisor.port import ResidentHypervisor, listen
 from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan
+from atoll.vm.messages import Files
 from atoll.vm.service import Service
 from atoll.vm.supervisor import Supervisor
 
@@ -40,6 +41,7 @@ def supervise(
     emit: Emit,
     client: socket.socket | None = None,
     start: bool = False,
+    files: Files | None = None,
 ) -> int:
     """Look after the machine at ``place`` until it is at rest; the exit status.
 
@@ -50,6 +52,7 @@ def supervise(
         emit: told of everything.
         client: a connection that waits to be served, of whoever started this process.
         start: start the machine at once.
+        files: what it goes on from then.
 
     Raises:
         StoreError: its records cannot be read or written.
@@ -61,7 +64,7 @@ def supervise(
                 client.close()
             return BUSY
         stack.callback(os.close, lock)
-        return asyncio.run(_run(place, hypervisor, read_plan, emit, client, start=start))
+        return asyncio.run(_run(place, hypervisor, read_plan, emit, client, start=start, files=files))
 
 
 async def _run(
@@ -72,6 +75,7 @@ async def _run(
     client: socket.socket | None,
     *,
     start: bool,
+    files: Files | None,
 ) -> int:
     tell: list[Emit] = []
 
@@ -94,7 +98,7 @@ async def _run(
             service.server.add(client)
         if start:
             try:
-                await supervisor.start()
+                await supervisor.start(files)
             except AtollError:
                 status = 1
         await _until_over(supervisor, service)

@@ -88,7 +88,10 @@ class Service:
 
     async def _stop(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.Stop)
-        stream.reply(await _to_its_end(self._supervisor.stop(force=request.force, timeout=request.timeout)))
+        stop = self._supervisor.stop(
+            force=request.force, timeout=request.timeout, suspended=request.suspended
+        )
+        stream.reply(await _to_its_end(stop))
 
     async def _pause(self, _: bytes, stream: LocalStream) -> None:
         await _to_its_end(self._supervisor.pause())
@@ -102,8 +105,10 @@ class Service:
         branch = await _to_its_end(self._supervisor.branch())
         stream.reply(messages.Branched(branch.after.frozen, branch.size))
 
-    async def _capture(self, _: bytes, stream: LocalStream) -> None:
-        branch, instant = await _to_its_end(self._supervisor.capture())
+    async def _capture(self, payload: bytes, stream: LocalStream) -> None:
+        hold = _parse(payload, messages.Capture).hold
+        running = self._supervisor.state.phase is Phase.RUNNING
+        branch, instant = await _to_its_end(self._supervisor.capture(hold=hold))
         try:
             files = messages.Files(
                 pid=os.getpid(),
@@ -116,8 +121,8 @@ class Service:
             stream.reply(
                 messages.Captured(
                     files=files,
-                    layers=branch.after.frozen,
-                    size=branch.size,
+                    layers=branch.after.frozen if branch is not None else (),
+                    size=branch.size if branch is not None else 0,
                     vcpus=instant.vcpus,
                     memory=instant.memory,
                     stopped=instant.stopped,
@@ -128,6 +133,8 @@ class Service:
                 pass
         finally:
             instant.close()
+            if hold and running:
+                await _to_its_end(self._supervisor.release())
 
     async def _wait(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.WaitFor)

@@ -23,6 +23,7 @@ class Phase(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
+    SUSPENDED = "suspended"
 
 
 class Cause(StrEnum):
@@ -39,6 +40,7 @@ class Cause(StrEnum):
     STOP_ASKED = "stop was asked for"
     STOP_FAILED = "the stop was given up"
     STOPPED = "stopped"
+    SUSPENDED = "suspended: `atoll start` has it go on"
     POWERED_OFF = "the guest powered off"
     PANICKED = "the guest's kernel panicked"
     HYPERVISOR_DIED = "the hypervisor died"
@@ -93,7 +95,7 @@ class StateError(AtollError):
     family = "state"
 
 
-_AT_REST = (Phase.CREATED, Phase.STOPPED, Phase.FAILED)
+_AT_REST = (Phase.CREATED, Phase.STOPPED, Phase.FAILED, Phase.SUSPENDED)
 _UP = (Phase.RUNNING, Phase.PAUSED)
 _ACTIVE = (Phase.STARTING, *_UP, Phase.STOPPING)
 
@@ -109,6 +111,7 @@ TRANSITIONS: dict[Cause, tuple[tuple[Phase, ...], Phase | None]] = {
     Cause.STOP_ASKED: ((Phase.STARTING, *_UP), Phase.STOPPING),
     Cause.STOP_FAILED: ((Phase.STOPPING,), Phase.RUNNING),
     Cause.STOPPED: ((Phase.STOPPING,), Phase.STOPPED),
+    Cause.SUSPENDED: ((Phase.STOPPING,), Phase.SUSPENDED),
     Cause.POWERED_OFF: (_UP, Phase.STOPPED),
     Cause.PANICKED: (_UP, Phase.FAILED),
     Cause.HYPERVISOR_DIED: (_UP, Phase.FAILED),

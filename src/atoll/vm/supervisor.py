@@ -113,6 +113,9 @@ class Supervisor:
                     raise StateError(message, code="active", hint=f"`atoll stop {self.name}` stops it")
                 if self.state.phase in {Phase.RUNNING, Phase.PAUSED}:
                     return
+                if files is None and self.state.phase is Phase.SUSPENDED:
+                    message = f"{self.name} is suspended: it can only go on from what it was"
+                    raise StateError(message, code="suspended", hint=f"`atoll start {self.name}` does that")
                 changed = self.changed
                 if self.state.phase is not Phase.STOPPING:
                     if self.state.phase is not Phase.STARTING:
@@ -124,8 +127,17 @@ class Supervisor:
         assert starting is not None
         await self._join(starting)
 
-    async def stop(self, *, force: bool, timeout: float) -> Stopped:  # noqa: ASYNC109 - the guest's part
-        """End the guest, in order or by force; nothing happens if there is none."""
+    async def stop(
+        self,
+        *,
+        force: bool,
+        timeout: float,  # noqa: ASYNC109 - the guest's part
+        suspended: bool = False,
+    ) -> Stopped:
+        """End the guest, in order or by force; nothing happens if there is none.
+
+        With ``suspended`` it is recorded that it goes on from what was written down.
+        """
         async with self._lock:
             self._cancel_restart()
             if self._starting is not None and not self._starting.done():
@@ -141,7 +153,7 @@ class Supervisor:
                     self.vm, self.agent, self.name, self.emit, force=force, timeout=timeout
                 )
             await self._clean_up()
-            self._advance(Cause.STOPPED)
+            self._advance(Cause.SUSPENDED if suspended else Cause.STOPPED)
             return Stopped(steps)
 
     async def pause(self) -> None:
@@ -159,8 +171,8 @@ class Supervisor:
             self._advance(Cause.RESUMED)
         await self._set_clock()
 
-    async def capture(self) -> Taken:
-        """Write the VM down, which goes on.
+    async def capture(self, *, hold: bool = False) -> Taken:
+        """Write the VM down, which goes on; with ``hold`` it is paused and without shares until ``release``.
 
         Raises:
             StateError: the machine has no VM, or it cannot be written down.
@@ -170,7 +182,23 @@ class Supervisor:
             if self.state.phase is Phase.PAUSED and await self.shares.listed():
                 message = f"{self.name} is paused: its shares cannot be set aside"
                 raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
-            return await capture(self._up("written down"), self.place, self.shares, self.emit)
+            vm = self._up("written down")
+            taken = await capture(vm, self.place, self.shares, self.emit, agent=self.agent, hold=hold)
+            if hold and self.state.phase is Phase.RUNNING:
+                self._advance(Cause.PAUSED)
+            return taken
+
+    async def release(self) -> None:
+        """Let a VM go on that was held, if it is there, and give it its shares again."""
+        async with self._lock:
+            vm, agent = self.vm, self.agent
+            if vm is None or agent is None or self.state.phase is not Phase.PAUSED:
+                return
+            await vm.resume()
+            self._advance(Cause.RESUMED)
+            self.shares.connect(vm, agent, self._read_plan())
+        await self._set_clock()
+        await self.shares.mount_all()
 
     async def branch(self) -> Branch:
         """Branch the disk; what it holds is whole. Raises as ``capture``."""
