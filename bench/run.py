@@ -16,6 +16,7 @@ import density
 import forks
 import machine
 import packs
+import snapshots
 
 BENCHES = {
     "boot": boot.main,
@@ -31,6 +32,7 @@ BENCHES = {
     "hundred": density.hundred,
     "idle": density.idle,
     "packs": packs.main,
+    "snapshots": snapshots.main,
 }
 
 

@@ -108,11 +108,13 @@ async def capture(monitor: Monitor, pid: int, branch: Callable[[], Awaitable[Non
         copies = await asyncio.to_thread(_copies, pid, sources, made)
 
         async def write() -> None:
-            await branch()
-            await asyncio.gather(
-                _write(monitor, state, "capture", leave_out_shared=True),
-                asyncio.to_thread(_settle, copies.values()),
-            )
+            settled = asyncio.create_task(asyncio.to_thread(_settle, copies.values()))
+            try:
+                await branch()
+                await _write(monitor, state, "capture", leave_out_shared=True)
+            finally:
+                await asyncio.wait([settled])
+            await settled
 
         stopped = await _stopped(monitor, write)
         made.pop_all()
