@@ -51,8 +51,10 @@ def keep(place: VmPaths, layers: tuple[Layer, ...], size: int) -> None:
 
 
 def undo(place: VmPaths) -> None:
-    """Give the machine the disk that was kept. Raises ``StoreError``."""
+    """Give the machine the disk that was kept; nothing happens if none was. Raises ``StoreError``."""
     before = VmPaths(place.before)
+    if not place.before.exists():
+        return
     kept = store.read_record(_record(before), _Kept)
     link_into(before, kept.layers, place, kept.size)
     finish_branch(place)
