@@ -53,7 +53,7 @@ host:
 	@scripts/ensure-packages $(HOST_PROGRAMS)
 
 test: build host
-	$(BIN)/pytest
+	$(BIN)/python scripts/run_tests.py
 
 unit: build
 	$(BIN)/pytest tests/unit

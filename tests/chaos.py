@@ -63,7 +63,7 @@ class Commands:
                 name,
                 init="minimal",
                 disk="256M",
-                memory="192M",
+                memory="256M",
                 network=False,
                 accel="tcg",
                 config=self._config,

@@ -33,7 +33,7 @@ def running_machine(data: Path, paths: Paths, **wishes: object) -> Iterator[bloc
         kill_all_at(data)
 
 
-def eventually(condition, within: float = 10.0) -> None:
+def eventually(condition, within: float = 60.0) -> None:
     """Wait until ``condition`` holds; fail if it does not."""
     deadline = time.monotonic() + within
     while not condition():

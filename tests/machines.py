@@ -48,7 +48,7 @@ def hosted_spec(**wishes) -> MachineSpec:
         "init": Init.MINIMAL,
         "network": False,
         "accel": FAKE,
-        "boot_timeout": 30.0,
+        "boot_timeout": 60.0,
     }
     return MachineSpec(**{**defaults, **wishes})
 
@@ -59,7 +59,7 @@ def enter(
     *,
     setup: Setup | None = None,
     policy: Policy = Policy.NO,
-    boot_timeout: float = 30.0,
+    boot_timeout: float = 60.0,
 ) -> VmPaths:
     """Enter a machine of the fake hypervisor, with its plan already made."""
     place = registry.add(
@@ -137,7 +137,7 @@ def kill_all_at(directory: Path) -> None:
             os.kill(pid, KILL)
 
 
-async def until(condition, *, within: float = 20.0, what: str = ""):
+async def until(condition, *, within: float = 60.0, what: str = ""):
     """Wait until ``condition`` holds; what it returned."""
     deadline = time.monotonic() + within
     while not (found := condition()):

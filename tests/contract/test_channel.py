@@ -54,7 +54,7 @@ async def hosted():
 @pytest.fixture
 async def agent(hosted):
     agent = hosted.connect()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         await agent.ready()
         yield agent
 
@@ -178,10 +178,9 @@ async def test_end_of_input_on_a_terminal_is_the_end_of_file_character(agent):
 
 async def test_a_signal_reaches_the_whole_group(agent):
     execution = agent.start(
-        ExecStart(id="s", argv=("sh", "-c", "trap 'echo caught; exit 3' TERM; sleep 30 & wait"))
+        ExecStart(id="s", argv=("sh", "-c", "trap 'echo caught; exit 3' TERM; sleep 30 & echo up; wait"))
     )
-    await execution.started()
-    await asyncio.sleep(0.2)
+    assert await execution.stdout.read() == b"up\n"
     await execution.signal(signal.SIGTERM)
     assert (await execution.wait()).code == 3
     assert await execution.stdout.read_all() == b"caught\n"
@@ -189,7 +188,7 @@ async def test_a_signal_reaches_the_whole_group(agent):
 
 
 async def test_a_process_left_behind_does_not_keep_the_reader_waiting(agent):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(40):
         status, out, _ = await run(agent, "sh", "-c", "echo before; sleep 60 & echo after")
     assert (status.code, out) == (0, b"before\nafter\n")
 
@@ -217,7 +216,7 @@ async def test_an_unread_stream_stalls_no_other(agent):
     flood = [agent.start(ExecStart(id=f"f{n}", argv=("cat", "/dev/zero"))) for n in range(8)]
     for execution in flood:
         await execution.started()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         status, out, _ = await run(agent, "echo", "through")
     assert (status.code, out) == (0, b"through\n")
     for execution in flood:
@@ -281,7 +280,7 @@ async def test_input_that_has_ended_is_sent_again_after_the_link_lost_step(hoste
         await execution.stdin.write(bytes(900_000))
         await execution.stdin.end()
         hosted.channel.resync()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await execution.stdout.read_all() == b"900000\n"
         execution.release()
 
@@ -310,7 +309,7 @@ async def test_a_new_host_comes_into_step_whatever_the_former_one_left_on_the_li
     stale = randomness.choice([whole[: randomness.randrange(len(whole))], randomness.randbytes(500), whole])
     hosted.ours.sendall(stale)
     agent = hosted.connect()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await agent.ready()
         assert (await run(agent, "echo", "in step"))[1] == b"in step\n"
 
@@ -320,7 +319,7 @@ async def test_garbage_from_the_host_never_kills_the_agent(hosted):
     for _ in range(200):
         hosted.ours.sendall(randomness.randbytes(randomness.randrange(1, 4000)))
     agent = hosted.connect()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await agent.ready()
         await agent.ping()
 
@@ -341,7 +340,7 @@ async def test_the_agent_ends_its_commands_when_its_host_is_gone(hosted, agent):
     pid = await execution.started()
     execution.close()
     hosted.channel.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with contextlib.suppress(ProcessLookupError):
             while True:
                 os.kill(pid, 0)

@@ -58,7 +58,7 @@ async def test_a_vm_that_was_never_talked_to_can_be_closed(vm):
 async def test_a_killed_hypervisor_is_noticed_on_the_channel_and_by_its_status(vm, agent):
     waiting = asyncio.create_task(vm.wait())
     os.kill(vm.process.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await waiting == -signal.SIGKILL
         with pytest.raises(ChannelError) as caught:
             await agent.ping()
@@ -66,7 +66,7 @@ async def test_a_killed_hypervisor_is_noticed_on_the_channel_and_by_its_status(v
 
 
 async def test_a_guest_that_powers_off_is_an_exit_with_status_0(vm, agent):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await agent.poweroff(grace=0.1)
         assert await vm.wait() == 0
 
@@ -74,7 +74,7 @@ async def test_a_guest_that_powers_off_is_an_exit_with_status_0(vm, agent):
 async def test_any_number_may_wait_for_the_end(vm, agent):
     waiting = [asyncio.create_task(vm.wait()) for _ in range(3)]
     vm.process.kill()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert len(set(await asyncio.gather(*waiting))) == 1
 
 

@@ -42,7 +42,7 @@ async def test_files_are_used_through_the_supervisor(dev, guest):
         await dev.files.write(guest / "f", content)
         assert await dev.files.read(guest / "f") == content
         assert [info.name for info in await dev.files.list(guest)] == ["f"]
-        while (change := await changes.next(10)).kind != "moved":
+        while (change := await changes.next(60)).kind != "moved":
             pass
         assert change.path == f"{guest}/f"
     async with aclosing(dev.files.read_chunks("/proc/kallsyms")) as chunks:
@@ -62,7 +62,7 @@ async def test_a_watch_ends_with_its_supervisor_and_files_go_on_with_the_next(de
     os.kill(supervisor, KILL)
     await gone(supervisor)
     with pytest.raises(ChannelError):
-        await changes.next(10)
+        await changes.next(60)
     assert await changes.next() is None
     await until(lambda: dev._control is None)
     await dev.files.write(guest / "f", "after")

@@ -47,6 +47,6 @@ async def test_a_guest_that_does_not_answer_hangs(backend):
 
 
 async def test_a_hypervisor_that_dies_crashes(backend):
-    verdict = await boot_test(*backend, dies, deadline=20)
+    verdict = await boot_test(*backend, dies, deadline=60)
     assert verdict.finding is Finding.CRASHES
     assert "SIGKILL" in verdict.reason

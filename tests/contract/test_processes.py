@@ -36,7 +36,7 @@ def thread_of_the_blocking_face():
 
 @pytest.fixture
 async def box():
-    async with hosted_box() as box, asyncio.timeout(30):
+    async with hosted_box() as box, asyncio.timeout(90):
         yield box
 
 
@@ -150,7 +150,7 @@ async def test_one_who_waits_can_be_cancelled_and_the_process_goes_on(box):
         with pytest.raises(TimeoutError):
             await process.wait(timeout=0.01)
         await process.close_stdin()
-        assert (await process.wait(timeout=10)).ok
+        assert (await process.wait(timeout=60)).ok
 
 
 async def test_input_that_is_not_there_is_refused(box):
@@ -306,7 +306,7 @@ async def test_a_link_that_breaks_is_an_error_for_all_who_wait(box):
 async def dev(tmp_path):
     config = load({"data_dir": tmp_path, "cache_dir": tmp_path}, environment={}, files=()).config
     enter(tmp_path)
-    async with aio.Machine("dev", config=config) as dev, asyncio.timeout(40):
+    async with aio.Machine("dev", config=config) as dev, asyncio.timeout(100):
         await dev.start()
         yield dev
         await dev.stop(force=True)
@@ -391,7 +391,7 @@ def test_the_face_without_an_event_loop_does_the_same(tmp_path):
             process.close_stdin()
             assert list(process.stdout.lines()) == ["b", "c"]
             assert b"".join(process.stderr) == b"1\n2\n3\n"
-            assert process.wait(timeout=10).ok
+            assert process.wait(timeout=60).ok
             assert (process.stdout.offset, process.argv[0]) == (5, "sh")
         assert dev.processes() == ()
         with socket.create_server(("127.0.0.1", 0)) as server, dev.expose(server.getsockname()[1]) as exposed:
@@ -410,7 +410,7 @@ async def test_a_guest_that_resets_itself_ends_what_is_run_in_it(tmp_path):
     config = load({"data_dir": tmp_path, "cache_dir": tmp_path}, environment={}, files=()).config
     enter(tmp_path, policy=Policy.ALWAYS)
     scripts = ["kill -9 $PPID; cat", "kill -9 $PPID & yes", "(kill -9 $PPID) & cat >/dev/null"]
-    async with aio.Machine("dev", config=config) as dev, asyncio.timeout(40):
+    async with aio.Machine("dev", config=config) as dev, asyncio.timeout(100):
         for script in scripts:
             await dev.start()
             runs = [dev.run(["sleep", "60"]), dev.run(["sh", "-c", script], input=bytes(3_000_000))]

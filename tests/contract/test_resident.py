@@ -152,7 +152,7 @@ async def test_a_vm_that_is_told_to_quit_ends_and_says_so(home):
     vm = home.settle()
     await home.agent(vm)
     await vm.quit()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await vm.wait()
     assert vm.departure is Departure.QUIT
     assert not home.runs
@@ -163,7 +163,7 @@ async def test_a_paused_vm_that_is_told_to_quit_ends(home):
     await home.agent(vm)
     await vm.pause()
     await vm.quit()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await vm.wait()
 
 
@@ -186,7 +186,7 @@ async def test_a_killed_vm_is_lost_and_frees_its_lock(home):
     await vm.attach()
     waiting = [asyncio.create_task(vm.wait()) for _ in range(3)]
     os.kill(vm.process.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert set(await asyncio.gather(*waiting)) == {-signal.SIGKILL}
         with pytest.raises(ChannelError):
             await agent.ping()

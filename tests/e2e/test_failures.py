@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from builds import take_image, take_kernel
 from command import assert_error
 
 from atoll import runtime
 from atoll.image import catalog, cpio, kernel
+from atoll.paths import Paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("no_leftovers")]
 
@@ -21,14 +23,10 @@ pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("no_leftovers")]
 @pytest.fixture
 def private(tmp_path, built, paths, environment):
     """Directories of this test alone with copies of the built kernel and image."""
-    data, cache = tmp_path / "data", tmp_path / "cache"
-    image = catalog.find(paths, "debian").directory
-    shutil.copytree(image, data / "images" / image.name)
-    bundle = kernel.ensure(paths).directory
-    shutil.copytree(bundle, cache / "kernels" / bundle.name)
-    for pointer in paths.kernels.glob("default-*.json"):
-        shutil.copy(pointer, cache / "kernels")
-    return {"ATOLL_DATA_DIR": str(data), "ATOLL_CACHE_DIR": str(cache)}
+    own = Paths(data=tmp_path / "data", cache=tmp_path / "cache")
+    take_image(paths, own, "debian", copy=shutil.copy2)
+    take_kernel(paths, own, copy=shutil.copy2)
+    return {"ATOLL_DATA_DIR": str(own.data), "ATOLL_CACHE_DIR": str(own.cache)}
 
 
 def test_no_qemu(atoll, private, tmp_path):
@@ -156,8 +154,6 @@ def test_an_unknown_variable_is_an_error_with_the_nearest_name(atoll):
 
 
 def paths_of(private):
-    from atoll.paths import Paths
-
     return Paths(data=Path(private["ATOLL_DATA_DIR"]), cache=Path(private["ATOLL_CACHE_DIR"]))
 
 

@@ -20,8 +20,10 @@ import subprocess
 import time
 
 import pytest
+from builds import take_image
 from command import COMMAND, assert_error
-from machines import hosted_spec, kill_all_at, processes_at
+from guests import eventually
+from machines import hosted_spec, kill_all_at, processes_at, recorded
 
 import atoll
 from atoll.cli.main import main
@@ -36,25 +38,14 @@ pytestmark = pytest.mark.vm
 PATIENCE = 120
 
 
-def link_or_copy(source, target):
-    """Another name for the file, or a copy where the file system is another."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def images_into(paths, data):
-    shutil.copytree(paths.images, data / "images", copy_function=link_or_copy)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, paths, built):
-    """A data directory of these tests alone, with the images that are built; nothing is left running."""
+    """A data directory of these tests alone, with images; nothing is left running."""
     place = tmp_path_factory.mktemp("machines") / "data"
-    images_into(paths, place)
+    for image in ("debian", "debian-machine"):
+        take_image(paths, Paths(data=place, cache=paths.cache), image)
     yield place
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (left := processes_at(place)) and time.monotonic() < deadline:  # the last supervisors are leaving
         time.sleep(0.05)
     kill_all_at(place)
@@ -78,8 +69,8 @@ def settings(data, paths):
 def cli(atoll, settings):
     """Run the command there."""
 
-    def run(*words, **options):
-        return atoll(*words, env=settings, **options)
+    def run(*words, cold=False, **options):
+        return atoll(*words, env={**settings, "ATOLL_COLD": "yes" if cold else "no"}, **options)
 
     return run
 
@@ -587,7 +578,7 @@ def test_an_edit_takes_effect_at_the_next_start(succeed, cli, data):
         assert b"hint: " in done.stderr
         assert (data / "machines" / "edited" / "machine.json").read_bytes() == before
     succeed("edit", "edited", "ports=", "ready_probe=", "restart=no")
-    succeed("start", "edited")
+    succeed("start", "edited", cold=True)  # nothing else has its size
     told = succeed("exec", "edited", "--", "sh", "-c", 'echo "$(nproc)|$A|$B|$PWD|$(id -un)"')
     assert told == "2|1, 2|3|/usr|bob\n"
     assert "takes effect" in succeed("edit", "edited", "cpus=1")
@@ -650,11 +641,15 @@ def test_a_damaged_file_is_refused_and_nothing_is_left(succeed, cli, rested, tmp
 
 
 @pytest.fixture
-def hosted(data, paths):
+def places(data, paths):
+    return Paths(data=data, cache=paths.cache)
+
+
+@pytest.fixture
+def hosted(places):
     """A machine whose guest is the agent alone, as a process of the host: it starts in no time."""
 
     def make(name, **wishes):
-        places = Paths(data=data, cache=paths.cache)
         registry.add(places, name, hosted_spec(**wishes), lambda place: place.data.touch())
         return name
 
@@ -687,7 +682,7 @@ def test_a_restart_is_a_stop_and_a_start(succeed, hosted):
 
 def test_a_machine_is_looked_after_in_the_foreground(spawn, succeed, cli, rested):
     child = spawn("supervise", rested, stderr=subprocess.PIPE)
-    assert succeed("wait", "--for", "running", "--timeout", "60", rested) == "running\n"
+    assert succeed("wait", "--for", "running", "--timeout", "100", rested) == "running\n"
     assert_error(cli("supervise", rested), "usage.supervised")
     assert succeed("exec", rested, "cat", "/root/mark") == "kept\n"
     child.send_signal(signal.SIGTERM)
@@ -697,13 +692,12 @@ def test_a_machine_is_looked_after_in_the_foreground(spawn, succeed, cli, rested
     assert state_of(succeed, rested)["phase"] == "stopped"
 
 
-def test_a_killed_command_line_leaves_the_start_to_its_supervisor(spawn, succeed, rested):
+def test_a_killed_command_line_leaves_the_start_to_its_supervisor(spawn, succeed, rested, places):
+    place = places.machine(rested)
     child = spawn("start", rested)
-    deadline = time.monotonic() + PATIENCE
-    while state_of(succeed, rested)["phase"] != "starting":
-        assert time.monotonic() < deadline
+    eventually(lambda: recorded(place).phase in {"starting", "running"})
     child.kill()
-    assert succeed("wait", "--for", "running", "--timeout", "60", rested) == "running\n"
+    assert succeed("wait", "--for", "running", "--timeout", "100", rested) == "running\n"
     succeed("stop", "--force", rested)
     assert state_of(succeed, rested)["phase"] == "stopped"
 
@@ -735,11 +729,9 @@ def test_the_block_for_ssh_is_printed_or_installed_once(succeed, settings, data)
     assert stat.S_IMODE(os.stat(config).st_mode) == 0o600
 
 
-def test_plain_ssh_reaches_a_machine_with_systemd(succeed, cli, paths, environment, settings, tmp_path):
+def test_plain_ssh_reaches_a_machine_with_systemd(succeed, cli, environment, settings, tmp_path):
     if shutil.which("ssh") is None:
         pytest.skip("there is no ssh here")
-    if not list(paths.images.glob("debian-machine+*")):
-        pytest.skip("the image debian-machine is not built here")
     succeed("create", "full", "--start")
     try:
         assert succeed("ssh", "full", "hostname") == "full\n"

@@ -39,7 +39,7 @@ async def ask(peer, answer):
     asking = asyncio.create_task(channel.call(Ping(), Pong))
     await asyncio.sleep(0)
     await asyncio.get_running_loop().sock_sendall(theirs, answer)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         return await asking
 
 

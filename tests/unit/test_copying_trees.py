@@ -48,7 +48,7 @@ async def pair():
     guest = TreeGuest(theirs)
     serving = asyncio.create_task(guest.serve())
     channel = Channel(ours)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await channel.ready()
         guest.channel = channel
         yield Agent(channel), guest
@@ -534,6 +534,7 @@ async def test_a_copy_that_is_cancelled_leaves_nothing_half_written(agent, guest
     with pytest.raises(asyncio.CancelledError):
         await copying
     assert [path.name for path in (disk / "t").iterdir()] == ["whole"]
+    await until(lambda: guest.resets)
     await asyncio.sleep(0.05)
     assert len(guest.resets) == 1
 

@@ -28,7 +28,7 @@ def inside(script, source, *, read_only):
     users = (Range(0, os.geteuid()),) if os.geteuid() else ()
     groups = (Range(0, os.getegid()),) if os.geteuid() else ()
     words = enclosed(("/bin/sh", "-c", script), str(source), read_only=read_only, users=users, groups=groups)
-    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=20, cwd="/")
+    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=60, cwd="/")
 
 
 def test_what_is_shared_can_be_written(tmp_path):
@@ -62,7 +62,7 @@ def test_what_is_mounted_below_a_read_only_share_cannot_be_written_either(tmp_pa
         check=False,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     assert "Read-only file system" in ended.stderr
 
@@ -96,7 +96,7 @@ def test_an_ordinary_user_is_root_there_and_stays_who_it_is_outside():
             check=False,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
             cwd="/",
         )
         assert (ended.stdout, ended.stderr) == ("0\n", "")

@@ -25,7 +25,7 @@ def path(tmp_path):
 
 
 def until(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -87,7 +87,7 @@ class TestLock:
         path, taken = tmp_path / "change.lock", []
 
         def wait():
-            with store.lock(path, wait=10):
+            with store.lock(path, wait=60):
                 taken.append(os.stat(path).st_ino)
 
         with store.lock(path):
@@ -97,7 +97,7 @@ class TestLock:
             path.rename(tmp_path / "old.lock")
             path.touch()
             fresh = path.stat().st_ino
-        waiter.join(10)
+        waiter.join(60)
         assert taken == [fresh]
 
     def test_a_lock_of_its_own_directory_does_not_make_it(self, tmp_path):
@@ -201,8 +201,8 @@ class TestAdopted:
         assert adopted.poll() is None
         assert adopted.wait(0.01) is None
         adopted.kill()
-        assert adopted.wait(10) == UNKNOWN_STATUS
-        assert sleeper.wait(10) == -signal.SIGKILL
+        assert adopted.wait(60) == UNKNOWN_STATUS
+        assert sleeper.wait(60) == -signal.SIGKILL
         adopted.kill()
         adopted.send(signal.SIGTERM)
         adopted.close()

@@ -38,7 +38,7 @@ def is_running(pid):
     return stat[stat.rindex(")") + 2] != "Z"
 
 
-def wait_until(condition, seconds=10.0):
+def wait_until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -74,15 +74,15 @@ class TestRun:
 
     def test_a_program_that_runs_too_long_is_killed(self):
         began = time.monotonic()
-        error = failed(process.run, ["sleep", "30"], timeout=0.2)
+        error = failed(process.run, ["sleep", "90"], timeout=0.2)
         assert error.message == "sleep took longer than 0.2 s"
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
 
     def test_a_program_whose_children_hold_its_output_open_is_not_waited_for_past_its_time(self):
         began = time.monotonic()
-        error = failed(sh, "sleep 20 & echo $!; wait", timeout=0.2)
+        error = failed(sh, "sleep 90 & echo $!; wait", timeout=0.2)
         assert "took longer" in error.message
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
 
     def test_a_program_within_its_time_is_left_alone(self):
         assert sh("echo x", timeout=30).stdout == b"x\n"
@@ -108,12 +108,17 @@ class TestRun:
     def test_it_starts_in_the_directory_that_was_asked_for(self, tmp_path):
         assert process.run(["pwd", "-P"], cwd=tmp_path).stdout.decode().strip() == str(tmp_path.resolve())
 
-    def test_lines_of_stderr_are_told_as_they_come_beside_a_large_output(self):
+    def test_lines_of_stderr_are_told_as_they_come_beside_a_large_output(self, tmp_path):
         told = []
-        script = "echo one >&2; sleep 0.4; head -c 300000 /dev/zero; echo two >&2; printf three >&2"
-        done = sh(script, on_line=lambda line: told.append((line, time.monotonic())))
-        assert [line for line, _ in told] == ["one", "two", "three"]
-        assert told[1][1] - told[0][1] > 0.3
+
+        def on_line(line):
+            told.append(line)
+            (tmp_path / line).touch()
+
+        waits = f"while ! test -e {tmp_path}/one; do sleep 0.01; done"
+        script = f"echo one >&2; {waits}; head -c 300000 /dev/zero; echo two >&2; printf three >&2"
+        done = sh(script, on_line=on_line, timeout=60)
+        assert told == ["one", "two", "three"]
         assert len(done.stdout) == 300_000
         assert done.stderr == b"one\ntwo\nthree"
 
@@ -124,8 +129,8 @@ class TestRun:
         before = open_descriptors()
         began = time.monotonic()
         with pytest.raises(KeyError):
-            process.run([SH, "-c", "echo line >&2; exec sleep 30"], on_line=refuse)
-        assert time.monotonic() - began < 5
+            process.run([SH, "-c", "echo line >&2; exec sleep 90"], on_line=refuse)
+        assert time.monotonic() - began < 60
         wait_until(lambda: open_descriptors() <= before)
 
     def test_its_end_is_an_event_whether_it_failed_or_not(self):

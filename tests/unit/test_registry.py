@@ -86,7 +86,7 @@ def test_of_many_that_want_a_name_at_once_one_gets_it_and_the_others_are_told(pa
     for racer in racers:
         racer.start()
     start.set()
-    ends = dict(results.get(timeout=20) for _ in racers)
+    ends = dict(results.get(timeout=60) for _ in racers)
     for racer in racers:
         racer.join()
         racer.close()
@@ -236,10 +236,10 @@ def test_a_machine_with_a_vm_is_neither_removed_nor_renamed(paths):
 def test_a_supervisor_that_is_about_to_leave_is_waited_for(paths):
     place = make(paths)
     lock = store.hold(place.supervisor_lock)
-    threading.Timer(0.3, os.close, [lock]).start()
     began = time.monotonic()
+    threading.Timer(0.3, os.close, [lock]).start()
     remove(paths, "dev")
-    assert 0.25 < time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.3
 
 
 def test_no_supervisor_comes_while_a_machine_is_kept_at_rest(paths):
@@ -268,7 +268,7 @@ def test_a_command_that_waited_for_a_machine_that_is_removed_does_not_bring_it_b
         waiter.start()
         time.sleep(0.1)
         registry.forget(paths, machine)
-    waiter.join(10)
+    waiter.join(60)
     assert ends == ["store.missing"]
     assert os.listdir(paths.machines) == []
 
@@ -287,7 +287,7 @@ def test_a_command_that_waited_for_a_machine_that_is_replaced_changes_the_new_on
         time.sleep(0.1)
         registry.forget(paths, machine)
         make(paths, image="new")
-    waiter.join(10)
+    waiter.join(60)
     assert seen == ["new"]
 
 

@@ -269,8 +269,10 @@ def start(script, *arguments):
     return child
 
 
-def kill_at_a_random_instant(script, directory):
+def kill_at_a_random_instant(script, directory, *, once=lambda: True):
     child = start(script, directory)
+    while not once():
+        time.sleep(0.005)
     time.sleep(random.uniform(0.001, 0.06))
     child.kill()
     assert child.wait() == -signal.SIGKILL
@@ -280,13 +282,13 @@ def kill_at_a_random_instant(script, directory):
 def test_a_record_whose_writer_is_killed_at_any_instant_is_one_of_the_whole_versions(tmp_path):
     path = tmp_path / "record.json"
     seen = set()
-    for _ in range(12):
-        kill_at_a_random_instant(WRITER, tmp_path)
+    for last in (*[False] * 11, True):
+        kill_at_a_random_instant(WRITER, tmp_path, once=path.exists if last else lambda: True)
         if path.exists():
             record = store.read_record(path, Record)
             assert record.text == str(record.number) * 2000
             seen.add(record.number)
-    assert seen, "no writer got as far as one version"
+    assert seen
 
 
 def test_a_directory_that_is_being_replaced_is_there_at_every_instant(tmp_path):
@@ -309,10 +311,9 @@ def test_a_directory_that_is_being_replaced_is_there_at_every_instant(tmp_path):
 
 
 def test_a_directory_whose_publisher_is_killed_at_any_instant_is_there_and_whole(tmp_path):
-    published = False
-    for _ in range(12):
-        kill_at_a_random_instant(PUBLISHER, tmp_path)
-        final = tmp_path / "image"
+    published, final = False, tmp_path / "image"
+    for last in (*[False] * 11, True):
+        kill_at_a_random_instant(PUBLISHER, tmp_path, once=final.exists if last else lambda: True)
         assert final.exists() or not published, "the former directory is lost"
         if final.exists():
             published = True
@@ -344,7 +345,7 @@ def hold(path):
 def let_go(child):
     child.stdin.close()
     child.stdout.close()
-    assert child.wait(timeout=10) == 0
+    assert child.wait(timeout=60) == 0
 
 
 def test_a_lock_keeps_another_process_out_until_it_is_free(tmp_path):
@@ -354,7 +355,7 @@ def test_a_lock_keeps_another_process_out_until_it_is_free(tmp_path):
     with pytest.raises(StoreError) as caught, store.lock(path, wait=0.2):
         pass
     assert caught.value.code == "store.busy"
-    assert 0.2 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.2
     let_go(child)
     with store.lock(path, wait=0):
         pass

@@ -11,7 +11,7 @@ from atoll import threads
 
 def test_each_item_is_taken_once_by_all_threads_together():
     taken = []
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
 
     def work(items):
         for item in items:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
 
@@ -14,9 +13,7 @@ ON_X86_64 = os.uname().machine == "x86_64"
 
 @pytest.mark.skipif(not ON_X86_64, reason="only x86_64 has this counter")
 def test_the_rate_is_plausible_and_two_measurements_agree_within_a_thousandth():
-    began = time.monotonic()
     first, second = measure_khz(), measure_khz()
-    assert time.monotonic() - began < 5
     assert 500_000 < first < 8_000_000
     assert abs(first - second) <= first / 1000
 

@@ -151,7 +151,7 @@ class Run:
                 if entry.machine.supervised and not entry.machine.state.active
             ]
 
-        await until(lambda: not leaving(), within=30, what="supervisors of machines at rest stay")
+        await until(lambda: not leaving(), within=60, what="supervisors of machines at rest stay")
 
     async def _settled(self, name):
         """The machine, once its supervisor has written down what befell it in the last moment."""
@@ -162,7 +162,7 @@ class Run:
             told = store.is_held(machine.place.vm_lock) is machine.state.active
             return machine if told and not transient else None
 
-        return await until(settled, within=30, what=f"{name} is not what it says")
+        return await until(settled, within=60, what=f"{name} is not what it says")
 
     async def _compare(self, name):
         """The record and what really is.
@@ -171,7 +171,7 @@ class Run:
         hypervisor that ends holds its lock until the last of its threads is gone: what does not fit is looked
         at again. What is wrong for good stays wrong.
         """
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while True:
             machine = await self._settled(name)
             try:
@@ -206,7 +206,7 @@ class Run:
             registry.forget(self.config.paths, machine)
         assert os.listdir(machines) == []
         # A supervisor has given its lock back some moments before its process is gone.
-        await until(lambda: not processes_at(self.data), within=15, what=f"{processes_at(self.data)} stay")
+        await until(lambda: not processes_at(self.data), within=60, what=f"{processes_at(self.data)} stay")
 
 
 @pytest.fixture

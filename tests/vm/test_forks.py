@@ -26,6 +26,12 @@ async def count(box):
     return int(result.stdout)
 
 
+async def has_the_time(box):
+    before = time.time()
+    shown = float((await box.run(["date", "+%s.%N"], check=True)).stdout)
+    assert before - 0.2 < shown < time.time() + 0.2
+
+
 async def counts_on(box):
     before = await count(box)
     while await count(box) == before:  # noqa: ASYNC110 - only asking again tells
@@ -117,6 +123,7 @@ async def test_a_fork_that_is_cancelled_or_fails_leaves_no_copy_and_the_sandbox_
 async def test_a_paused_sandbox_stands_still_and_its_clock_is_right_after(config):
     async with aio.Sandbox("debian", config=config) as box:
         await box.run(["sh", "-c", COUNTER], check=True)
+        counted = await count(box)
         await box.pause()
         pending = asyncio.create_task(count(box))
         done, _ = await asyncio.wait([pending], timeout=1.0)
@@ -129,8 +136,8 @@ async def test_a_paused_sandbox_stands_still_and_its_clock_is_right_after(config
         done, _ = await asyncio.wait([pending], timeout=0.2)
         assert not done
         await box.resume()
-        assert await pending < 15
-        assert abs(float((await box.run(["date", "+%s.%N"])).stdout) - time.time()) < 0.3
+        assert await pending < counted + 15
+        await has_the_time(box)
         await counts_on(box)
 
 
@@ -144,7 +151,7 @@ async def test_a_pool_gives_out_sandboxes_that_are_up_and_fills_again(config):
             assert who[0][0] == boxes[0].name
             assert all(one != other for one, other in zip(*who, strict=True))
             assert (await boxes[0].run(["sh", "-c", "echo $A"])).stdout == "b\n"
-            assert abs(float((await boxes[1].run(["date", "+%s.%N"])).stdout) - time.time()) < 0.3
+            await has_the_time(boxes[1])
             await pool.filled()
             assert pool.ready == 2
         finally:
@@ -202,7 +209,7 @@ async def test_a_pool_whose_sandboxes_cannot_be_made_says_so_and_ends(config):
 
     told = asyncio.Event()
     async with aio.Pool("nonsuch", size=1, config=config, on_event=on_event) as pool:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await told.wait()
         with pytest.raises(atoll.ImageError):
             await pool.claim()

@@ -1,10 +1,12 @@
 """The real thing: Debian's kernel through apt and a Debian root by mmdebstrap, kept between runs."""
 
 import pytest
+from builds import take_kernel
 
 from atoll import process
 from atoll.errors import ImageError, ProcessError
 from atoll.image import catalog, debian, erofs, kernel, machine, vmlinux
+from atoll.paths import Paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
@@ -42,17 +44,15 @@ def test_debians_cloud_kernel_becomes_a_bundle(made):
     erofs.check_file(made.modules)
 
 
-def test_a_new_agent_needs_neither_network_nor_unpacking(paths, made, tmp_path):
+def test_a_new_agent_needs_neither_network_nor_unpacking(paths, agent, tmp_path):
+    own = Paths(data=tmp_path, cache=tmp_path)  # others use the first bundle meanwhile
+    first = take_kernel(paths, own, agent=agent)
     other = tmp_path / "agent"
     other.write_bytes(b"another agent")
-    second = kernel.ensure(paths, agent=other)
-    try:
-        assert second.manifest.origin == made.manifest.origin
-        assert second.vmlinux.samefile(made.vmlinux)
-    finally:
-        made_by = kernel.agent_path(made.manifest.architecture)
-        kernel.ensure(paths, agent=made_by if made_by.exists() else paths.cache / "no-agent")
-        kernel.prune(paths)
+    second = kernel.ensure(own, agent=other)
+    assert second.manifest.origin == first.manifest.origin
+    assert second.vmlinux.samefile(first.vmlinux)
+    assert kernel.prune(own) == [first.directory.name]
 
 
 def test_the_debian_image_has_what_it_promises_and_nothing_of_the_host(image):
@@ -99,18 +99,14 @@ def test_a_suite_that_does_not_exist_is_named_with_the_tools_words(paths):
     assert caught.value.hint
 
 
-def test_two_builds_give_the_same_bytes(image):
-    built_again = image.root.with_name("again.erofs")
-    try:
-        manifest = debian.build(
-            built_again,
-            name=image.manifest.name,
-            suite=image.manifest.suite,
-            architecture=image.manifest.architecture,
-            recipe=catalog.RECIPES[image.manifest.name.partition(":")[0]],
-        )
-    finally:
-        built_again.unlink(missing_ok=True)
+def test_two_builds_give_the_same_bytes(image, tmp_path_factory):
+    manifest = debian.build(
+        tmp_path_factory.mktemp("again") / "root.erofs",
+        name=image.manifest.name,
+        suite=image.manifest.suite,
+        architecture=image.manifest.architecture,
+        recipe=catalog.RECIPES[image.manifest.name.partition(":")[0]],
+    )
     if manifest.packages != image.manifest.packages:
         pytest.skip("the archive has newer packages than the cached image")
     assert manifest.digest == image.manifest.digest

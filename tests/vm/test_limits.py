@@ -51,12 +51,12 @@ async def test_its_time_ends_it_with_whatever_it_does(config):
 
 @pytest.mark.usefixtures("no_leftovers")
 async def test_the_time_of_one_in_a_pool_begins_when_it_is_claimed(config):
-    async with aio.Pool("debian", size=1, config=config, ttl=1.0, idle_timeout=0.5) as pool:
+    async with aio.Pool("debian", size=1, config=config, ttl=2.0, idle_timeout=1.0) as pool:
         await pool.filled()
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2.2)
         async with await pool.claim() as box:
             assert (await box.run(["echo", "here"])).stdout == "here\n"
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await box.vm.wait()
 
 
@@ -64,7 +64,7 @@ async def test_the_time_of_one_in_a_pool_begins_when_it_is_claimed(config):
 async def test_one_that_nobody_uses_is_closed_and_one_that_works_is_not(config):
     async with aio.Sandbox("debian", config=config, idle_timeout=0.5) as box:
         assert (await box.run(["sleep", "1.2"])).ok
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await box.vm.wait()
         with pytest.raises(StateError, match="nobody used it"):
             await box.run(["true"])

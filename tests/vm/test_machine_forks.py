@@ -31,7 +31,7 @@ def host(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory, paths, host):
     with running_machine(
-        tmp_path_factory.mktemp("data"), paths, disk="256M", memory="192M", mounts=[f"{host}:/mnt/host"]
+        tmp_path_factory.mktemp("data"), paths, disk="256M", memory="256M", mounts=[f"{host}:/mnt/host"]
     ) as machine:
         yield machine
 
@@ -77,15 +77,15 @@ def test_copies_have_memory_processes_and_disk_and_go_on_apart(dev):
 
 
 def test_what_was_plugged_in_is_in_the_copy_and_a_copy_can_be_copied(dev):
-    dev.resize(memory="256M")
-    output(dev, "mkdir -p /mnt/m; mount -t tmpfs -o size=200m m /mnt/m; head -c 1M /dev/urandom > /mnt/m/1")
-    output(dev, "cd /mnt/m; for i in $(seq 140); do cat 1; done > many")
+    dev.resize(memory="384M")
+    output(dev, "mkdir -p /mnt/m; mount -t tmpfs -o size=300m m /mnt/m; head -c 10M /dev/urandom > /mnt/m/1")
+    output(dev, "cd /mnt/m; for i in $(seq 20); do cat 1; done > many")
     with copied(dev, "one") as (one,), copied(one, "two") as (two,):
         dev.pause()
-        same = "cd /mnt/m; for i in $(seq 140); do cat 1; done | cmp - many && echo same"
+        same = "cd /mnt/m; for i in $(seq 0 19); do cmp -n 10M -i 0:${i}0M 1 many || exit; done; echo same"
         assert output(two, same) == "same\n"
-        assert two.memory().size == 256 * MIB
-        assert two.resize(memory="320M") == {"memory": "now"}
+        assert two.memory().size == 384 * MIB
+        assert two.resize(memory="448M") == {"memory": "now"}
     dev.resume()
     output(dev, "umount /mnt/m")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -63,9 +62,7 @@ def test_what_was_asked_for_at_the_making_is_there_when_the_machine_runs(dev, ho
 
 
 def test_a_directory_is_shared_while_the_machine_runs_and_taken_away_again(dev, host):
-    began = time.monotonic()
     dev.share(host / "now", "/mnt/new/now")
-    assert time.monotonic() - began < 5
     assert sh(dev, "cat /mnt/new/now/file").stdout == "now\n"
     assert [share.guest for share in dev.spec.shares] == ["/mnt/always", "/mnt/new/now"]
     daemon = daemons(dev)["/mnt/new/now"]
@@ -162,7 +159,7 @@ def test_shares_outlive_the_supervisor_and_the_next_one_can_take_them_away(dev):
 def test_a_daemon_that_is_killed_is_replaced(dev):
     killed = daemons(dev)["/mnt/always"]
     os.kill(killed, signal.SIGKILL)
-    eventually(lambda: daemons(dev).get("/mnt/always") not in {killed, None}, 20)
+    eventually(lambda: daemons(dev).get("/mnt/always") not in {killed, None})
     eventually(lambda: sh(dev, "cat /mnt/always/file").stdout == "always\n")
 
 
@@ -177,7 +174,7 @@ def test_what_was_added_while_it_ran_is_there_after_a_reboot(dev, host):
 def reboot(machine):
     before = machine.status().vm
     sh(machine, "sync; (sleep 0.2; echo b > /proc/sysrq-trigger) >/dev/null 2>&1 &")
-    eventually(lambda: machine.status().vm not in {before, 0}, 20)
+    eventually(lambda: machine.status().vm not in {before, 0})
     machine.wait(Phase.RUNNING, timeout=60)
 
 
@@ -187,7 +184,7 @@ def test_no_daemon_is_left_when_supervisor_and_hypervisor_are_killed(dev):
     children = [child for pid in left.values() for child in children_of(pid)]
     os.kill(status.supervisor, signal.SIGKILL)
     os.kill(status.vm, signal.SIGKILL)
-    eventually(lambda: not any(alive(pid) for pid in (*left.values(), *children)), 5)
+    eventually(lambda: not any(alive(pid) for pid in (*left.values(), *children)))
     dev.close()
     eventually(lambda: dev.state.phase is Phase.FAILED)
 

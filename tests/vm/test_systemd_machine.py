@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 from guests import eventually
@@ -62,7 +63,8 @@ def test_the_guest_knows_its_name_its_network_and_the_time(dev):
     assert ran(dev, "getent hosts dev").split()[-1] == "dev"
     assert "10.0.2.15/24" in ran(dev, "ip -brief address show eth0")
     assert ran(dev, "ip route show default").split()[2] == "10.0.2.2"
-    assert abs(float(ran(dev, "date +%s.%N")) - float(subprocess.check_output(["date", "+%s.%N"]))) < 1
+    before = time.time()
+    assert before - 1 < float(ran(dev, "date +%s.%N")) < time.time() + 1
     assert ran(dev, "cat /etc/machine-id") == dev.spec.id
 
 
@@ -71,7 +73,7 @@ def test_what_is_deleted_leaves_the_host_s_file(dev):
     ran(dev, "dd if=/dev/urandom of=/var/tmp/large bs=1M count=64 2>/dev/null; sync")
     full = disk.stat().st_blocks * 512
     ran(dev, "rm /var/tmp/large; sync")
-    eventually(lambda: disk.stat().st_blocks * 512 < full - (60 << 20), within=20)
+    eventually(lambda: disk.stat().st_blocks * 512 < full - (60 << 20), within=60)
 
 
 def test_a_guest_under_pressure_leaves_a_clean_disk_when_it_is_stopped(dev):
