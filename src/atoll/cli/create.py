@@ -61,6 +61,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ready-probe", metavar="PORT|COMMAND", help="what must work before it counts as running"
     )
+    parser.add_argument(
+        "--idle-suspend", default="0", metavar="TIME", help="suspend it when it has done nothing for so long"
+    )
     parser.add_argument("--start", action="store_true", help="start it, too")
     parser.add_argument("--json", action="store_true", help="print the machine as JSON")
     parser.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
@@ -106,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         network=arguments.network,
         restart=arguments.restart,
         ready_probe=arguments.ready_probe,
+        idle_suspend=arguments.idle_suspend,
     )
     create(config, arguments.name, wishes, emit)
     machine = Machine(arguments.name, config=config, on_event=emit)

@@ -104,7 +104,7 @@ class Checkpoints(Supervised):
             if disk_only:
                 disk = Disk(*msgspec.structs.astuple(await control.branch()))
                 return await asyncio.to_thread(make, self._paths, machine, wish, disk, None, self._emit)
-            async with control.capture() as captured:
+            async with control.capture(flush=True) as captured:
                 disk = Disk(captured.layers, captured.size)
                 return await asyncio.to_thread(make, self._paths, machine, wish, disk, captured, self._emit)
 
@@ -122,7 +122,7 @@ class Checkpoints(Supervised):
         async with self._changing() as machine:
             control = await self._active("suspended")
             await self._follow(control)
-            async with control.capture(hold=True) as captured:
+            async with control.capture(hold=True, flush=True) as captured:
                 known = catalog.listed(self._paths, machine.spec.id)
                 await asyncio.to_thread(suspending.keep, machine, captured, known)
                 await control.stop(force=True, suspended=True)

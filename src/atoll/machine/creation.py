@@ -24,6 +24,7 @@ from atoll.machine.spec import (
     check_name,
     check_user,
     parse_forward,
+    parse_idle,
     parse_probe,
     parse_share,
     reference_of,
@@ -61,6 +62,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     network: bool = True
     restart: str = "no"
     ready_probe: str | None = None
+    idle_suspend: str | float = 0.0
 
 
 def parse_disk(size: str | int) -> int:
@@ -97,6 +99,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         restart=choose(Policy, wishes.restart, "restart"),
         probe=parse_probe(wishes.ready_probe) if wishes.ready_probe is not None else None,
         boot_timeout=config.boot_timeout,
+        idle_suspend=parse_idle(wishes.idle_suspend),
     )
 
 

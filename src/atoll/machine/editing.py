@@ -19,7 +19,15 @@ from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
 from atoll.machine.registry import Fill, Named
-from atoll.machine.spec import MachineSpec, Share, check_user, parse_forward, parse_probe, parse_share
+from atoll.machine.spec import (
+    MachineSpec,
+    Share,
+    check_user,
+    parse_forward,
+    parse_idle,
+    parse_probe,
+    parse_share,
+)
 from atoll.paths import Paths, VmPaths
 from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import PLAIN, read_chain, require_files, size_of
@@ -42,6 +50,7 @@ EDITABLE = {
     "accel": "auto, kvm or tcg",
     "restart": "no, on-failure or always",
     "ready_probe": "a TCP port or a command; empty for none",
+    "idle_suspend": "time such as 10m after which it is suspended if it does nothing; 0 for never",
     "boot_timeout": "seconds in which it must be up",
 }
 
@@ -108,6 +117,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ports": ("forwards", lambda value: tuple(parse_forward(item) for item in _items(value))),
     "network": ("network", _yes_or_no),
     "restart": ("restart", lambda value: choose(Policy, value, "restart")),
+    "idle_suspend": ("idle_suspend", parse_idle),
     "ready_probe": ("probe", lambda value: parse_probe(value) if value else None),
 }
 
@@ -139,6 +149,7 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "ports": lambda spec: ",".join(_show_port(forward) for forward in spec.forwards),
     "network": lambda spec: "yes" if spec.network else "no",
     "ready_probe": _show_probe,
+    "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",
     "boot_timeout": lambda spec: f"{spec.boot_timeout:g}",
 }
 

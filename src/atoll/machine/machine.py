@@ -56,6 +56,7 @@ class Machine(Checkpoints):
         accel: str | None = None,
         restart: str = "no",
         ready_probe: str | None = None,
+        idle_suspend: str | float = 0.0,
         boot_timeout: float | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
@@ -80,6 +81,8 @@ class Machine(Checkpoints):
             accel: ``auto``, ``kvm`` or ``tcg``.
             restart: ``no``, ``on-failure`` or ``always``: what follows when the guest ends by itself.
             ready_probe: a TCP port or a shell command that must work before it counts as running.
+            idle_suspend: such as ``"10m"``, or seconds, after which it is suspended if it does nothing and
+                nobody uses it; 0 for never.
             boot_timeout: seconds in which it must be up.
             config: resolved settings; by default those of this user.
             on_event: told of everything that happens.
@@ -110,6 +113,7 @@ class Machine(Checkpoints):
             network=network,
             restart=restart,
             ready_probe=ready_probe,
+            idle_suspend=idle_suspend,
         )
         await asyncio.to_thread(create, settings, name, wishes, on_event)
         return cls(name, config=settings, on_event=on_event)

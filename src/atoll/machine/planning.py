@@ -97,6 +97,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         ),
         policy=spec.restart,
         boot_timeout=spec.boot_timeout,
+        idle_suspend=spec.idle_suspend,
         disk=spec.disk,
         origin=runtime.machine_origin(settings, base, machine, kind, emit=emit),
     )

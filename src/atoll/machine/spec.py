@@ -23,6 +23,7 @@ __all__ = [
     "check_user",
     "mac_of",
     "parse_forward",
+    "parse_idle",
     "parse_probe",
     "parse_share",
     "reference_of",
@@ -31,6 +32,8 @@ __all__ = [
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _GIB = 1 << 30
+_IDLE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Init(StrEnum):
@@ -62,6 +65,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         restart: what follows when the guest ends by itself.
         probe: what must work before it counts as running.
         boot_timeout: seconds in which the guest must be up.
+        idle_suspend: seconds after which a machine that does nothing is suspended; 0 for never.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -86,6 +90,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     restart: Policy = Policy.NO
     probe: Probe | None = None
     boot_timeout: float = 60.0
+    idle_suspend: float = 0.0
 
 
 def check_name(name: str) -> str:
@@ -144,6 +149,16 @@ def parse_forward(text: str) -> Forward:
         hint = "write HOST:GUEST, as 8080:80 or 0.0.0.0:8080:80, with /udp behind it for UDP"
         raise UsageError(f"-p {text}: malformed", code="port", hint=hint)
     return Forward(ports[0], ports[1], found[4] or "tcp", found[1] or "127.0.0.1")
+
+
+def parse_idle(text: str | float) -> float:
+    """Seconds such as ``10m``; 0 for never. Raises ``UsageError``: ``usage.idle``."""
+    match = _IDLE.fullmatch(str(text) or "0")
+    seconds = float(match[1]) * _UNITS[match[2] or "s"] if match is not None else -1.0
+    if seconds < 0 or 0 < seconds < 1:
+        hint = "write a number with s, m or h, such as 10m, or 0 for never"
+        raise UsageError(f"{text!r} is no time to be idle", code="idle", hint=hint)
+    return seconds
 
 
 def parse_probe(text: str) -> Probe:

@@ -55,7 +55,18 @@ def supervise_at(
         client=client,
         start=start,
         files=files,
+        suspend=lambda: _suspend(place),
     )
+
+
+async def _suspend(place: VmPaths) -> None:
+    """Suspend the machine as a command would; nobody uses it now."""
+    from atoll.config import load  # noqa: PLC0415 - for machines that are idle only
+    from atoll.machine.machine import Machine  # noqa: PLC0415
+
+    config = load({"data_dir": place.directory.parent.parent}).config
+    async with Machine(place.directory.name, config=config) as machine:
+        await machine.suspend()
 
 
 def read_plan(place: VmPaths) -> BootPlan:

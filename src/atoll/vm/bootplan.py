@@ -92,6 +92,7 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
         origin: what it goes on from; None if it boots.
         beginning: how it comes up if the start brings what it was; else it boots.
         disk: bytes that the machine's disk shall have at least.
+        idle_suspend: seconds after which it is suspended if it does nothing; 0 for never.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -105,3 +106,4 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin | None = None
     beginning: Beginning = Beginning.BOOT
     disk: int = 0
+    idle_suspend: float = 0.0

@@ -44,7 +44,7 @@ async def capture(
     shares: Shares,
     emit: Emit,
     *,
-    agent: Agent | None = None,
+    flushed: Agent | None = None,
     hold: bool = False,
 ) -> Taken:
     """Write ``vm`` down, which goes on.
@@ -54,7 +54,7 @@ async def capture(
         place: where its disk is.
         shares: of the machine; no VM can be written down with the daemon of a share.
         emit: told for how long it stood still.
-        agent: in the guest, to flush its files if it is held.
+        flushed: the agent of a guest whose files shall be whole on the disk alone.
         hold: it is paused then and without its shares, and its disk is not branched.
 
     Raises:
@@ -65,16 +65,16 @@ async def capture(
     name = place.directory.name
     plugging = _plugging(vm)
     async with set_aside(shares, name, emit) as aside:
-        taken = await (_held(vm, agent) if hold else _branched(vm, place, plugging))
+        if flushed is not None and not await vm.paused():
+            await _flush(flushed)
+        taken = await (_held(vm) if hold else _branched(vm, place, plugging))
         aside.stays = hold
     emit(VmCaptured(vm=name, stopped=taken.instant.stopped))
     return taken
 
 
-async def _held(vm: Resident, agent: Agent | None) -> Taken:
+async def _held(vm: Resident) -> Taken:
     running = not await vm.paused()
-    if agent is not None and running:
-        await _flush(agent)
     await vm.pause()
     try:
         return Taken(None, await vm.capture(_nothing))

@@ -84,10 +84,12 @@ class Branched(msgspec.Struct, frozen=True):
 class Capture(Request, frozen=True, tag="vm.capture"):
     """Have the VM written down. What was written is there until the stream is closed.
 
-    With ``hold`` the VM stands still until then, without its shares, and its disk is not branched.
+    With ``hold`` the VM stands still until then, without its shares, and its disk is not branched. With
+    ``flush`` the guest's files are whole on the disk alone.
     """
 
     hold: bool = False
+    flush: bool = False
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True):

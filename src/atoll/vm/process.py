@@ -7,18 +7,21 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from atoll import store
 from atoll.errors import AtollError
-from atoll.events import Emit, Event, tee
+from atoll.events import Emit, Event, Warned, tee
 from atoll.hypervisor.port import ResidentHypervisor, listen
 from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan
+from atoll.vm.idleness import Idleness, observed, pause_between
 from atoll.vm.messages import Files
-from atoll.vm.service import Service
+from atoll.vm.service import Service, cpu_time
+from atoll.vm.state import Phase
 from atoll.vm.supervisor import Supervisor
 
 __all__ = ["BUSY", "supervise"]
@@ -28,6 +31,12 @@ BUSY = 75
 
 #: Seconds that a machine may be at rest before its supervisor leaves: a client may just be asking.
 _LINGER = 0.05
+
+#: Seconds between two looks whether a machine shall be suspended that was not to be at the last.
+_RARELY = 60.0
+
+#: Seconds for the guest to say what runs in it.
+_ANSWER = 5.0
 
 #: Seconds between two looks whether a machine's directory is still there.
 _LOOK = 2.0
@@ -42,6 +51,7 @@ def supervise(
     client: socket.socket | None = None,
     start: bool = False,
     files: Files | None = None,
+    suspend: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
     """Look after the machine at ``place`` until it is at rest; the exit status.
 
@@ -53,6 +63,7 @@ def supervise(
         client: a connection that waits to be served, of whoever started this process.
         start: start the machine at once.
         files: what it goes on from then.
+        suspend: suspends the machine, which has done nothing for as long as its plan says.
 
     Raises:
         StoreError: its records cannot be read or written.
@@ -64,7 +75,9 @@ def supervise(
                 client.close()
             return BUSY
         stack.callback(os.close, lock)
-        return asyncio.run(_run(place, hypervisor, read_plan, emit, client, start=start, files=files))
+        return asyncio.run(
+            _run(place, hypervisor, read_plan, emit, client, start=start, files=files, suspend=suspend)
+        )
 
 
 async def _run(
@@ -76,6 +89,7 @@ async def _run(
     *,
     start: bool,
     files: Files | None,
+    suspend: Callable[[], Awaitable[None]] | None,
 ) -> int:
     tell: list[Emit] = []
 
@@ -101,12 +115,52 @@ async def _run(
                 await supervisor.start(files)
             except AtollError:
                 status = 1
-        await _until_over(supervisor, service)
+        watching = asyncio.create_task(_watch_idleness(supervisor, service, suspend))
+        try:
+            await _until_over(supervisor, service)
+        finally:
+            watching.cancel()
     finally:
         await service.server.close()
         await supervisor.close()
         place.control.unlink(missing_ok=True)
     return status
+
+
+async def _watch_idleness(
+    supervisor: Supervisor, service: Service, suspend: Callable[[], Awaitable[None]] | None
+) -> None:
+    """Have a machine suspended that does nothing, if its plan says so."""
+    seen: Idleness | None = None
+    while suspend is not None:
+        limit = 0.0
+        with contextlib.suppress(AtollError):
+            limit = supervisor.plan.idle_suspend
+        await asyncio.sleep(pause_between(limit or _RARELY))
+        vm = supervisor.vm
+        if not limit or vm is None or supervisor.state.phase is not Phase.RUNNING:
+            seen = None
+            continue
+        cpu = cpu_time(vm.process.pid) / 1e9
+        seen = observed(seen, at=time.monotonic(), cpu=cpu, used=await _is_used(supervisor, service))
+        if seen.at - seen.since >= limit:
+            seen = None
+            try:
+                await suspend()
+            except AtollError as error:
+                message = f"{supervisor.name} is idle and cannot be suspended: {error.message}"
+                supervisor.emit(Warned(message=message, hint=error.hint))
+
+
+async def _is_used(supervisor: Supervisor, service: Service) -> bool:
+    """Whether somebody is connected to the machine, or has something run in it."""
+    if service.server.clients or supervisor.agent is None:
+        return True
+    try:
+        async with asyncio.timeout(_ANSWER):
+            return any(one.running for one in await supervisor.agent.executions())
+    except (AtollError, TimeoutError):
+        return True
 
 
 def _catch_signals(supervisor: Supervisor) -> None:

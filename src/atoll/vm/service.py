@@ -24,7 +24,7 @@ from atoll.vm.state import Phase, StateError
 from atoll.vm.streams import LocalStream
 from atoll.vm.supervisor import Supervisor
 
-__all__ = ["Service"]
+__all__ = ["Service", "cpu_time"]
 
 T = TypeVar("T")
 
@@ -106,9 +106,10 @@ class Service:
         stream.reply(messages.Branched(branch.after.frozen, branch.size))
 
     async def _capture(self, payload: bytes, stream: LocalStream) -> None:
-        hold = _parse(payload, messages.Capture).hold
+        request = _parse(payload, messages.Capture)
+        hold = request.hold
         running = self._supervisor.state.phase is Phase.RUNNING
-        branch, instant = await _to_its_end(self._supervisor.capture(hold=hold))
+        branch, instant = await _to_its_end(self._supervisor.capture(hold=hold, flush=request.flush))
         try:
             files = messages.Files(
                 pid=os.getpid(),
@@ -222,7 +223,7 @@ class Service:
             messages.Stats(
                 host_memory=resident,
                 host_private=private,
-                host_cpu=_cpu_time(pid),
+                host_cpu=cpu_time(pid),
                 supervisor_memory=memory_of(os.getpid())[1],
                 disk=_disk_use(supervisor.place),
                 guest=guest,
@@ -239,7 +240,7 @@ def _parse(payload: bytes, kind: type[T]) -> T:
     return msgspec.msgpack.decode(payload, type=kind)
 
 
-def _cpu_time(pid: int) -> int:
+def cpu_time(pid: int) -> int:
     """CPU time of a process, ns."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

@@ -171,8 +171,10 @@ class Supervisor:
             self._advance(Cause.RESUMED)
         await self._set_clock()
 
-    async def capture(self, *, hold: bool = False) -> Taken:
+    async def capture(self, *, hold: bool = False, flush: bool = False) -> Taken:
         """Write the VM down, which goes on; with ``hold`` it is paused and without shares until ``release``.
+
+        With ``flush`` the guest's files are whole on the disk alone.
 
         Raises:
             StateError: the machine has no VM, or it cannot be written down.
@@ -183,7 +185,8 @@ class Supervisor:
                 message = f"{self.name} is paused: its shares cannot be set aside"
                 raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
             vm = self._up("written down")
-            taken = await capture(vm, self.place, self.shares, self.emit, agent=self.agent, hold=hold)
+            agent = self.agent if flush else None
+            taken = await capture(vm, self.place, self.shares, self.emit, flushed=agent, hold=hold)
             if hold and self.state.phase is Phase.RUNNING:
                 self._advance(Cause.PAUSED)
             return taken
