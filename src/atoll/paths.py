@@ -189,6 +189,15 @@ class SnapshotPaths(msgspec.Struct, frozen=True):
         """The manifest of the image that the root came from."""
         return self.directory / "image.json"
 
+    @property
+    def vm(self) -> Path:
+        """The VM of a sandbox."""
+        return self.directory / "vm.json"
+
+    def disk(self, serial: str) -> Path:
+        """A disk of a sandbox, which is only read; others have it, too."""
+        return self.directory / f"{serial}.erofs"
+
 
 class Paths(msgspec.Struct, frozen=True):
     """The two roots below which everything lies.

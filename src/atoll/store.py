@@ -30,6 +30,7 @@ __all__ = [
     "create",
     "data_ranges",
     "hold",
+    "hold_directory",
     "is_held",
     "lock",
     "publish",
@@ -319,6 +320,31 @@ def hold(path: Path) -> int | None:
             return None
         raise _refuse(error, path) from error
     return fd
+
+
+@contextmanager
+def hold_directory(path: Path) -> Iterator[bool]:
+    """Lock a directory itself, by whatever name it goes meanwhile; whether nobody else had it locked.
+
+    The kernel frees the lock when this process ends (flock(2)).
+
+    Raises:
+        StoreError: as ``write_file``.
+    """
+    with refusing(path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield _is_free(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_free(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_held(path: Path) -> bool:

@@ -41,7 +41,10 @@ NEVER_BEFORE_THE_SPAWN = {
     "atoll.image.apt",
     "atoll.image.bundle",
     "atoll.image.debian",
+    "atoll.sandbox.reviving",
     "atoll.sandbox.sandbox",
+    "atoll.sandbox.snapshots",
+    "atoll.snapshot",
     "atoll.vm.life",
 }
 NEVER_FOR_HELP = NEVER_BEFORE_THE_SPAWN | {
@@ -123,6 +126,14 @@ assert kernel.find(paths, kernel.Choice(kernel.host_architecture())) is None
 
 def test_looking_for_an_image_and_a_kernel_loads_no_builder(tmp_path):
     assert loaded_by(PREPARE, str(tmp_path)) & NEVER_BEFORE_THE_SPAWN == set()
+
+
+def test_a_sandbox_loads_nothing_of_snapshots_before_it_makes_one():
+    loaded = loaded_by("import atoll.sandbox.sandbox, atoll.cli.session; atoll.sandbox.sandbox.Sandbox()")
+    assert "atoll.vm.life" in loaded
+    assert not [
+        name for name in loaded if "snapshot" in name or name in {"zstandard", "atoll.sandbox.reviving"}
+    ]
 
 
 @pytest.mark.parametrize("module", ["atoll", "atoll.errors"])

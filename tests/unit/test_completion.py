@@ -14,6 +14,8 @@ from atoll.cli.main import COMMANDS, main
 from atoll.image.catalog import RECIPES
 from atoll.machine import registry
 from atoll.paths import Paths
+from atoll.snapshot import catalog, storing
+from atoll.snapshot.manifest import Kind, Manifest
 
 IMAGES = sorted({*RECIPES, *(f"{name}:{tag}" for name, recipe in RECIPES.items() for tag in recipe.tags)})
 DEBIAN = [name for name in IMAGES if name.startswith("debian")]
@@ -187,3 +189,22 @@ def test_templates_follow_where_one_is_named(tmp_path, monkeypatch, capsys):
     ):
         complete(words)
         assert capsys.readouterr().out.split() == wanted
+
+
+def test_snapshots_follow_where_one_is_wanted_by_their_ids_where_several_have_a_name(candidates, tmp_path):
+    paths = Paths(data=tmp_path, cache=tmp_path)
+    for name, owner, kind in (
+        ("ready", "1", Kind.SANDBOX),
+        ("old", "2", Kind.MACHINE),
+        ("twice", "2", Kind.MACHINE),
+        ("twice", "3", Kind.MACHINE),
+    ):
+        with storing.staging(paths, owner) as place:
+            manifest = Manifest(name=name, kind=kind, machine="x", machine_id=owner, created=1.0)
+            catalog.seal(paths, place, manifest)
+    (paths.snapshots / "damaged").mkdir()
+    twice = sorted(one.id for one in catalog.listed(paths) if one.manifest and one.manifest.name == "twice")
+    for words in (("inspect",), ("rm",), ("rm", "old"), ("verify",)):
+        assert candidates("snapshot", *words, "") == sorted([*twice, "old", "ready"])
+    assert candidates("snapshot", "restore", "dev", "") == sorted([*twice, "old"])
+    assert candidates("run", "--snapshot", "") == ["ready"]

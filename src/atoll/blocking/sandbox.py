@@ -31,6 +31,7 @@ class Sandbox(Closing):
     info = blocking(aio.Sandbox.info)
     pause = blocking(aio.Sandbox.pause)
     resume = blocking(aio.Sandbox.resume)
+    snapshot = blocking(aio.Sandbox.snapshot)
 
     @functools.wraps(aio.Sandbox.fork)
     def fork(self, count: int = 1) -> list[Self]:

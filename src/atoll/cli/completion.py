@@ -116,6 +116,10 @@ def _values(action: argparse.Action | None) -> Iterator[str]:
             yield from _templates(made_by_itself=False)
         case "templates":
             yield from _templates(made_by_itself=True)
+        case "snapshot" | "snapshots":
+            yield from _snapshots(None)
+        case "machine_snapshot" | "sandbox_snapshot":
+            yield from _snapshots(action.dest.removesuffix("_snapshot"))
         case "machine" | "machines":
             yield from _machines()
         case "source" | "target":
@@ -137,6 +141,22 @@ def _machines() -> Iterator[str]:
         yield from (entry.name for entry in registry.listed(load().config.paths))
     except AtollError:
         return
+
+
+def _snapshots(kind: str | None) -> Iterator[str]:
+    """Of machines, of sandboxes, or all: by their names, or by their ids where several have the same."""
+    from atoll.config import load
+    from atoll.errors import AtollError
+    from atoll.snapshot import catalog
+
+    try:
+        listed = catalog.listed(load().config.paths)
+    except AtollError:
+        return
+    found = [(one.id, one.manifest) for one in listed if one.manifest is not None]
+    named = [(name, manifest.name) for name, manifest in found if kind is None or manifest.kind == kind]
+    names = [name for _, name in named]
+    yield from {name if names.count(name) == 1 else number for number, name in named}
 
 
 def _templates(*, made_by_itself: bool) -> Iterator[str]:

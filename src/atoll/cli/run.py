@@ -21,7 +21,7 @@ __all__ = ["configure", "run", "seconds"]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.usage = "atoll run [OPTIONS] IMAGE|--template NAME [--] [COMMAND [ARGUMENT ...]]"
+    parser.usage = "atoll run [OPTIONS] IMAGE|--template NAME|--snapshot NAME [--] [COMMAND [ARGUMENT ...]]"
     add_vm_options(parser)
     parser.add_argument(
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
@@ -29,6 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", action="store_true", help="give it a network")
     parser.add_argument(
         "--template", metavar="NAME", help="start from this template of yours; then no IMAGE is named"
+    )
+    parser.add_argument(
+        "--snapshot",
+        dest="sandbox_snapshot",
+        metavar="NAME",
+        help="go on from this snapshot of a sandbox; then no IMAGE is named",
     )
     parser.add_argument(
         "--env", "-e", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable"
@@ -81,7 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     events = emit if isinstance(emit, JsonLines) else None
     image, command = arguments.image, tuple(arguments.argv)
-    if arguments.template is not None:  # then what stands where the image would is the command's first word
+    if (
+        arguments.template is not None or arguments.sandbox_snapshot is not None
+    ):  # then what stands where the image would is the command's first word
         image, command = "", tuple(word for word in (image, *command) if word is not None)
         command = command or ("/bin/sh",)
     command = command or (catalog.find(config.paths, image).manifest.shell,)
@@ -92,11 +100,19 @@ def run(arguments: argparse.Namespace) -> int:
 def _spawned(arguments: argparse.Namespace, config: Config, emit: Emit) -> Spawned:
     """The VM, on its way up."""
     name = runtime.new_name()
+    fixed: dict[str, object] = {
+        option: getattr(arguments, option) for option in ("cpus", "accel", "kernel", "cold")
+    }
+    fixed["network"] = arguments.network or None
+    if arguments.sandbox_snapshot is not None:
+        from atoll.sandbox import reviving, warm
+
+        warm.refuse_beside_snapshot({**fixed, "memory": arguments.memory, "template": arguments.template})
+        return reviving.launch(config, name, arguments.sandbox_snapshot, emit=emit).spawned
     if arguments.template is not None:
         from atoll.sandbox import warm
 
-        fixed = {name: getattr(arguments, name) for name in ("cpus", "accel", "kernel", "cold")}
-        warm.refuse_what_it_fixes({**fixed, "network": arguments.network or None})
+        warm.refuse_what_it_fixes(fixed)
         memory = config.memory if arguments.memory is not None else None
         return warm.launch(config, name, arguments.template, memory, emit=emit)
     if arguments.image is None:

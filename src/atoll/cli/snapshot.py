@@ -1,4 +1,4 @@
-"""``atoll snapshot``: what machines were, kept for good."""
+"""``atoll snapshot``: what machines and sandboxes were, kept for good."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
     add_json(create, "the snapshot")
     create.set_defaults(act=_create)
-    listing = commands.add_parser("ls", help="list snapshots as a tree")
+    listing = commands.add_parser("ls", help="list snapshots of machines and sandboxes as a tree")
     listing.add_argument("machine", nargs="?", metavar="NAME", help="of this machine only")
     add_json(listing, "the list")
     listing.set_defaults(act=_list)
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect.set_defaults(act=_inspect)
     restore = commands.add_parser("restore", help="go back to a snapshot, or on from it as another machine")
     restore.add_argument("machine", nargs="?", metavar="NAME", help="the machine that goes back")
-    restore.add_argument("snapshot", metavar="SNAPSHOT", help="its name or id")
+    restore.add_argument("machine_snapshot", metavar="SNAPSHOT", help="its name or id")
     restore.add_argument("--as", dest="name", metavar="NEW", help="make another machine of it")
     restore.add_argument("--disk-only", action="store_true", help="go back to the disk alone, at rest")
     restore.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     remove.set_defaults(act=_remove)
     prune = commands.add_parser("prune", help="remove old snapshots")
     prune.add_argument("machine", nargs="?", metavar="NAME", help="of this machine only")
-    prune.add_argument("--keep", type=int, metavar="N", help="keep the newest N of each machine")
+    prune.add_argument("--keep", type=int, metavar="N", help="keep the newest N of each machine or sandbox")
     prune.add_argument("--older-than", metavar="AGE", help="remove what is older, such as 12h, 7d or 4w")
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed")
     prune.set_defaults(act=_prune)
@@ -108,13 +108,13 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([_described(one) for one in found])
     else:
-        head = ("SNAPSHOT", "ID", "MACHINE", "CREATED", "HAS", "OWN", "NOTE")
+        head = ("SNAPSHOT", "ID", "OF", "CREATED", "HAS", "OWN", "NOTE")
         print_table(head, [_row(*one) for one in _tree(found)])
     return 0
 
 
 def _tree(found: Sequence[Snapshot]) -> list[tuple[int, Snapshot]]:
-    """Each below the one from which its machine had gone on, with its depth."""
+    """Each below the one from which its machine or sandbox had gone on, with its depth."""
     ids = {one.id for one in found}
     below: dict[str, list[Snapshot]] = {}
     for one in found:
@@ -134,7 +134,8 @@ def _row(depth: int, one: Snapshot) -> tuple[str, ...]:
     if manifest is None:
         return ("-", one.id, "-", "-", "-", "-", f"invalid: {one.error}")
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.created))
-    has = "disk" if not manifest.ram else f"disk, {size(manifest.memory)} RAM"
+    parts = ["disk"] if manifest.layers else []  # a sandbox's is in its memory
+    has = ", ".join([*parts, f"{size(manifest.memory)} RAM"] if manifest.ram else parts)
     name = "  " * max(depth - 1, 0) + ("└ " if depth else "") + manifest.name
     return (name, one.id, manifest.machine, date, has, size(one.stored), manifest.description)
 
@@ -166,11 +167,13 @@ def _restore(arguments: argparse.Namespace) -> int:
 
     async def act() -> str:
         if arguments.name is not None:
-            new = await Machine.from_snapshot(check_name(arguments.name), arguments.snapshot, on_event=emit)
+            new = await Machine.from_snapshot(
+                check_name(arguments.name), arguments.machine_snapshot, on_event=emit
+            )
             async with new:
                 return new.state.phase
         async with Machine(arguments.machine, on_event=emit) as machine:
-            return (await machine.restore(arguments.snapshot, disk_only=arguments.disk_only)).phase
+            return (await machine.restore(arguments.machine_snapshot, disk_only=arguments.disk_only)).phase
 
     phase = ""
     try:

@@ -19,19 +19,21 @@ from atoll.machine.forking import Child, as_captured, fork, opened
 from atoll.machine.registry import Named
 from atoll.machine.restoring import (
     add_from,
-    manifest_of,
     plan_again,
     put_back,
     replace_disk,
     require_fit,
+    require_machine,
     require_own,
     thawed,
 )
-from atoll.machine.snapshots import Disk, Wish, default_name, make, note_base, require_fresh
+from atoll.machine.snapshots import Disk, make, note_base, require_unnamed
 from atoll.machine.spec import check_name
 from atoll.machine.supervised import Supervised
 from atoll.snapshot import catalog
-from atoll.snapshot.catalog import Snapshot
+from atoll.snapshot.catalog import Snapshot, manifest_of
+from atoll.snapshot.manifest import Kind
+from atoll.snapshot.storing import Wish, default_name
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.branching import branch_at_rest
 from atoll.vm.chain import size_of
@@ -96,7 +98,7 @@ class Checkpoints(Supervised):
             name=name or default_name(time.time()), description=description, labels=dict(labels or {})
         )
         async with self._changing() as machine:
-            await asyncio.to_thread(require_fresh, self._paths, machine, wish.name)
+            await asyncio.to_thread(require_unnamed, self._paths, machine, wish.name)
             if not machine.state.active:
                 return await asyncio.to_thread(self._keep_at_rest, machine, wish)
             control = await self._active("written down")
@@ -143,8 +145,8 @@ class Checkpoints(Supervised):
 
         Raises:
             StoreError: ``store.missing``: there is none; ``store.corrupt``: it was changed.
-            StateError: ``state.foreign``: it is another machine's; ``state.mismatch``: this host cannot go on
-                from it.
+            StateError: ``state.foreign``: it is another machine's, or a sandbox's; ``state.mismatch``: this
+                host cannot go on from it.
             BootError: it does not go on. In all cases the machine is what it was before, running if it ran.
         """
         async with self._changing() as machine:
@@ -220,7 +222,8 @@ class Checkpoints(Supervised):
     async def _begin(self, reference: str) -> None:
         """Enter this machine as what a snapshot is."""
         check_name(self.name)
-        found = await asyncio.to_thread(catalog.find, self._paths, reference)
+        found = await asyncio.to_thread(catalog.find, self._paths, reference, kind=Kind.MACHINE)
+        require_machine(found)
         with ExitStack() as stack:
             files = await self._thawed(found, stack, disk_only=False)
             await asyncio.to_thread(add_from, self._paths, found, self.name)

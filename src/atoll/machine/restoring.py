@@ -13,8 +13,7 @@ from msgspec.structs import replace
 
 from atoll import store
 from atoll.config import Config
-from atoll.errors import StoreError
-from atoll.hypervisor.qemu.host import cpu_identity, inspect_host
+from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry, undoing
 from atoll.machine.creation import take_root
@@ -23,9 +22,9 @@ from atoll.machine.registry import Named
 from atoll.machine.snapshots import Disk, note_base
 from atoll.machine.spec import MachineSpec
 from atoll.paths import Paths, VmPaths
-from atoll.snapshot import catalog, packs
-from atoll.snapshot.catalog import Snapshot
-from atoll.snapshot.manifest import Manifest
+from atoll.snapshot import catalog, thawing
+from atoll.snapshot.catalog import Snapshot, manifest_of
+from atoll.snapshot.manifest import Kind
 from atoll.vm.bootplan import Beginning, BootPlan
 from atoll.vm.branching import finish_branch, link_into
 from atoll.vm.chain import disk_of, with_disk
@@ -34,32 +33,31 @@ from atoll.vm.state import StateError
 
 __all__ = [
     "add_from",
-    "manifest_of",
     "plan_again",
     "put_back",
     "replace_disk",
     "require_fit",
+    "require_machine",
     "require_own",
     "thawed",
 ]
-
-#: Names of the images in a snapshot's packs, in their order there.
-_IMAGES = ("state", "ram", "more")
 
 #: Disks that a snapshot has; the others are the kernel's.
 _OWN_DISKS = {"root", "data"}
 
 
-def manifest_of(snapshot: Snapshot) -> Manifest:
-    """Its manifest. Raises ``StoreError``: it cannot be read."""
-    if snapshot.manifest is None:
-        assert snapshot.error is not None
-        raise snapshot.error
-    return snapshot.manifest
+def require_machine(snapshot: Snapshot) -> None:
+    """See that a snapshot is of a machine. Raises ``StateError``: ``state.foreign``."""
+    manifest = manifest_of(snapshot)
+    if manifest.kind is not Kind.MACHINE:
+        message = f"snapshot {manifest.name} is of the sandbox {manifest.machine}"
+        hint = f"`atoll run --snapshot {snapshot.id}` starts a sandbox from it"
+        raise StateError(message, code="foreign", hint=hint)
 
 
 def require_own(snapshot: Snapshot, machine: Named) -> None:
     """See that a machine goes back to a snapshot of its own. Raises ``StateError``: ``state.foreign``."""
+    require_machine(snapshot)
     manifest = manifest_of(snapshot)
     if manifest.machine_id != machine.spec.id:
         message = f"snapshot {manifest.name} is of {manifest.machine}, not of {machine.name}"
@@ -68,25 +66,12 @@ def require_own(snapshot: Snapshot, machine: Named) -> None:
 
 
 def require_fit(snapshot: Snapshot, config: Config) -> None:
-    """See that this host can go on from a snapshot's RAM.
-
-    Raises:
-        StateError: ``state.mismatch``: with which other QEMU, CPU or kernel it was made.
-    """
-    manifest = manifest_of(snapshot)
+    """See that this host can go on from a snapshot's RAM. Raises as ``thawing.require_fit``."""
     machine = store.read_record(snapshot.place.plan, BootPlan).machine
     host = inspect_host(machine.architecture, config.cache_dir)
     lost = [disk.path for disk in machine.disks if disk.serial not in _OWN_DISKS and not disk.path.exists()]
-    reasons = (
-        (host.version != manifest.hypervisor, f"QEMU {manifest.hypervisor}; this host has {host.version}"),
-        (cpu_identity() != manifest.cpu, "another CPU"),
-        (bool(lost), f"a kernel whose modules are gone: {', '.join(map(str, lost))}"),
-    )
-    for differs, what in reasons:
-        if differs:
-            message = f"snapshot {manifest.name} was made with {what}"
-            hint = "`atoll snapshot restore --disk-only` takes its disk alone"
-            raise StateError(message, code="mismatch", hint=hint)
+    hint = "`atoll snapshot restore --disk-only` takes its disk alone"
+    thawing.require_fit(snapshot, host, lost=lost, hint=hint)
 
 
 @contextmanager
@@ -96,22 +81,17 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
     Raises:
         StoreError: ``store.corrupt``: it was changed.
     """
-    manifest = manifest_of(snapshot)
     with ExitStack() as stack, ThreadPoolExecutor(1) as checking:
         checked = checking.submit(catalog.check, snapshot)
-        index = packs.load(snapshot.place.directory, manifest.packs)
-        fds = []
-        for name, image in zip(_IMAGES, index.images, strict=False):
-            fd = os.memfd_create(f"atoll-{name}", os.MFD_CLOEXEC)
-            stack.callback(os.close, fd)
-            packs.restore(image, snapshot.place.directory, fd)
-            fds.append(fd)
+        files = thawing.thaw(snapshot, stack)
         checked.result()
-        if len(fds) < 2:
-            message = f"snapshot {snapshot.id} lacks its RAM"
-            raise StoreError(message, code="corrupt", hint="`atoll snapshot rm` removes it")
-        state, ram, more = (*fds, -1)[:3]
-        yield Files(pid=os.getpid(), ram=ram, state=state, more=more, devices=manifest.devices)
+        yield Files(
+            pid=os.getpid(),
+            ram=files.ram,
+            state=files.state,
+            more=files.more,
+            devices=manifest_of(snapshot).devices,
+        )
 
 
 def replace_disk(machine: Named, before: Disk, snapshot: Snapshot) -> None:

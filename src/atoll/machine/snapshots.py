@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -14,29 +12,21 @@ import msgspec
 from atoll import store
 from atoll.errors import StoreError
 from atoll.events import Emit, ignore, task
-from atoll.hypervisor.qemu.host import cpu_identity
 from atoll.image.catalog import ImageManifest
 from atoll.machine.creation import take_root
 from atoll.machine.forking import as_captured
 from atoll.machine.registry import Named
 from atoll.paths import Paths, SnapshotPaths, VmPaths
-from atoll.snapshot import catalog, packs
+from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
-from atoll.snapshot.manifest import Entry, Kind, Manifest, check_name
+from atoll.snapshot.manifest import Entry, Kind, Manifest
+from atoll.snapshot.storing import Memory, Wish, require_fresh, staging, with_memory
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.branching import link_layers
 from atoll.vm.chain import Layer
-from atoll.vm.messages import Captured, Files
+from atoll.vm.messages import Captured
 
-__all__ = ["Disk", "Wish", "base_of", "default_name", "make", "note_base", "require_fresh", "with_memory"]
-
-
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user says of a snapshot."""
-
-    name: str
-    description: str = ""
-    labels: dict[str, str] = {}
+__all__ = ["Disk", "base_of", "make", "memory_of", "note_base", "require_unnamed"]
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -55,20 +45,9 @@ class _Base(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
 
-def default_name(now: float) -> str:
-    """A name for a snapshot that was given none: when it was made, local time."""
-    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-
-
-def require_fresh(paths: Paths, machine: Named, name: str) -> None:
-    """See that no snapshot of the machine has that name. Raises ``StoreError``: ``store.already_exists``."""
-    check_name(name)
-    for one in catalog.listed(paths, machine.spec.id):
-        if one.manifest is not None and one.manifest.name == name:
-            hint = "choose another name, or remove it with `atoll snapshot rm`"
-            raise StoreError(
-                f"{machine.name} has a snapshot {name} already", code="already_exists", hint=hint
-            )
+def require_unnamed(paths: Paths, machine: Named, name: str) -> None:
+    """See that no snapshot of the machine has that name. Raises as ``require_fresh``."""
+    require_fresh(catalog.listed(paths, machine.spec.id), name, machine.name)
 
 
 def make(
@@ -91,10 +70,9 @@ def make(
     catalog.sweep(paths)
     with (
         task(emit, "snapshot", f"Writing snapshot {wish.name} of {machine.name}"),
-        store.staging(paths.snapshots, machine.spec.id) as staged,
+        staging(paths, machine.spec.id) as place,
+        ExitStack() as stack,
     ):
-        place = SnapshotPaths(staged)
-        staged.chmod(0o700)
         names = _gather(machine, place, disk, captured)
         manifest = Manifest(
             name=wish.name,
@@ -109,8 +87,8 @@ def make(
             size=disk.size,
         )
         if captured is not None:
-            manifest = with_memory(manifest, place, captured, earlier)
-        files = catalog.entries_of(staged, _known(earlier), names)
+            manifest = with_memory(manifest, place, memory_of(stack, place, captured), earlier)
+        files = catalog.entries_of(place.directory, _known(earlier), names)
         made = catalog.seal(paths, place, msgspec.structs.replace(manifest, files=files))
     note_base(machine.place, made.id)
     return made
@@ -129,45 +107,23 @@ def _gather(machine: Named, place: SnapshotPaths, disk: Disk, captured: Captured
     return [*names, place.plan.name]
 
 
-def with_memory(
-    manifest: Manifest, place: SnapshotPaths, captured: Captured, earlier: list[Snapshot]
-) -> Manifest:
-    """Store the RAM and the devices' state beside the plan; the manifest with what is to be said of them.
-
-    Raises:
-        StoreError: they cannot be written.
-    """
+def memory_of(stack: ExitStack, place: SnapshotPaths, captured: Captured) -> Memory:
+    """What the supervisor holds, opened here."""
+    files = captured.files
+    images = []
+    for number in (files.state, files.ram, files.more):
+        if number >= 0:
+            images.append(os.open(f"/proc/{files.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC))
+            stack.callback(os.close, images[-1])
     plan = store.read_record(place.plan, BootPlan)
-    return msgspec.structs.replace(
-        manifest,
-        ram=True,
+    return Memory(
+        images=tuple(images),
+        size=captured.memory,
         hypervisor=plan.host.version if plan.host is not None else "",
-        cpu=cpu_identity(),
         accelerator=plan.machine.accelerator,
-        memory=captured.memory,
-        devices=captured.files.devices,
-        packs=_pack(place, captured.files, earlier),
+        devices=files.devices,
         stopped=captured.stopped,
     )
-
-
-def _pack(place: SnapshotPaths, files: Files, earlier: list[Snapshot]) -> str:
-    """Store images; the digest of their index. What earlier snapshots have is stored once."""
-    with ExitStack() as stack, packs.Writer(place.directory, _indexes(earlier)) as writer:
-        for number in (files.state, files.ram, files.more):
-            if number >= 0:
-                fd = os.open(f"/proc/{files.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
-                writer.add(fd, os.fstat(fd).st_size)
-        return writer.finish().digest
-
-
-def _indexes(earlier: list[Snapshot]) -> Iterator[packs.Index]:
-    """Of those that can be read: what is damaged is stored anew."""
-    for one in earlier:
-        if one.manifest is not None and one.manifest.packs:
-            with contextlib.suppress(StoreError):
-                yield packs.load(one.place.directory, one.manifest.packs)
 
 
 def _known(earlier: list[Snapshot]) -> dict[str, Entry]:

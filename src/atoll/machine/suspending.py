@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -13,11 +14,12 @@ from atoll.errors import StoreError
 from atoll.machine import registry
 from atoll.machine.forking import as_captured
 from atoll.machine.registry import Named
-from atoll.machine.snapshots import with_memory
+from atoll.machine.snapshots import memory_of
 from atoll.paths import SnapshotPaths, VmPaths
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.manifest import MOST, Kind, Manifest, decode, encode, id_of
+from atoll.snapshot.storing import with_memory
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.messages import Captured
 from atoll.vm.state import Cause, Phase, State
@@ -36,7 +38,10 @@ def keep(machine: Named, captured: Captured, known: list[Snapshot]) -> None:
     Raises:
         StoreError: it cannot be written; nothing is left of it.
     """
-    with store.staging(machine.place.directory, machine.place.suspended.name) as staged:
+    with (
+        ExitStack() as stack,
+        store.staging(machine.place.directory, machine.place.suspended.name) as staged,
+    ):
         place = SnapshotPaths(staged)
         staged.chmod(0o700)
         plan = store.read_record(machine.place.boot, BootPlan)
@@ -48,7 +53,7 @@ def keep(machine: Named, captured: Captured, known: list[Snapshot]) -> None:
             machine_id=machine.spec.id,
             created=time.time(),
         )
-        manifest = with_memory(manifest, place, captured, known)
+        manifest = with_memory(manifest, place, memory_of(stack, place, captured), known)
         files = catalog.entries_of(staged, {}, [place.plan.name])
         written = encode(msgspec.structs.replace(manifest, files=files))
         store.write_file(place.manifest, written)

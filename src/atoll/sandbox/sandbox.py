@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from atoll import runtime
 from atoll.config import Config, load, override
@@ -22,6 +23,9 @@ from atoll.template import cache
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
+
+if TYPE_CHECKING:
+    from atoll.snapshot.catalog import Snapshot
 
 __all__ = ["Sandbox"]
 
@@ -41,6 +45,8 @@ class Sandbox(Commands):
         user: who runs commands: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root by default.
         template: one that ``atoll template build`` made: the sandbox goes on where that was frozen, with its
             image, its processes and, unless ``memory`` says more, its size.
+        snapshot: name or id of one that ``snapshot`` made: the sandbox goes on where that was, with all that
+            was in it.
         network: give it a network card, behind QEMU's own address translation.
         disk: how much can be written to its root, such as ``"256M"``, or bytes; half its memory by default.
         processes: how many processes and threads it may have, beside those of the kernel.
@@ -58,7 +64,8 @@ class Sandbox(Commands):
 
     Raises:
         ConfigError: a value is wrong.
-        UsageError: ``usage.limit``: a limit is none; ``usage.template``: the template says that already.
+        UsageError: ``usage.limit``: a limit is none; ``usage.template``, ``usage.snapshot``: the template or
+            snapshot says that already.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class Sandbox(Commands):
         user: str | None = None,
         cold: bool | None = None,
         template: str | None = None,
+        snapshot: str | None = None,
         network: bool = False,
         disk: str | int | None = None,
         processes: int | None = None,
@@ -86,16 +94,20 @@ class Sandbox(Commands):
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
     ) -> None:
-        if template is not None:
-            warm.refuse_what_it_fixes(
-                {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": network or None}
-            )
+        fixed = {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": network or None}
+        if snapshot is not None:
+            warm.refuse_beside_snapshot({**fixed, "memory": memory, "template": template})
+        elif template is not None:
+            warm.refuse_what_it_fixes(fixed)
         size = f"{memory / (1 << 20):f}M" if isinstance(memory, int) else memory
         flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel, "cold": cold}
         self._config = load(flags).config if config is None else override(config, flags)
         super().__init__(on_event, env=env, workdir=workdir, user=user, timeout=command_timeout)
         self._vm = Vm(spawned, on_event) if spawned else None
         self._template = template
+        self._snapshot = snapshot
+        self._id = ""
+        self._copying = asyncio.Lock()
         self._memory = self._config.memory if memory is not None else None
         self._network = network
         self._limits = limits.parse(
@@ -157,6 +169,12 @@ class Sandbox(Commands):
             raise
 
     def _spawn(self) -> Spawned:
+        if self._snapshot is not None:
+            from atoll.sandbox import reviving  # noqa: PLC0415 - not for those who start from none
+
+            revived = reviving.launch(self._config, self.name, self._snapshot, emit=self._emit)
+            self.image = revived.image
+            return revived.spawned
         if self._template is None:
             return runtime.launch(self._config, self.name, self.image, network=self._network, emit=self._emit)
         return warm.launch(self._config, self.name, self._template, self._memory, emit=self._emit)
@@ -199,7 +217,8 @@ class Sandbox(Commands):
         if count < 1:
             raise UsageError(f"{count} copies of a sandbox", code="fork", hint="ask for one or more")
         await self._reach()
-        forked = await fork(self.vm, [runtime.new_name() for _ in range(count)], self._emit)
+        async with self._copying:
+            forked = await fork(self.vm, [runtime.new_name() for _ in range(count)], self._emit)
         copies = [self._like(child) for child in forked.children]
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -211,6 +230,35 @@ class Sandbox(Commands):
             if not all(copy.vm.booted for copy in copies):
                 await asyncio.gather(*(copy.close() for copy in copies))
         return copies
+
+    async def snapshot(
+        self, name: str, *, description: str = "", labels: Mapping[str, str] | None = None
+    ) -> Snapshot:
+        """Keep what this sandbox is: memory, processes and files. It stands still for a moment and goes on.
+
+        ``Sandbox(snapshot=name)`` goes on from there, as often as one likes.
+
+        Args:
+            name: of the snapshot; no two of sandboxes have the same.
+            description: what is said of it.
+            labels: what programs keep with it.
+
+        Raises:
+            UsageError: ``usage.snapshot``: that is no name; ``usage.state``: the sandbox was closed.
+            StoreError: ``store.already_exists``: there is one of that name; ``store.full``: nothing is left.
+            BootError: it cannot be copied.
+        """
+        from atoll.sandbox import snapshots  # noqa: PLC0415 - not for those who make none
+        from atoll.snapshot.storing import Wish  # noqa: PLC0415
+
+        wish = Wish(name=name, description=description, labels=dict(labels or {}))
+        await self._reach()
+        async with self._copying:
+            if self.vm.closed:
+                raise UsageError("the sandbox was closed", code="state", hint="open a new one")
+            self._id = self._id or os.urandom(16).hex()
+            subject = snapshots.Subject(id=self._id, image=self.image)
+            return await snapshots.make(self._config.paths, self.vm, subject, wish, self._emit)
 
     def _like(self, spawned: Spawned) -> Self:
         """A sandbox with the same settings."""
@@ -271,7 +319,7 @@ class _Launch:
         with self._hand_over:
             self._abandoned = True
         if self._outcome.done() and not self._outcome.cancelled() and self._outcome.exception() is None:
-            self._outcome.result().vm.discard()
+            self._outcome.result().discard()
 
     def _run(self) -> None:
         try:
@@ -281,7 +329,7 @@ class _Launch:
             return
         with self._hand_over:
             if self._abandoned or not self._tell(self._outcome.set_result, spawned):
-                spawned.vm.discard()
+                spawned.discard()
 
     def _tell(self, settle: Callable[[Any], None], outcome: object) -> bool:
         """Hand ``outcome`` to the event loop; whether it is still there."""
@@ -290,7 +338,7 @@ class _Launch:
             if not self._outcome.done():
                 settle(outcome)
             elif isinstance(outcome, Spawned):
-                outcome.vm.discard()  # cancelled in between
+                outcome.discard()  # cancelled in between
 
         try:
             self._loop.call_soon_threadsafe(tell)

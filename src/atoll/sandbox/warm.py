@@ -20,7 +20,7 @@ from atoll.template.cache import Preparation, Template
 from atoll.template.key import Recipe, clone_of, draft, identity_of, with_disks_at
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
-__all__ = ["build", "find", "launch", "rebuilt", "refuse_what_it_fixes"]
+__all__ = ["build", "find", "launch", "rebuilt", "refuse_beside_snapshot", "refuse_what_it_fixes"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -127,6 +127,14 @@ def refuse_what_it_fixes(wanted: Mapping[str, object]) -> None:
     if fixed:
         message = f"{' and '.join(fixed)}: a template has that already"
         raise UsageError(message, code="template", hint="say it when the template is made")
+
+
+def refuse_beside_snapshot(wanted: Mapping[str, object]) -> None:
+    """As ``refuse_what_it_fixes``, beside a snapshot. Raises ``UsageError``: ``usage.snapshot``."""
+    fixed = [name for name, value in wanted.items() if value is not None]
+    if fixed:
+        message = f"{' and '.join(fixed)}: a snapshot has that already"
+        raise UsageError(message, code="snapshot", hint="leave it out")
 
 
 def rebuilt(config: Config, name: str) -> tuple[Config, str, str, Preparation]:

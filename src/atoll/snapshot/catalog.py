@@ -14,7 +14,7 @@ from atoll import store
 from atoll.errors import AtollError, StoreError
 from atoll.paths import Paths, SnapshotPaths
 from atoll.snapshot import digests, packs
-from atoll.snapshot.manifest import MOST, Entry, Manifest, decode, encode, id_of
+from atoll.snapshot.manifest import MOST, Entry, Kind, Manifest, decode, encode, id_of
 
 __all__ = [
     "Snapshot",
@@ -22,6 +22,8 @@ __all__ = [
     "entries_of",
     "find",
     "listed",
+    "manifest_of",
+    "of_kind",
     "read",
     "remove",
     "seal",
@@ -29,7 +31,7 @@ __all__ = [
     "verify",
 ]
 
-#: Seconds after which what a killed removal left is removed.
+#: Seconds after which what a killed maker or removal left is removed.
 _ABANDONED = 60.0
 
 
@@ -49,6 +51,14 @@ class Snapshot(msgspec.Struct, frozen=True):
             status = path.stat()
             total += status.st_blocks * 512 if status.st_nlink == 1 else 0
         return total
+
+
+def manifest_of(snapshot: Snapshot) -> Manifest:
+    """Its manifest. Raises ``StoreError``: it cannot be read."""
+    if snapshot.manifest is None:
+        assert snapshot.error is not None
+        raise snapshot.error
+    return snapshot.manifest
 
 
 def listed(paths: Paths, machine_id: str | None = None) -> list[Snapshot]:
@@ -83,22 +93,41 @@ def _remove(name: str) -> str:
     return f"`atoll snapshot rm {name}` removes it"
 
 
-def find(paths: Paths, reference: str, machine_id: str | None = None, *, broken: bool = False) -> Snapshot:
+def of_kind(snapshots: Iterable[Snapshot], kind: Kind) -> list[Snapshot]:
+    """Those that can be read and are of machines, or of sandboxes."""
+    return [one for one in snapshots if one.manifest is not None and one.manifest.kind is kind]
+
+
+def find(
+    paths: Paths,
+    reference: str,
+    machine_id: str | None = None,
+    *,
+    kind: Kind | None = None,
+    broken: bool = False,
+) -> Snapshot:
     """A snapshot by its name, its id, or the beginning of its id.
 
     Args:
         paths: where snapshots are.
         reference: what the user said.
-        machine_id: whose names come first; of snapshots of other machines only ids count then.
+        machine_id: whose names count; of the others only ids do, and names of those that are not of machines.
+        kind: likewise whose names come first.
         broken: also one that cannot be read.
 
     Raises:
         StoreError: ``store.missing``: there is none, or several; ``store.corrupt``: it cannot be read.
     """
     every = listed(paths)
-    own = [one for one in every if _is_of(one, machine_id)] if machine_id is not None else every
-    named = [one for one in own if one.manifest is not None and one.manifest.name == reference]
-    matching = named or [one for one in every if len(reference) >= 4 and one.id.startswith(reference)]
+    named = [one for one in every if one.manifest is not None and one.manifest.name == reference]
+    sandboxes = of_kind(named, Kind.SANDBOX)
+    with_id = [one for one in every if len(reference) >= 4 and one.id.startswith(reference)]
+    if machine_id is not None:
+        matching = [one for one in named if _is_of(one, machine_id)] or with_id or sandboxes
+    elif kind is not None:
+        matching = of_kind(named, kind) or with_id or named
+    else:
+        matching = named or with_id
     if len(matching) == 1:
         if matching[0].error is not None and not broken:
             raise matching[0].error
@@ -137,12 +166,13 @@ def remove(paths: Paths, name: str) -> None:
 
 
 def sweep(paths: Paths) -> None:
-    """Remove what killed commands left half made or half removed. Nobody can make anything of it."""
+    """Remove what killed programs left half made or half removed. Nobody can make anything of it."""
     for entry in paths.snapshots.glob(".*-*"):
-        with contextlib.suppress(OSError):
-            old = time.time() - entry.stat().st_mtime > _ABANDONED
-            if entry.name.startswith(".removed-") and old:
-                store.remove_tree(entry)
+        with contextlib.suppress(OSError, StoreError):
+            if time.time() - entry.stat().st_mtime > _ABANDONED:
+                with store.hold_directory(entry) as abandoned:
+                    if abandoned:
+                        store.remove_tree(entry)
 
 
 def entries_of(directory: Path, known: dict[str, Entry], names: Iterable[str]) -> dict[str, Entry]:
@@ -152,7 +182,7 @@ def entries_of(directory: Path, known: dict[str, Entry], names: Iterable[str]) -
 
 def _entry(path: Path) -> Entry:
     status = path.stat()
-    stamp = status.st_mtime_ns if path.name == "root.erofs" else 0
+    stamp = status.st_mtime_ns if path.suffix == ".erofs" else 0
     return Entry(status.st_size, digests.digest(path), stamp)
 
 

@@ -42,7 +42,7 @@ async def fork(parent: Vm, names: Sequence[str], emit: Emit) -> Forked:
     with _unnamed_file() as fd, ExitStack() as undo:
         children = []
         for name in names:
-            child = _spawn(parent.machine, name, fd, hypervisor, emit)
+            child = _spawn(parent, name, fd, hypervisor, emit)
             undo.callback(child.vm.discard)
             children.append(child)
         stopped = await parent.freezable.copy(fd)
@@ -53,10 +53,11 @@ async def fork(parent: Vm, names: Sequence[str], emit: Emit) -> Forked:
     return Forked(tuple(children), stopped)
 
 
-def _spawn(parent: Machine, name: str, state: int, hypervisor: CloningHypervisor, emit: Emit) -> Spawned:
-    ram = MemoryFile(None, shared=False) if parent.ram is not None else None
-    machine = replace(parent, name=name, ram=ram)
-    clone = Clone("", Path(f"/proc/self/fd/{state}"), machine.memory)
+def _spawn(parent: Vm, name: str, state: int, hypervisor: CloningHypervisor, emit: Emit) -> Spawned:
+    ram = MemoryFile(None, shared=False) if parent.machine.ram is not None else None
+    machine = replace(parent.machine, name=name, ram=ram)
+    snapshot = parent.clone.snapshot if parent.clone is not None else ""
+    clone = Clone("", Path(f"/proc/self/fd/{state}"), machine.memory, snapshot=snapshot)
     return spawn_clone(hypervisor, machine, clone, emit, hold=True)
 
 

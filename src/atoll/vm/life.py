@@ -49,12 +49,18 @@ class Vm(Closing):
         self.hypervisor = spawned.hypervisor
         self._clone = spawned.clone
         self._modules = spawned.modules
+        self._release = spawned.release
         self._beginning: Stream | None = None
         self._channel: Channel | None = None
         self._agent: Agent | None = None
         self._answered = False
         self.booted = False
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
 
     @property
     def pid(self) -> int:
@@ -190,6 +196,7 @@ class Vm(Closing):
         try:
             await self._vm.close()
         finally:
+            self._release()
             self._emit(VmExited(vm=self.name, status=self._vm.process.poll() or 0))
 
     def _reached(self, stage: str) -> None:

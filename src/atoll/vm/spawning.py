@@ -6,6 +6,7 @@ A program that spawns first and loads the rest afterwards has the guest booting 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -25,12 +26,18 @@ class Clone(msgspec.Struct, frozen=True):
         state: of its devices.
         memory: bytes that the VM shall have; what the template has not is plugged in.
         created: when the template was made, seconds since the epoch: tells it from others of its name.
+        snapshot: id of the snapshot from which it goes on, or the VM did that it is a copy of; else empty.
     """
 
     template: str
     state: Path
     memory: int
     created: float = 0.0
+    snapshot: str = ""
+
+
+def _nothing() -> None:
+    """Nothing is held for a VM."""
 
 
 class Spawned(msgspec.Struct, frozen=True):
@@ -44,6 +51,7 @@ class Spawned(msgspec.Struct, frozen=True):
         machine: as it was asked for.
         clone: what it goes on from; None if it boots.
         modules: of the kernel, which are loaded once it is up; a clone has them.
+        release: lets go of what is held for it. Called once it is gone; calling it twice is fine.
     """
 
     name: str
@@ -53,6 +61,14 @@ class Spawned(msgspec.Struct, frozen=True):
     machine: Machine
     clone: Clone | None = None
     modules: tuple[str, ...] = ()
+    release: Callable[[], None] = _nothing
+
+    def discard(self) -> None:
+        """Remove the VM, which nobody has talked to; blocks for milliseconds."""
+        try:
+            self.vm.discard()
+        finally:
+            self.release()
 
 
 def spawn(hypervisor: Hypervisor, machine: Machine, emit: Emit, *, modules: tuple[str, ...] = ()) -> Spawned:

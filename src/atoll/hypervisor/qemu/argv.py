@@ -25,12 +25,14 @@ from atoll.hypervisor.model import (
 __all__ = [
     "MORE",
     "RAM",
+    "RAM_ID",
     "SANDBOX",
     "Descriptors",
     "disk_node",
     "file_node",
     "overlay_node",
     "pluggable",
+    "ram_block",
     "render",
 ]
 
@@ -57,9 +59,17 @@ class Descriptors(msgspec.Struct, frozen=True):
 
 
 class _Board(msgspec.Struct, frozen=True):
-    """What differs between architectures."""
+    """What differs between architectures.
+
+    Attributes:
+        machine: its type, and what it does without.
+        ram: what QEMU calls the RAM that it makes by itself (hw/i386/x86.c, hw/arm/virt.c).
+        firmware: which one.
+        tcg_cpu: under TCG.
+    """
 
     machine: str
+    ram: str
     firmware: tuple[str, ...]
     tcg_cpu: str
 
@@ -68,17 +78,24 @@ _BOARDS = {
     # No legacy devices: each one is probed by the guest's kernel. qboot hands over to a PVH kernel at once.
     Architecture.X86_64: _Board(
         machine="q35,usb=off,vmport=off,smbus=off,sata=off,hpet=off",
+        ram="pc.ram",
         firmware=("-bios", "qboot.rom"),
         tcg_cpu="max,la57=off,erms=off,fsrm=off",
     ),
     # The architected algorithm of pointer authentication is slow to emulate; guests cannot tell them apart.
     Architecture.AARCH64: _Board(
-        machine="virt,gic-version=3,highmem=on", firmware=(), tcg_cpu="max,pauth-impdef=on"
+        machine="virt,gic-version=3,highmem=on",
+        ram="mach-virt.ram",
+        firmware=(),
+        tcg_cpu="max,pauth-impdef=on",
     ),
 }
 
 #: Names of the files in memory that hold the RAM of a VM that stays, and what can be plugged in.
 RAM, MORE = "atoll-ram", "atoll-more"
+
+#: What QEMU calls RAM that it is given: its backend.
+RAM_ID = "ram"
 
 #: How QEMU is confined by seccomp.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -111,7 +128,7 @@ def render(
         *("-global", "migration.store-global-state=off"),  # what goes on from a VM that stands still runs
         *(("-pidfile", str(pid_file)) if pid_file else ()),
         *(("-sandbox", SANDBOX) if sandbox else ()),
-        *("-machine", board.machine + (",memory-backend=ram" if _has_backend(machine) else "")),
+        *("-machine", board.machine + (f",memory-backend={RAM_ID}" if _has_backend(machine) else "")),
         *("-accel", _accelerator(machine)),
         *("-cpu", "host" if machine.accelerator is Accelerator.KVM else board.tcg_cpu),
         *("-smp", _vcpus(machine)),
@@ -166,9 +183,9 @@ def _memory(machine: Machine) -> tuple[str, ...]:
     share = ",share=on" if machine.shared_memory else ""
     kind = "memory-backend-memfd" if machine.shared_memory else "memory-backend-ram"
     if machine.ram is not None:
-        arguments += ["-object", _backend("ram", machine.ram, size)]
+        arguments += ["-object", _backend(RAM_ID, machine.ram, size)]
     elif machine.shared_memory:
-        arguments += ["-object", f"{kind},id=ram,size={size}{share}"]
+        arguments += ["-object", f"{kind},id={RAM_ID},size={size}{share}"]
     if more:
         room = f"{more // _MIB}M"
         anonymous = f"{kind},id=more,size={room},reserve=off{share}"
@@ -181,6 +198,11 @@ def _memory(machine: Machine) -> tuple[str, ...]:
 def pluggable(machine: Machine) -> int:
     """Bytes of memory that ``machine`` can be given while it runs."""
     return max(machine.max_memory - machine.memory, 0) // _PLUG_STEP * _PLUG_STEP
+
+
+def ram_block(machine: Machine) -> str:
+    """The name of the RAM that ``machine`` is started with, in what QEMU writes of it."""
+    return RAM_ID if _has_backend(machine) else _BOARDS[machine.architecture].ram
 
 
 def _backend(name: str, ram: MemoryFile, size: str) -> str:

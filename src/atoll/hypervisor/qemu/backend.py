@@ -36,20 +36,23 @@ class QemuHypervisor:
 
     Args:
         host: which QEMU, and what it can do.
+
+    Attributes:
+        host: likewise.
     """
 
     name = "qemu"
 
     def __init__(self, host: QemuHost) -> None:
-        self._host = host
+        self.host = host
 
     def vector(self, machine: Machine, *, incoming: bool = False) -> tuple[str, ...]:
         """The argument vector for ``machine``, but for the numbers of descriptors."""
         return render(
             machine,
-            self._host.program,
+            self.host.program,
             Descriptors(-1, -1, -1),
-            sandbox=self._host.sandbox,
+            sandbox=self.host.sandbox,
             incoming=incoming,
         )
 
@@ -90,7 +93,7 @@ class QemuHypervisor:
             )
             pairs = (channel, console, qmp, *consoles)
             inherited = [*(pair[1].fileno() for pair in pairs), *frozen]
-            argv = render(machine, self._host.program, fds, sandbox=self._host.sandbox, incoming=bool(frozen))
+            argv = render(machine, self.host.program, fds, sandbox=self.host.sandbox, incoming=bool(frozen))
             confinement = confine(machine.name, bounds_of(machine))
             if confinement is not None:
                 ours.callback(confinement.remove)
@@ -114,7 +117,7 @@ class QemuHypervisor:
         """Start QEMU so that it stays. Raises ``BootError``."""
         from atoll.hypervisor.qemu import resident  # noqa: PLC0415 - a sandbox does not need it
 
-        return resident.settle(self._host, machine, place, frozen)
+        return resident.settle(self.host, machine, place, frozen)
 
     def adopt(self, place: VmPaths) -> QemuResident | None:
         """The QEMU that runs at ``place``."""
