@@ -21,6 +21,7 @@ def _configure_supervise(parser: argparse.ArgumentParser) -> None:
 
 def _run_supervise(arguments: argparse.Namespace) -> int:
     from atoll import store
+    from atoll.machine import undoing
     from atoll.machine.planning import make_plan
     from atoll.machine.supervise import supervise_at
     from atoll.vm.process import BUSY
@@ -29,6 +30,7 @@ def _run_supervise(arguments: argparse.Namespace) -> int:
     emit = listener(json=arguments.json, verbose=True)
     with registry.change(config.paths, arguments.machine) as machine:
         if not machine.state.active:
+            undoing.settle(machine, emit)
             plan = make_plan(config, machine.name, machine.place, machine.spec, emit)
             store.write_record(machine.place.boot, plan)
     status = supervise_at(machine.place, start=True, emit=emit)

@@ -19,21 +19,21 @@ from atoll.machine.forking import Child, as_captured, fork, opened
 from atoll.machine.registry import Named
 from atoll.machine.restoring import (
     add_from,
+    fill_from,
     manifest_of,
-    plan_again,
-    put_back,
-    replace_disk,
     require_fit,
     require_own,
+    resumed,
     thawed,
 )
-from atoll.machine.snapshots import Disk, Wish, default_name, make, note_base, require_fresh
+from atoll.machine.snapshots import Disk, Wish, base_of, default_name, make, note_base, require_fresh
 from atoll.machine.spec import check_name
-from atoll.machine.supervised import Supervised
+from atoll.machine.supervised import Supervised, to_its_end
+from atoll.paths import VmPaths
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
 from atoll.vm.bootplan import BootPlan
-from atoll.vm.branching import branch_at_rest
+from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import size_of
 from atoll.vm.messages import Files
 from atoll.vm.state import Phase, State
@@ -110,6 +110,7 @@ class Checkpoints(Supervised):
 
     def _keep_at_rest(self, machine: Named, wish: Wish) -> Snapshot:
         with registry.at_rest(machine, "written down"):
+            undoing.settle(machine, self._emit)
             return make(self._paths, machine, wish, _disk_at_rest(machine), None, self._emit)
 
     def snapshots(self) -> list[Snapshot]:
@@ -146,42 +147,51 @@ class Checkpoints(Supervised):
             await asyncio.to_thread(catalog.check, snapshot)
             return None
         await asyncio.to_thread(require_fit, snapshot, self._config)
-        return await asyncio.to_thread(stack.enter_context, thawed(snapshot))
+        return await to_its_end(asyncio.to_thread(stack.enter_context, thawed(snapshot)))
 
     async def _exchange(self, machine: Named, snapshot: Snapshot, files: Files | None) -> None:
         """Have the machine be what a snapshot is, or stay what it was."""
         async with AsyncExitStack() as stack:
-            captured = None
+            control = former = plan = None
             if machine.state.active:
                 control = await self._active("restored")
                 await self._follow(control)
                 captured = await stack.enter_async_context(control.capture())
                 former = stack.enter_context(opened(captured.files, copy=False))
                 before = Disk(captured.layers, captured.size)
-                plan = as_captured(store.read_record(machine.place.boot, BootPlan), captured)
-                await control.stop(force=True)
+                running = store.read_record(machine.place.boot, BootPlan)
+                plan = resumed(machine, as_captured(running, captured))
             else:
-                before = await asyncio.to_thread(self._rest, machine)
+                before = await to_its_end(asyncio.to_thread(self._rest, machine))
+            exchanging = undoing.exchanging(
+                machine.place,
+                partial(_fill_before, machine.place, before, plan),
+                fill_from(machine, snapshot, ram=files is not None),
+            )
+            exchange = await to_its_end(asyncio.to_thread(stack.enter_context, exchanging))
             try:
-                await asyncio.to_thread(replace_disk, machine, before, snapshot)
+                if control is not None:
+                    await control.stop(force=True)
+                await to_its_end(asyncio.to_thread(exchange.carry_out))
                 if files is not None:
-                    await asyncio.to_thread(put_back, machine, snapshot)
                     await self._go_on(files)
             except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self.stop(force=True)))
-                await asyncio.to_thread(undoing.undo, machine.place)
-                if captured is not None:
-                    await asyncio.to_thread(plan_again, machine, plan)
-                    await self._go_on(former)
-                    if machine.state.phase is Phase.PAUSED:
-                        await self.control.pause()
+                await to_its_end(self._go_back(machine, exchange, former))
                 raise
-        await asyncio.to_thread(note_base, machine.place, snapshot.id)
-        await asyncio.to_thread(undoing.forget, machine.place)
+            await to_its_end(asyncio.to_thread(undoing.forget, machine.place))
+
+    async def _go_back(self, machine: Named, exchange: undoing.Exchange, former: Files | None) -> None:
+        """Be what it was: of a machine that ran, ``former``."""
+        await self.stop(force=True)
+        await asyncio.to_thread(exchange.undo)
+        if former is not None:
+            await self._go_on(former)
+            if machine.state.phase is Phase.PAUSED:
+                await self.control.pause()
 
     def _rest(self, machine: Named) -> Disk:
-        undoing.settle(machine)
         with registry.at_rest(machine, "restored"):
+            undoing.settle(machine, self._emit)
             return _disk_at_rest(machine)
 
     @classmethod
@@ -209,14 +219,26 @@ class Checkpoints(Supervised):
         found = await asyncio.to_thread(catalog.find, self._paths, reference)
         with ExitStack() as stack:
             files = await self._thawed(found, stack, disk_only=False)
-            await asyncio.to_thread(add_from, self._paths, found, self.name)
-            if files is None:
-                return
+            added: list[VmPaths] = []
             try:
-                await self._go_on(files)
+                await to_its_end(
+                    asyncio.to_thread(lambda: added.append(add_from(self._paths, found, self.name)))
+                )
+                if files is not None:
+                    await self._go_on(files)
             except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self.remove(force=True)))
+                if added:
+                    await to_its_end(self.remove(force=True))
                 raise
+
+
+def _fill_before(machine: VmPaths, disk: Disk, plan: BootPlan | None, place: VmPaths) -> None:
+    """Put what a machine is into a directory; ``plan`` says how it goes on if it ran."""
+    link_into(machine, disk.layers, place, disk.size)
+    if base := base_of(machine):
+        note_base(place, base)
+    if plan is not None:
+        store.write_record(place.boot, plan)
 
 
 def _disk_at_rest(machine: Named) -> Disk:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from atoll import store
 from atoll.config import Config, load
 from atoll.errors import AtollError, ChannelError
-from atoll.events import Emit, Warned, ignore
+from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.machine import registry, undoing
@@ -24,7 +25,9 @@ from atoll.vm.client import Control
 from atoll.vm.messages import Files, Status, Stopped
 from atoll.vm.state import Phase, State, StateError
 
-__all__ = ["AT_REST", "Supervised"]
+__all__ = ["AT_REST", "Supervised", "to_its_end"]
+
+T = TypeVar("T")
 
 #: Attempts to reach a supervisor: one that is found may be about to leave.
 _ATTEMPTS = 20
@@ -106,9 +109,7 @@ class Supervised(Commands):
                 return started
 
     def _plan(self, machine: Named) -> None:
-        if undoing.settle(machine):
-            message = f"{machine.name}: going back to a snapshot was cut off; its disk is what it was before"
-            self._emit(Warned(message=message))
+        undoing.settle(machine, self._emit)
         require_files(machine.place, read_chain(machine.place))
         plan = make_plan(self._config, machine.name, machine.place, machine.spec, self._emit)
         store.write_record(machine.place.boot, plan)
@@ -292,3 +293,17 @@ class Supervised(Commands):
         await asyncio.wait(
             [asyncio.ensure_future(begun.wait()), self._following], return_when=asyncio.FIRST_COMPLETED
         )
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """What ``work`` returns; whoever is cancelled meanwhile waits for its end first.
+
+    For what cannot be cut off: a thread goes on whoever has ceased to wait for it.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        task.cancelled() or task.exception()  # what went wrong is of no interest any more
+        raise

@@ -41,6 +41,7 @@ from atoll.vm.chain import (
 
 __all__ = [
     "Branch",
+    "adopt_disk",
     "branch_at_rest",
     "branch_live",
     "finish_branch",
@@ -186,24 +187,45 @@ def link_into(source: VmPaths, layers: Sequence[Layer], target: VmPaths, size: i
     return chain
 
 
+def adopt_disk(source: VmPaths, target: VmPaths) -> Chain:
+    """Give a machine that has no VM the disk that ``link_into`` made in another directory; its chain.
+
+    All that it needs is there: this works on a full disk, too. It can be done again if it was cut short.
+
+    Raises:
+        StoreError: ``store.missing``: a file is not there; ``store.io``.
+    """
+    chain = read_chain(source)
+    require_files(source, chain)
+    link_layers(source, chain.files, target)
+    store.replace_by_link(target.chain, source.chain)
+    return finish_branch(target)
+
+
 def link_layers(source: VmPaths, layers: Sequence[Layer], target: VmPaths) -> None:
     """Have the frozen files of one directory in another one, too, durably.
 
     Raises:
         StoreError: ``store.full`` or ``store.io``.
     """
-    for layer in layers:
-        _link(source, layer.name, target)
-    store.sync_directory(target.directory)
+    with store.refusing(target.directory):
+        for layer in layers:
+            _link(source, layer.name, target)
+        store.sync_directory(target.directory)
 
 
 def _link(source: VmPaths, name: str, target: VmPaths) -> None:
     """The same file where the file system allows it, else one like it."""
+    old, new = source.directory / name, target.directory / name
+    partial = target.directory / new_active().name  # swept as one if this is killed
     try:
-        (target.directory / name).hardlink_to(source.directory / name)
-    except FileExistsError:  # names are unique: it is the same
+        if new.exists() and not new.samefile(old):  # a copy, as in a directory that was copied without links
+            partial.hardlink_to(old)
+            partial.rename(new)
+            return
+        new.hardlink_to(old)
+    except FileExistsError:
         return
     except OSError:
-        partial = target.directory / new_active().name  # swept as one if this is killed
-        disk.copy_sparse(source.directory / name, partial)
-        partial.rename(target.directory / name)
+        disk.copy_sparse(old, partial)
+        partial.rename(new)
