@@ -151,9 +151,7 @@ def entries_of(directory: Path, known: dict[str, Entry], names: Iterable[str]) -
 
 
 def _entry(path: Path) -> Entry:
-    status = path.stat()
-    stamp = status.st_mtime_ns if path.name == "root.erofs" else 0
-    return Entry(status.st_size, digests.digest(path), stamp)
+    return Entry(path.stat().st_size, digests.digest(path))
 
 
 def check(snapshot: Snapshot) -> None:
@@ -162,14 +160,14 @@ def check(snapshot: Snapshot) -> None:
     Raises:
         StoreError: ``store.corrupt``: which file was changed, and is not to be gone on from.
     """
-    _compare(snapshot, trust_stamps=True)
+    _compare(snapshot)
 
 
 def verify(snapshot: Snapshot) -> None:
     """Compare every byte with the manifest. Raises as ``check``."""
     if snapshot.error is not None:
         raise snapshot.error
-    _compare(snapshot, trust_stamps=False)
+    _compare(snapshot)
     manifest = snapshot.manifest
     assert manifest is not None
     if manifest.packs:
@@ -178,18 +176,16 @@ def verify(snapshot: Snapshot) -> None:
             raise _corrupt(snapshot, f"{fault.file}, byte {fault.offset}: {fault.what}")
 
 
-def _compare(snapshot: Snapshot, *, trust_stamps: bool) -> None:
+def _compare(snapshot: Snapshot) -> None:
     manifest = snapshot.manifest
     assert manifest is not None, "it was read"
     for name, entry in manifest.files.items():
         path = snapshot.place.directory / name
         try:
-            status = path.stat()
+            size = path.stat().st_size
         except OSError as error:
             raise _corrupt(snapshot, f"{name} is missing") from error
-        if trust_stamps and entry.stamp and (status.st_size, status.st_mtime_ns) == (entry.size, entry.stamp):
-            continue
-        if status.st_size != entry.size or digests.digest(path) != entry.digest:
+        if size != entry.size or digests.digest(path) != entry.digest:
             raise _corrupt(snapshot, f"{name} was changed")
 
 
