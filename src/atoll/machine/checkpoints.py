@@ -92,11 +92,12 @@ class Checkpoints(Supervised):
             StateError: ``state.share_busy``: a share is in use in it; it is about to start or stop.
             BootError: it cannot be written down.
         """
-        wish = Wish(
-            name=name or default_name(time.time()), description=description, labels=dict(labels or {})
-        )
         async with self._changing() as machine:
-            await asyncio.to_thread(require_fresh, self._paths, machine, wish.name)
+            called = name
+            if called is None:
+                called = await asyncio.to_thread(default_name, self._paths, machine, time.time())
+            await asyncio.to_thread(require_fresh, self._paths, machine, called)
+            wish = Wish(name=called, description=description, labels=dict(labels or {}))
             if not machine.state.active:
                 return await asyncio.to_thread(self._keep_at_rest, machine, wish)
             control = await self._active("written down")

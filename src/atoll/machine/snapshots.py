@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -55,9 +56,13 @@ class _Base(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
 
-def default_name(now: float) -> str:
-    """A name for a snapshot that was given none: when it was made, local time."""
-    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+def default_name(paths: Paths, machine: Named, now: float) -> str:
+    """A name for a snapshot that was given none: when it was made, local time; a number tells several."""
+    said = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    every = catalog.listed(paths, machine.spec.id)
+    taken = {one.manifest.name for one in every if one.manifest is not None}
+    names = (f"{said}-{number}" if number > 1 else said for number in itertools.count(1))
+    return next(name for name in names if name not in taken)
 
 
 def require_fresh(paths: Paths, machine: Named, name: str) -> None:
