@@ -117,7 +117,11 @@ def make(
             manifest = _with_memory(manifest, place, captured, earlier)
         files = catalog.entries_of(staged, _known(earlier), names)
         made = catalog.seal(paths, place, msgspec.structs.replace(manifest, files=files))
-    note_base(machine.place, made.id)
+    try:
+        note_base(machine.place, made.id)
+    except StoreError:
+        catalog.remove(paths, made.id)
+        raise
     return made
 
 
