@@ -168,8 +168,8 @@ def _pack(place: SnapshotPaths, files: Files, earlier: list[Snapshot]) -> str:
 
 
 def _indexes(earlier: list[Snapshot]) -> Iterator[packs.Index]:
-    """Of those that can be read: what is damaged is stored anew."""
-    for one in earlier:
+    """Of those that can be read, the newest first: what is damaged is stored anew."""
+    for one in reversed(earlier):
         if one.manifest is not None and one.manifest.packs:
             with contextlib.suppress(StoreError):
                 yield packs.load(one.place.directory, one.manifest.packs)
