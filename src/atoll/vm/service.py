@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -103,7 +103,8 @@ class Service:
         stream.reply(messages.Branched(branch.after.frozen, branch.size))
 
     async def _capture(self, _: bytes, stream: LocalStream) -> None:
-        branch, instant = await _to_its_end(self._supervisor.capture())
+        taken = await _to_its_end(self._supervisor.capture(), unwanted=lambda taken: taken.instant.close())
+        branch, instant = taken
         try:
             files = messages.Files(
                 pid=os.getpid(),
@@ -223,9 +224,21 @@ class Service:
         )
 
 
-async def _to_its_end(change: Coroutine[None, None, T]) -> T:
-    """Carry a change out although the client that asked for it may go away: half of it would be no state."""
-    return await asyncio.shield(asyncio.create_task(change))
+async def _to_its_end(
+    change: Coroutine[None, None, T], *, unwanted: Callable[[T], None] = lambda _: None
+) -> T:
+    """Carry a change out although the client that asked for it may go away: half of it would be no state.
+
+    What it brings is ``unwanted`` then.
+    """
+    task = asyncio.create_task(change)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(
+            lambda done: None if done.cancelled() or done.exception() else unwanted(done.result())
+        )
+        raise
 
 
 def _parse(payload: bytes, kind: type[T]) -> T:
