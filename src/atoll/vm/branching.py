@@ -84,18 +84,28 @@ def prepare_branch(place: VmPaths) -> Branch:
     size = size_of(place, before)
     qcow2.create(overlay, size, frozen.name, frozen.format)
     try:
-        (place.directory / frozen.name).hardlink_to(place.directory / before.active.name)
-        store.sync_directory(place.directory)
-    except OSError as error:
-        overlay.unlink(missing_ok=True)
-        if error.errno in {errno.EPERM, errno.EOPNOTSUPP}:
-            hint = "choose a place that has them with ATOLL_DATA_DIR"
-            raise StoreError(
-                f"{place.directory} is on a file system without hard links", code="no_links", hint=hint
-            ) from error
-        raise StoreError(f"cannot branch {place.directory}: {error.strerror}", code="io") from error
-    write_chain(place, after)
+        _freeze(place, before.active, frozen)
+        write_chain(place, after)
+    except StoreError:
+        if read_chain(place) == before:  # nobody has heard of them
+            overlay.unlink(missing_ok=True)
+            (place.directory / frozen.name).unlink(missing_ok=True)
+        raise
     return Branch(before, after, size)
+
+
+def _freeze(place: VmPaths, active: Layer, frozen: Layer) -> None:
+    """Give the active file its frozen name as a second one."""
+    with store.refusing(place.directory):
+        try:
+            (place.directory / frozen.name).hardlink_to(place.directory / active.name)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            hint = "choose a place that has them with ATOLL_DATA_DIR"
+            message = f"{place.directory} is on a file system without hard links"
+            raise StoreError(message, code="no_links", hint=hint) from error
+        store.sync_directory(place.directory)
 
 
 def finish_branch(place: VmPaths) -> Chain:
