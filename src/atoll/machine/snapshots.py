@@ -93,13 +93,10 @@ def make(
         StoreError: it cannot be written; nothing is left of it.
     """
     earlier = [one for one in catalog.listed(paths, machine.spec.id) if one.manifest is not None]
-    catalog.sweep(paths)
     with (
         task(emit, "snapshot", f"Writing snapshot {wish.name} of {machine.name}"),
-        store.staging(paths.snapshots, machine.spec.id) as staged,
+        catalog.staging(paths, machine.spec.id) as place,
     ):
-        place = SnapshotPaths(staged)
-        staged.chmod(0o700)
         names = _gather(machine, place, disk, captured)
         manifest = Manifest(
             name=wish.name,
@@ -115,7 +112,7 @@ def make(
         )
         if captured is not None:
             manifest = _with_memory(manifest, place, captured, earlier)
-        files = catalog.entries_of(staged, _known(earlier), names)
+        files = catalog.entries_of(place.directory, _known(earlier), names)
         made = catalog.seal(paths, place, msgspec.structs.replace(manifest, files=files))
     try:
         note_base(machine.place, made.id)

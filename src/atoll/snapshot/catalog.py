@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -25,12 +27,13 @@ __all__ = [
     "read",
     "remove",
     "seal",
+    "staging",
     "sweep",
     "verify",
 ]
 
-#: Seconds after which what a killed removal left is removed.
-_ABANDONED = 60.0
+#: Seconds in which the maker of a snapshot has locked its directory.
+_TAKEN = 5.0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -45,9 +48,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     def stored(self) -> int:
         """Bytes that it takes and that no other snapshot or machine has."""
         total = 0
-        for path in self.place.directory.iterdir():
-            status = path.stat()
-            total += status.st_blocks * 512 if status.st_nlink == 1 else 0
+        with contextlib.suppress(FileNotFoundError):  # somebody removes it
+            for path in self.place.directory.iterdir():
+                status = path.stat()
+                total += status.st_blocks * 512 if status.st_nlink == 1 else 0
         return total
 
 
@@ -128,6 +132,7 @@ def seal(paths: Paths, staged: SnapshotPaths, manifest: Manifest) -> Snapshot:
 def remove(paths: Paths, name: str) -> None:
     """Remove a snapshot. Others keep what they share with it: each has a link of its own."""
     doomed = paths.snapshots / f".removed-{name}-{os.urandom(4).hex()}"
+    sweep(paths)
     try:
         paths.snapshot(name).directory.rename(doomed)
         store.sync_directory(paths.snapshots)
@@ -136,13 +141,46 @@ def remove(paths: Paths, name: str) -> None:
     store.remove_tree(doomed)
 
 
+@contextmanager
+def staging(paths: Paths, owner: str) -> Iterator[SnapshotPaths]:
+    """A directory to make a snapshot in, for ``seal``; gone afterwards if that was not called.
+
+    Args:
+        paths: where snapshots are.
+        owner: what tells its maker from others that are at work at the same time.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    sweep(paths)
+    with store.staging(paths.snapshots, owner) as staged:
+        staged.chmod(0o700)
+        fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # says that its maker lives (flock(2))
+            yield SnapshotPaths(staged)
+        finally:
+            os.close(fd)
+
+
 def sweep(paths: Paths) -> None:
     """Remove what killed commands left half made or half removed. Nobody can make anything of it."""
     for entry in paths.snapshots.glob(".*-*"):
         with contextlib.suppress(OSError):
-            old = time.time() - entry.stat().st_mtime > _ABANDONED
-            if entry.name.startswith(".removed-") and old:
+            if entry.name.startswith(".removed-") or not _is_being_made(entry):
                 store.remove_tree(entry)
+
+
+def _is_being_made(staged: Path) -> bool:
+    fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return time.time() - os.fstat(fd).st_ctime < _TAKEN
+    finally:
+        os.close(fd)
 
 
 def entries_of(directory: Path, known: dict[str, Entry], names: Iterable[str]) -> dict[str, Entry]:
