@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from typing import Self
@@ -35,7 +35,7 @@ from atoll.snapshot.catalog import Snapshot
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import size_of
-from atoll.vm.messages import Files
+from atoll.vm.messages import Captured, Files
 from atoll.vm.state import Phase, State
 
 __all__ = ["Checkpoints"]
@@ -99,15 +99,32 @@ class Checkpoints(Supervised):
             await asyncio.to_thread(require_fresh, self._paths, machine, called)
             wish = Wish(name=called, description=description, labels=dict(labels or {}))
             if not machine.state.active:
-                return await asyncio.to_thread(self._keep_at_rest, machine, wish)
+                return await self._made(machine, partial(self._keep_at_rest, machine, wish))
             control = await self._active("written down")
             await self._follow(control)
             if disk_only:
                 disk = Disk(*msgspec.structs.astuple(await control.branch()))
-                return await asyncio.to_thread(make, self._paths, machine, wish, disk, None, self._emit)
+                return await self._make(machine, wish, disk, None)
             async with control.capture() as captured:
                 disk = Disk(captured.layers, captured.size)
-                return await asyncio.to_thread(make, self._paths, machine, wish, disk, captured, self._emit)
+                return await self._make(machine, wish, disk, captured)
+
+    async def _make(self, machine: Named, wish: Wish, disk: Disk, captured: Captured | None) -> Snapshot:
+        return await self._made(
+            machine, partial(make, self._paths, machine, wish, disk, captured, self._emit)
+        )
+
+    async def _made(self, machine: Named, work: Callable[[], Snapshot]) -> Snapshot:
+        """What a thread makes; nothing is left of it if nobody waits for it any more."""
+        base = base_of(machine.place)
+        making = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await to_its_end(making)
+        except asyncio.CancelledError:
+            if making.exception() is None:
+                catalog.remove(self._paths, making.result().id)
+                note_base(machine.place, base)
+            raise
 
     def _keep_at_rest(self, machine: Named, wish: Wish) -> Snapshot:
         with registry.at_rest(machine, "written down"):
@@ -236,8 +253,7 @@ class Checkpoints(Supervised):
 def _fill_before(machine: VmPaths, disk: Disk, plan: BootPlan | None, place: VmPaths) -> None:
     """Put what a machine is into a directory; ``plan`` says how it goes on if it ran."""
     link_into(machine, disk.layers, place, disk.size)
-    if base := base_of(machine):
-        note_base(place, base)
+    note_base(place, base_of(machine))
     if plan is not None:
         store.write_record(place.boot, plan)
 

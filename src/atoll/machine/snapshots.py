@@ -193,5 +193,8 @@ def base_of(place: VmPaths) -> str:
 
 
 def note_base(place: VmPaths, name: str) -> None:
-    """Record it."""
+    """Record it; with an empty name, that there is none."""
+    if not name:
+        place.base.unlink(missing_ok=True)
+        return
     store.write_record(place.base, _Base(id=name), parents=False)
