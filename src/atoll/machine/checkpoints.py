@@ -16,6 +16,7 @@ from atoll.config import Config
 from atoll.events import Emit, ignore
 from atoll.machine import registry, undoing
 from atoll.machine.forking import Child, as_captured, fork, opened
+from atoll.machine.patience import to_its_end
 from atoll.machine.registry import Named
 from atoll.machine.restoring import (
     add_from,
@@ -28,7 +29,7 @@ from atoll.machine.restoring import (
 )
 from atoll.machine.snapshots import Disk, Wish, base_of, default_name, make, note_base, require_fresh
 from atoll.machine.spec import check_name
-from atoll.machine.supervised import Supervised, to_its_end
+from atoll.machine.supervised import Supervised
 from atoll.paths import VmPaths
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot

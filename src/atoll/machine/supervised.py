@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from atoll import store
 from atoll.config import Config, load
@@ -25,9 +24,7 @@ from atoll.vm.client import Control
 from atoll.vm.messages import Files, Status, Stopped
 from atoll.vm.state import Phase, State, StateError
 
-__all__ = ["AT_REST", "Supervised", "to_its_end"]
-
-T = TypeVar("T")
+__all__ = ["AT_REST", "Supervised"]
 
 #: Attempts to reach a supervisor: one that is found may be about to leave.
 _ATTEMPTS = 20
@@ -293,17 +290,3 @@ class Supervised(Commands):
         await asyncio.wait(
             [asyncio.ensure_future(begun.wait()), self._following], return_when=asyncio.FIRST_COMPLETED
         )
-
-
-async def to_its_end(work: Awaitable[T]) -> T:
-    """What ``work`` returns; whoever is cancelled meanwhile waits for its end first.
-
-    For what cannot be cut off: a thread goes on whoever has ceased to wait for it.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        task.cancelled() or task.exception()  # what went wrong is of no interest any more
-        raise
