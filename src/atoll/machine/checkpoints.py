@@ -215,13 +215,20 @@ class Checkpoints(Supervised):
 
     @classmethod
     async def from_snapshot(
-        cls, name: str, snapshot: str, *, config: Config | None = None, on_event: Emit = ignore
+        cls,
+        name: str,
+        snapshot: str,
+        *,
+        disk_only: bool = False,
+        config: Config | None = None,
+        on_event: Emit = ignore,
     ) -> Self:
         """Make a machine of a snapshot of another one. It runs, if the snapshot has its RAM.
 
         Args:
             name: of the new machine.
             snapshot: id or name.
+            disk_only: make it of the disk alone, at rest.
             config: resolved settings; by default those of this user.
             on_event: told of everything that happens.
 
@@ -229,15 +236,15 @@ class Checkpoints(Supervised):
             StoreError: ``store.already_exists``; else as ``restore``.
         """
         machine = cls(name, config=config, on_event=on_event)
-        await machine._begin(snapshot)
+        await machine._begin(snapshot, disk_only=disk_only)
         return machine
 
-    async def _begin(self, reference: str) -> None:
+    async def _begin(self, reference: str, *, disk_only: bool) -> None:
         """Enter this machine as what a snapshot is."""
         check_name(self.name)
         found = await asyncio.to_thread(catalog.find, self._paths, reference)
         with ExitStack() as stack:
-            files = await self._thawed(found, stack, disk_only=False)
+            files = await self._thawed(found, stack, disk_only=disk_only)
             added: list[VmPaths] = []
             try:
                 await to_its_end(
