@@ -37,6 +37,7 @@ __all__ = [
     "read_record",
     "refusing",
     "remove_tree",
+    "replace_by_link",
     "require_space",
     "staging",
     "stamp",
@@ -161,6 +162,32 @@ def write_record(path: Path, record: msgspec.Struct, *, parents: bool = True) ->
     """Write ``record`` as JSON that a person can read. Raises as ``write_file``."""
     text = msgspec.json.format(msgspec.json.encode(record, enc_hook=_plain), indent=2) + b"\n"
     write_file(path, text, parents=parents)
+
+
+def replace_by_link(path: Path, source: Path) -> None:
+    """Replace ``path`` by another name of ``source``, at once and for good; on a full disk, too.
+
+    Neither may be written in place afterwards. Where the file system has no links it is copied.
+
+    Raises:
+        StoreError: as ``write_file``; the former content stands.
+    """
+    partial = _partial(path)
+    try:
+        if path.exists() and path.samefile(source):  # rename(2) would do nothing, and leave the third name
+            return
+        try:
+            partial.hardlink_to(source)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}:
+                raise
+            write_file(path, source.read_bytes(), parents=False)
+            return
+        partial.rename(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _refuse(error, path) from error
 
 
 def read_record(path: Path, kind: type[T]) -> T:
@@ -392,10 +419,7 @@ def publish(staged: Path, final: Path) -> None:
         StoreError: as ``write_file``; ``final`` is then as it was.
     """
     try:
-        for file in staged.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                sync_file(file)
-        sync_directory(staged)
+        _sync_tree(staged)
         if final.exists():
             _exchange(staged, final)
             sync_directory(final.parent)
@@ -414,16 +438,20 @@ def create(staged: Path, final: Path) -> None:
         StoreError: ``store.already_exists``; else as ``write_file``.
     """
     try:
-        for file in staged.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                sync_file(file)
-        sync_directory(staged)
+        _sync_tree(staged)
         staged.rename(final)  # fails if ``final`` is a directory that is not empty (rename(2))
         sync_directory(final.parent)
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             raise StoreError(f"{final.name} exists already", code="already_exists") from error
         raise _refuse(error, final) from error
+
+
+def _sync_tree(staged: Path) -> None:
+    for file in staged.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            sync_file(file)
+    sync_directory(staged)
 
 
 def sync_file(file: Path) -> None:

@@ -32,7 +32,7 @@ def _run_supervise(arguments: argparse.Namespace) -> int:
         files = None
         with registry.change(config.paths, arguments.machine) as machine:
             if machine.state.phase is Phase.SUSPENDED:
-                files = stack.enter_context(woken(config, machine))
+                files = stack.enter_context(woken(config, machine, emit))
             elif not machine.state.active:
                 plan_start(config, machine, emit)
         status = supervise_at(machine.place, start=True, files=files, emit=emit)

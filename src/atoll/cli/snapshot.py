@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     restore.add_argument("machine", nargs="?", metavar="NAME", help="the machine that goes back")
     restore.add_argument("machine_snapshot", metavar="SNAPSHOT", help="its name or id")
     restore.add_argument("--as", dest="name", metavar="NEW", help="make another machine of it")
-    restore.add_argument("--disk-only", action="store_true", help="go back to the disk alone, at rest")
+    restore.add_argument("--disk-only", action="store_true", help="take the disk alone; it is at rest then")
     restore.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
     restore.set_defaults(act=_restore)
     remove = commands.add_parser("rm", help="remove snapshots; others are not affected")
@@ -168,7 +168,10 @@ def _restore(arguments: argparse.Namespace) -> int:
     async def act() -> str:
         if arguments.name is not None:
             new = await Machine.from_snapshot(
-                check_name(arguments.name), arguments.machine_snapshot, on_event=emit
+                check_name(arguments.name),
+                arguments.machine_snapshot,
+                disk_only=arguments.disk_only,
+                on_event=emit,
             )
             async with new:
                 return new.state.phase

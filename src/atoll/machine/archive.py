@@ -22,7 +22,7 @@ from atoll.errors import StoreError, UsageError
 from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.image.catalog import ImageManifest
 from atoll.image.extents import ZEROES, read_range
-from atoll.machine import registry
+from atoll.machine import registry, undoing
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.paths import Paths, VmPaths
@@ -64,6 +64,7 @@ def export_machine(machine: Named, target: Path, emit: Emit = ignore) -> ExportM
         StoreError: ``target`` exists, or cannot be written; nothing is left of it then.
     """
     with registry.at_rest(machine, "exported"):
+        undoing.settle(machine, emit)
         require_files(machine.place, read_chain(machine.place))
         with opened(machine.place, read_chain(machine.place).files) as disk:
             return _export(machine, disk, target, emit)

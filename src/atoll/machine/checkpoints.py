@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from typing import Self
@@ -16,28 +16,29 @@ from atoll.config import Config
 from atoll.events import Emit, ignore
 from atoll.machine import registry, suspending, undoing
 from atoll.machine.forking import Child, as_captured, fork, opened
+from atoll.machine.patience import to_its_end
 from atoll.machine.registry import Named
 from atoll.machine.restoring import (
     add_from,
-    plan_again,
-    put_back,
-    replace_disk,
+    fill_from,
     require_fit,
     require_machine,
     require_own,
+    resumed,
     thawed,
 )
-from atoll.machine.snapshots import Disk, make, note_base, require_unnamed
+from atoll.machine.snapshots import Disk, base_of, default_name, make, note_base, require_unnamed
 from atoll.machine.spec import check_name
 from atoll.machine.supervised import Supervised
+from atoll.paths import VmPaths
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.snapshot.manifest import Kind
-from atoll.snapshot.storing import Wish, default_name
+from atoll.snapshot.storing import Wish
 from atoll.vm.bootplan import BootPlan
-from atoll.vm.branching import branch_at_rest
+from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import size_of
-from atoll.vm.messages import Files
+from atoll.vm.messages import Captured, Files
 from atoll.vm.state import Phase, State
 
 __all__ = ["Checkpoints"]
@@ -94,24 +95,43 @@ class Checkpoints(Supervised):
             StateError: ``state.share_busy``: a share is in use in it; it is about to start or stop.
             BootError: it cannot be written down.
         """
-        wish = Wish(
-            name=name or default_name(time.time()), description=description, labels=dict(labels or {})
-        )
         async with self._changing() as machine:
-            await asyncio.to_thread(require_unnamed, self._paths, machine, wish.name)
+            called = name
+            if called is None:
+                called = await asyncio.to_thread(default_name, self._paths, machine, time.time())
+            await asyncio.to_thread(require_unnamed, self._paths, machine, called)
+            wish = Wish(name=called, description=description, labels=dict(labels or {}))
             if not machine.state.active:
-                return await asyncio.to_thread(self._keep_at_rest, machine, wish)
+                return await self._made(machine, partial(self._keep_at_rest, machine, wish))
             control = await self._active("written down")
             await self._follow(control)
             if disk_only:
                 disk = Disk(*msgspec.structs.astuple(await control.branch()))
-                return await asyncio.to_thread(make, self._paths, machine, wish, disk, None, self._emit)
+                return await self._make(machine, wish, disk, None)
             async with control.capture(flush=True) as captured:
                 disk = Disk(captured.layers, captured.size)
-                return await asyncio.to_thread(make, self._paths, machine, wish, disk, captured, self._emit)
+                return await self._make(machine, wish, disk, captured)
+
+    async def _make(self, machine: Named, wish: Wish, disk: Disk, captured: Captured | None) -> Snapshot:
+        return await self._made(
+            machine, partial(make, self._paths, machine, wish, disk, captured, self._emit)
+        )
+
+    async def _made(self, machine: Named, work: Callable[[], Snapshot]) -> Snapshot:
+        """What a thread makes; nothing is left of it if nobody waits for it any more."""
+        base = base_of(machine.place)
+        making = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await to_its_end(making)
+        except asyncio.CancelledError:
+            if making.exception() is None:
+                catalog.remove(self._paths, making.result().id)
+                note_base(machine.place, base)
+            raise
 
     def _keep_at_rest(self, machine: Named, wish: Wish) -> Snapshot:
         with registry.at_rest(machine, "written down"):
+            undoing.settle(machine, self._emit)
             return make(self._paths, machine, wish, _disk_at_rest(machine), None, self._emit)
 
     async def suspend(self) -> None:
@@ -163,52 +183,69 @@ class Checkpoints(Supervised):
             await asyncio.to_thread(catalog.check, snapshot)
             return None
         await asyncio.to_thread(require_fit, snapshot, self._config)
-        return await asyncio.to_thread(stack.enter_context, thawed(snapshot))
+        return await to_its_end(asyncio.to_thread(stack.enter_context, thawed(snapshot)))
 
     async def _exchange(self, machine: Named, snapshot: Snapshot, files: Files | None) -> None:
         """Have the machine be what a snapshot is, or stay what it was."""
         async with AsyncExitStack() as stack:
-            captured = None
+            control = former = plan = None
             if machine.state.active:
                 control = await self._active("restored")
                 await self._follow(control)
                 captured = await stack.enter_async_context(control.capture())
                 former = stack.enter_context(opened(captured.files, copy=False))
                 before = Disk(captured.layers, captured.size)
-                plan = as_captured(store.read_record(machine.place.boot, BootPlan), captured)
-                await control.stop(force=True)
+                running = store.read_record(machine.place.boot, BootPlan)
+                plan = resumed(machine, as_captured(running, captured))
             else:
-                before = await asyncio.to_thread(self._rest, machine)
+                before = await to_its_end(asyncio.to_thread(self._rest, machine))
+            exchanging = undoing.exchanging(
+                machine.place,
+                partial(_fill_before, machine.place, before, plan),
+                fill_from(machine, snapshot, ram=files is not None),
+            )
+            exchange = await to_its_end(asyncio.to_thread(stack.enter_context, exchanging))
             try:
-                await asyncio.to_thread(replace_disk, machine, before, snapshot)
+                if control is not None:
+                    await control.stop(force=True)
+                await to_its_end(asyncio.to_thread(exchange.carry_out))
                 if files is not None:
-                    await asyncio.to_thread(put_back, machine, snapshot)
                     await self._go_on(files)
             except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self.stop(force=True)))
-                await asyncio.to_thread(undoing.undo, machine.place)
-                if captured is not None:
-                    await asyncio.to_thread(plan_again, machine, plan)
-                    await self._go_on(former)
-                    if machine.state.phase is Phase.PAUSED:
-                        await self.control.pause()
+                await to_its_end(self._go_back(machine, exchange, former))
                 raise
-        await asyncio.to_thread(_settled, machine, snapshot)
+            await to_its_end(asyncio.to_thread(_settled, machine))
+
+    async def _go_back(self, machine: Named, exchange: undoing.Exchange, former: Files | None) -> None:
+        """Be what it was: of a machine that ran, ``former``."""
+        await self.stop(force=True)
+        await asyncio.to_thread(exchange.undo)
+        if former is not None:
+            await self._go_on(former)
+            if machine.state.phase is Phase.PAUSED:
+                await self.control.pause()
 
     def _rest(self, machine: Named) -> Disk:
-        undoing.settle(machine)
         with registry.at_rest(machine, "restored"):
+            undoing.settle(machine, self._emit)
             return _disk_at_rest(machine)
 
     @classmethod
     async def from_snapshot(
-        cls, name: str, snapshot: str, *, config: Config | None = None, on_event: Emit = ignore
+        cls,
+        name: str,
+        snapshot: str,
+        *,
+        disk_only: bool = False,
+        config: Config | None = None,
+        on_event: Emit = ignore,
     ) -> Self:
         """Make a machine of a snapshot of another one. It runs, if the snapshot has its RAM.
 
         Args:
             name: of the new machine.
             snapshot: id or name.
+            disk_only: make it of the disk alone, at rest.
             config: resolved settings; by default those of this user.
             on_event: told of everything that happens.
 
@@ -216,29 +253,39 @@ class Checkpoints(Supervised):
             StoreError: ``store.already_exists``; else as ``restore``.
         """
         machine = cls(name, config=config, on_event=on_event)
-        await machine._begin(snapshot)
+        await machine._begin(snapshot, disk_only=disk_only)
         return machine
 
-    async def _begin(self, reference: str) -> None:
+    async def _begin(self, reference: str, *, disk_only: bool) -> None:
         """Enter this machine as what a snapshot is."""
         check_name(self.name)
         found = await asyncio.to_thread(catalog.find, self._paths, reference, kind=Kind.MACHINE)
         require_machine(found)
         with ExitStack() as stack:
-            files = await self._thawed(found, stack, disk_only=False)
-            await asyncio.to_thread(add_from, self._paths, found, self.name)
-            if files is None:
-                return
+            files = await self._thawed(found, stack, disk_only=disk_only)
+            added: list[VmPaths] = []
             try:
-                await self._go_on(files)
+                await to_its_end(
+                    asyncio.to_thread(lambda: added.append(add_from(self._paths, found, self.name)))
+                )
+                if files is not None:
+                    await self._go_on(files)
             except BaseException:
-                await asyncio.shield(asyncio.ensure_future(self.remove(force=True)))
+                if added:
+                    await to_its_end(self.remove(force=True))
                 raise
 
 
-def _settled(machine: Named, snapshot: Snapshot) -> None:
-    """The machine is what a snapshot is: forget what it was."""
-    note_base(machine.place, snapshot.id)
+def _fill_before(machine: VmPaths, disk: Disk, plan: BootPlan | None, place: VmPaths) -> None:
+    """Put what a machine is into a directory; ``plan`` says how it goes on if it ran."""
+    link_into(machine, disk.layers, place, disk.size)
+    note_base(place, base_of(machine))
+    if plan is not None:
+        store.write_record(place.boot, plan)
+
+
+def _settled(machine: Named) -> None:
+    """The change has held: forget what the machine was."""
     if machine.state.phase is Phase.SUSPENDED:
         suspending.forget(machine)
     undoing.forget(machine.place)

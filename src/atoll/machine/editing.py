@@ -16,7 +16,7 @@ from atoll.errors import StoreError, UsageError
 from atoll.hypervisor.model import Forward
 from atoll.image import disk
 from atoll.image.catalog import ImageManifest
-from atoll.machine import registry
+from atoll.machine import registry, undoing
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
 from atoll.machine.registry import Fill, Named
 from atoll.machine.spec import (
@@ -185,6 +185,7 @@ def clone(paths: Paths, machine: Named, name: str) -> None:
     spec = msgspec.structs.replace(machine.spec, id=secrets.token_hex(16), created=time.time(), forwards=())
 
     with registry.at_rest(machine, "cloned"):
+        undoing.settle(machine)
         if registry.exists(paths, name):
             raise registry.taken(name)
         require_files(machine.place, read_chain(machine.place))

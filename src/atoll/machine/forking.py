@@ -19,6 +19,7 @@ from atoll.hypervisor.model import Disk, UserNetwork
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import take_root
+from atoll.machine.patience import to_its_end
 from atoll.machine.planning import setup_script
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec, check_name, mac_of
@@ -55,8 +56,7 @@ async def fork(paths: Paths, parent: Named, control: Control, children: Mapping[
     try:
         async with control.capture() as captured:
             for name, child in children.items():
-                await asyncio.to_thread(add_copy, paths, parent, name, captured)
-                made.append(child)
+                await to_its_end(asyncio.to_thread(_enter, paths, parent, name, captured, made, child))
             last = made[-1:]
             async with asyncio.TaskGroup() as tasks:
                 for child in made:
@@ -64,10 +64,17 @@ async def fork(paths: Paths, parent: Named, control: Control, children: Mapping[
     except BaseException as error:
         for child in made:
             with contextlib.suppress(AtollError):
-                await asyncio.shield(asyncio.ensure_future(child.remove()))
+                await to_its_end(child.remove())
         if isinstance(error, BaseExceptionGroup):
             raise error.exceptions[0] from None
         raise
+
+
+def _enter(
+    paths: Paths, parent: Named, name: str, captured: Captured, made: list[Child], child: Child
+) -> None:
+    add_copy(paths, parent, name, captured)
+    made.append(child)
 
 
 async def _go_on(child: Child, files: Files, *, copy: bool) -> None:

@@ -15,30 +15,29 @@ from atoll import store
 from atoll.config import Config
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image.catalog import ImageManifest
-from atoll.machine import registry, undoing
+from atoll.machine import registry
 from atoll.machine.creation import take_root
 from atoll.machine.forking import copied
-from atoll.machine.registry import Named
-from atoll.machine.snapshots import Disk, note_base
+from atoll.machine.registry import Fill, Named
+from atoll.machine.snapshots import note_base
 from atoll.machine.spec import MachineSpec
 from atoll.paths import Paths, VmPaths
 from atoll.snapshot import catalog, thawing
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.snapshot.manifest import Kind
 from atoll.vm.bootplan import Beginning, BootPlan
-from atoll.vm.branching import finish_branch, link_into
+from atoll.vm.branching import link_into
 from atoll.vm.chain import disk_of, with_disk
 from atoll.vm.messages import Files
 from atoll.vm.state import StateError
 
 __all__ = [
     "add_from",
-    "plan_again",
-    "put_back",
-    "replace_disk",
+    "fill_from",
     "require_fit",
     "require_machine",
     "require_own",
+    "resumed",
     "thawed",
 ]
 
@@ -94,30 +93,30 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
         )
 
 
-def replace_disk(machine: Named, before: Disk, snapshot: Snapshot) -> None:
-    """Give a machine at rest a snapshot's disk; ``undoing.undo`` gives it back what it had.
+def resumed(machine: Named, plan: BootPlan) -> BootPlan:
+    """The plan of a machine that goes on as the VM that was written down with ``plan``."""
+    root = next(disk for disk in plan.machine.disks if disk.serial == "root")
+    vm = with_disk(plan.machine, replace(root, path=machine.place.root))
+    return replace(plan, machine=replace(vm, name=machine.name), beginning=Beginning.RESUME)
 
-    Raises:
-        StoreError: it cannot be written; the disk is what it was.
+
+def fill_from(machine: Named, snapshot: Snapshot, *, ram: bool) -> Fill:
+    """What puts a snapshot of a machine into a directory, for the machine to become that.
+
+    Args:
+        machine: which it will be.
+        snapshot: of its own.
+        ram: whether it goes on from the RAM, too.
     """
-    manifest = manifest_of(snapshot)
-    undoing.keep(machine.place, before.layers, before.size)
-    link_into(VmPaths(snapshot.place.directory), manifest.layers, machine.place, manifest.size)
-    finish_branch(machine.place)
+    manifest, source = manifest_of(snapshot), snapshot.place
 
+    def fill(place: VmPaths) -> None:
+        link_into(VmPaths(source.directory), manifest.layers, place, manifest.size)
+        note_base(place, snapshot.id)
+        if ram:
+            store.write_record(place.boot, resumed(machine, store.read_record(source.plan, BootPlan)))
 
-def put_back(machine: Named, snapshot: Snapshot) -> None:
-    """Plan a machine whose disk is a snapshot's to go on where that was made. Raises ``StoreError``."""
-    plan_again(machine, store.read_record(snapshot.place.plan, BootPlan))
-
-
-def plan_again(machine: Named, plan: BootPlan) -> None:
-    """Plan a machine to go on as the VM that was written down with ``plan``. Raises ``StoreError``."""
-    place = machine.place
-    vm = replace(with_disk(plan.machine, disk_of(place, finish_branch(place))), name=machine.name)
-    root = next(disk for disk in vm.disks if disk.serial == "root")
-    vm = with_disk(vm, replace(root, path=place.root))
-    store.write_record(place.boot, replace(plan, machine=vm, beginning=Beginning.RESUME))
+    return fill
 
 
 def add_from(paths: Paths, snapshot: Snapshot, name: str) -> VmPaths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from atoll.paths import Paths, SnapshotPaths, VmPaths
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.manifest import Entry, Kind, Manifest
-from atoll.snapshot.storing import Memory, Wish, require_fresh, staging, with_memory
+from atoll.snapshot.storing import Memory, Wish, known_files, require_fresh, staging, with_memory
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.branching import link_layers
 from atoll.vm.chain import Layer
@@ -45,6 +46,15 @@ class _Base(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
 
+def default_name(paths: Paths, machine: Named, now: float) -> str:
+    """A name for a snapshot that was given none: when it was made, local time; a number tells several."""
+    said = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    every = catalog.listed(paths, machine.spec.id)
+    taken = {one.manifest.name for one in every if one.manifest is not None}
+    names = (f"{said}-{number}" if number > 1 else said for number in itertools.count(1))
+    return next(name for name in names if name not in taken)
+
+
 def require_unnamed(paths: Paths, machine: Named, name: str) -> None:
     """See that no snapshot of the machine has that name. Raises as ``require_fresh``."""
     require_fresh(catalog.listed(paths, machine.spec.id), name, machine.name)
@@ -67,7 +77,6 @@ def make(
         StoreError: it cannot be written; nothing is left of it.
     """
     earlier = [one for one in catalog.listed(paths, machine.spec.id) if one.manifest is not None]
-    catalog.sweep(paths)
     with (
         task(emit, "snapshot", f"Writing snapshot {wish.name} of {machine.name}"),
         staging(paths, machine.spec.id) as place,
@@ -88,9 +97,14 @@ def make(
         )
         if captured is not None:
             manifest = with_memory(manifest, place, memory_of(stack, place, captured), earlier)
-        files = catalog.entries_of(place.directory, _known(earlier), names)
+        known = {**_known(earlier), **known_files(place, earlier, [place.root.name])}
+        files = catalog.entries_of(place.directory, known, names)
         made = catalog.seal(paths, place, msgspec.structs.replace(manifest, files=files))
-    note_base(machine.place, made.id)
+    try:
+        note_base(machine.place, made.id)
+    except StoreError:
+        catalog.remove(paths, made.id)
+        raise
     return made
 
 
@@ -147,5 +161,8 @@ def base_of(place: VmPaths) -> str:
 
 
 def note_base(place: VmPaths, name: str) -> None:
-    """Record it."""
+    """Record it; with an empty name, that there is none."""
+    if not name:
+        place.base.unlink(missing_ok=True)
+        return
     store.write_record(place.base, _Base(id=name), parents=False)

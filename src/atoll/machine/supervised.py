@@ -10,16 +10,17 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from atoll import store
 from atoll.config import Config, load
 from atoll.errors import AtollError, ChannelError
-from atoll.events import Emit, Warned, ignore
+from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.machine import registry, suspending, undoing
 from atoll.machine.launching import reach, summon
 from atoll.machine.planning import make_plan
 from atoll.machine.registry import Named
-from atoll.machine.restoring import put_back, require_fit, thawed
+from atoll.machine.restoring import require_fit, resumed, thawed
 from atoll.machine.spec import MachineSpec
 from atoll.paths import Paths, VmPaths
+from atoll.vm.bootplan import BootPlan
 from atoll.vm.chain import read_chain, require_files
 from atoll.vm.client import Control
 from atoll.vm.messages import Files, Status, Stopped
@@ -45,27 +46,26 @@ def plan_start(config: Config, machine: Named, emit: Emit) -> None:
         AtollError: as ``make_plan``.
     """
     suspending.discard(machine)
-    if undoing.settle(machine):
-        message = f"{machine.name}: going back to a snapshot was cut off; its disk is what it was before"
-        emit(Warned(message=message))
+    undoing.settle(machine, emit)
     require_files(machine.place, read_chain(machine.place))
     plan = make_plan(config, machine.name, machine.place, machine.spec, emit)
     store.write_record(machine.place.boot, plan)
 
 
 @contextmanager
-def woken(config: Config, machine: Named) -> Iterator[Files]:
+def woken(config: Config, machine: Named, emit: Emit = ignore) -> Iterator[Files]:
     """What a suspended machine goes on from, held open by this process; it is planned to.
 
     Raises:
         StoreError: ``store.corrupt``: it cannot be read.
         StateError: as ``require_fit``.
     """
-    undoing.settle(machine)
+    undoing.settle(machine, emit)
     kept = suspending.read(machine.place)
     require_fit(kept, config)
     with thawed(kept) as files:
-        put_back(machine, kept)
+        plan = store.read_record(kept.place.plan, BootPlan)
+        store.write_record(machine.place.boot, resumed(machine, plan))
         yield files
 
 
@@ -119,7 +119,7 @@ class Supervised(Commands):
     async def _wake(self, machine: Named) -> Status:
         """Have a suspended machine go on; it stays suspended if it does not."""
         with ExitStack() as stack:
-            files = await asyncio.to_thread(stack.enter_context, woken(self._config, machine))
+            files = await asyncio.to_thread(stack.enter_context, woken(self._config, machine, self._emit))
             status = await self._go_on(files)
         await asyncio.to_thread(suspending.sweep, machine.place)
         return status

@@ -31,8 +31,8 @@ __all__ = [
     "verify",
 ]
 
-#: Seconds after which what a killed maker or removal left is removed.
-_ABANDONED = 60.0
+#: Seconds in which the maker of a snapshot has locked its directory.
+_TAKEN = 5.0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -47,9 +47,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     def stored(self) -> int:
         """Bytes that it takes and that no other snapshot or machine has."""
         total = 0
-        for path in self.place.directory.iterdir():
-            status = path.stat()
-            total += status.st_blocks * 512 if status.st_nlink == 1 else 0
+        with contextlib.suppress(FileNotFoundError):  # somebody removes it
+            for path in self.place.directory.iterdir():
+                status = path.stat()
+                total += status.st_blocks * 512 if status.st_nlink == 1 else 0
         return total
 
 
@@ -157,6 +158,7 @@ def seal(paths: Paths, staged: SnapshotPaths, manifest: Manifest) -> Snapshot:
 def remove(paths: Paths, name: str) -> None:
     """Remove a snapshot. Others keep what they share with it: each has a link of its own."""
     doomed = paths.snapshots / f".removed-{name}-{os.urandom(4).hex()}"
+    sweep(paths)
     try:
         paths.snapshot(name).directory.rename(doomed)
         store.sync_directory(paths.snapshots)
@@ -169,7 +171,9 @@ def sweep(paths: Paths) -> None:
     """Remove what killed programs left half made or half removed. Nobody can make anything of it."""
     for entry in paths.snapshots.glob(".*-*"):
         with contextlib.suppress(OSError, StoreError):
-            if time.time() - entry.stat().st_mtime > _ABANDONED:
+            if entry.name.startswith(".removed-"):
+                store.remove_tree(entry)
+            elif time.time() - entry.stat().st_mtime > _TAKEN:
                 with store.hold_directory(entry) as abandoned:
                     if abandoned:
                         store.remove_tree(entry)
@@ -181,9 +185,7 @@ def entries_of(directory: Path, known: dict[str, Entry], names: Iterable[str]) -
 
 
 def _entry(path: Path) -> Entry:
-    status = path.stat()
-    stamp = status.st_mtime_ns if path.suffix == ".erofs" else 0
-    return Entry(status.st_size, digests.digest(path), stamp)
+    return Entry(path.stat().st_size, digests.digest(path))
 
 
 def check(snapshot: Snapshot) -> None:
@@ -192,14 +194,14 @@ def check(snapshot: Snapshot) -> None:
     Raises:
         StoreError: ``store.corrupt``: which file was changed, and is not to be gone on from.
     """
-    _compare(snapshot, trust_stamps=True)
+    _compare(snapshot)
 
 
 def verify(snapshot: Snapshot) -> None:
     """Compare every byte with the manifest. Raises as ``check``."""
     if snapshot.error is not None:
         raise snapshot.error
-    _compare(snapshot, trust_stamps=False)
+    _compare(snapshot)
     manifest = snapshot.manifest
     assert manifest is not None
     if manifest.packs:
@@ -208,18 +210,16 @@ def verify(snapshot: Snapshot) -> None:
             raise _corrupt(snapshot, f"{fault.file}, byte {fault.offset}: {fault.what}")
 
 
-def _compare(snapshot: Snapshot, *, trust_stamps: bool) -> None:
+def _compare(snapshot: Snapshot) -> None:
     manifest = snapshot.manifest
     assert manifest is not None, "it was read"
     for name, entry in manifest.files.items():
         path = snapshot.place.directory / name
         try:
-            status = path.stat()
+            size = path.stat().st_size
         except OSError as error:
             raise _corrupt(snapshot, f"{name} is missing") from error
-        if trust_stamps and entry.stamp and (status.st_size, status.st_mtime_ns) == (entry.size, entry.stamp):
-            continue
-        if status.st_size != entry.size or digests.digest(path) != entry.digest:
+        if size != entry.size or digests.digest(path) != entry.digest:
             raise _corrupt(snapshot, f"{name} was changed")
 
 

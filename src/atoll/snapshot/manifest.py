@@ -33,13 +33,10 @@ class Entry(msgspec.Struct, frozen=True):
     Attributes:
         size: bytes.
         digest: as ``atoll.snapshot.digests.digest``.
-        stamp: time of its last change, ns since the epoch, of a file that others have, too, and that is not
-            read at each restore: where that is another, it is.
     """
 
     size: int
     digest: str
-    stamp: int = 0
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

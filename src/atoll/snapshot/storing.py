@@ -16,7 +16,7 @@ from atoll import store
 from atoll.errors import StoreError
 from atoll.hypervisor.qemu.host import cpu_identity
 from atoll.paths import Paths, SnapshotPaths
-from atoll.snapshot import packs
+from atoll.snapshot import catalog, packs
 from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.manifest import Entry, Manifest, check_name
 
@@ -97,6 +97,7 @@ def staging(paths: Paths, name: str) -> Iterator[SnapshotPaths]:
     Raises:
         StoreError: as ``store.staging``.
     """
+    catalog.sweep(paths)
     with store.staging(paths.snapshots, name) as staged, store.hold_directory(staged):
         staged.chmod(0o700)
         yield SnapshotPaths(staged)
@@ -142,23 +143,21 @@ def _indexes(earlier: Sequence[Snapshot]) -> Iterator[packs.Index]:
 
 
 def known_files(place: SnapshotPaths, earlier: Sequence[Snapshot], names: Sequence[str]) -> dict[str, Entry]:
-    """What earlier snapshots say of files that are the same ones, by hard links, and were not changed."""
+    """What earlier snapshots say of files that are the same ones, by hard links."""
     known: dict[str, Entry] = {}
     for one in earlier:
         for name in names:
             entry = one.manifest.files.get(name) if one.manifest is not None else None
-            if entry is not None and entry.stamp and _is_same(place.directory / name, one, entry):
+            if entry is not None and _is_same(place.directory / name, one):
                 known[name] = entry
     return known
 
 
-def _is_same(path: Path, other: Snapshot, entry: Entry) -> bool:
-    ours = path.stat()
+def _is_same(path: Path, other: Snapshot) -> bool:
     try:
-        theirs = (other.place.directory / path.name).stat()
+        return path.samefile(other.place.directory / path.name)
     except OSError:
         return False
-    return os.path.samestat(ours, theirs) and (ours.st_size, ours.st_mtime_ns) == (entry.size, entry.stamp)
 
 
 def take_held(source: Path, pid: int, target: Path) -> None:

@@ -41,6 +41,7 @@ from atoll.vm.chain import (
 
 __all__ = [
     "Branch",
+    "adopt_disk",
     "branch_at_rest",
     "branch_live",
     "finish_branch",
@@ -83,18 +84,28 @@ def prepare_branch(place: VmPaths) -> Branch:
     size = size_of(place, before)
     qcow2.create(overlay, size, frozen.name, frozen.format)
     try:
-        (place.directory / frozen.name).hardlink_to(place.directory / before.active.name)
-        store.sync_directory(place.directory)
-    except OSError as error:
-        overlay.unlink(missing_ok=True)
-        if error.errno in {errno.EPERM, errno.EOPNOTSUPP}:
-            hint = "choose a place that has them with ATOLL_DATA_DIR"
-            raise StoreError(
-                f"{place.directory} is on a file system without hard links", code="no_links", hint=hint
-            ) from error
-        raise StoreError(f"cannot branch {place.directory}: {error.strerror}", code="io") from error
-    write_chain(place, after)
+        _freeze(place, before.active, frozen)
+        write_chain(place, after)
+    except StoreError:
+        if read_chain(place) == before:  # nobody has heard of them
+            overlay.unlink(missing_ok=True)
+            (place.directory / frozen.name).unlink(missing_ok=True)
+        raise
     return Branch(before, after, size)
+
+
+def _freeze(place: VmPaths, active: Layer, frozen: Layer) -> None:
+    """Give the active file its frozen name as a second one."""
+    with store.refusing(place.directory):
+        try:
+            (place.directory / frozen.name).hardlink_to(place.directory / active.name)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            hint = "choose a place that has them with ATOLL_DATA_DIR"
+            message = f"{place.directory} is on a file system without hard links"
+            raise StoreError(message, code="no_links", hint=hint) from error
+        store.sync_directory(place.directory)
 
 
 def finish_branch(place: VmPaths) -> Chain:
@@ -186,24 +197,45 @@ def link_into(source: VmPaths, layers: Sequence[Layer], target: VmPaths, size: i
     return chain
 
 
+def adopt_disk(source: VmPaths, target: VmPaths) -> Chain:
+    """Give a machine that has no VM the disk that ``link_into`` made in another directory; its chain.
+
+    All that it needs is there: this works on a full disk, too. It can be done again if it was cut short.
+
+    Raises:
+        StoreError: ``store.missing``: a file is not there; ``store.io``.
+    """
+    chain = read_chain(source)
+    require_files(source, chain)
+    link_layers(source, chain.files, target)
+    store.replace_by_link(target.chain, source.chain)
+    return finish_branch(target)
+
+
 def link_layers(source: VmPaths, layers: Sequence[Layer], target: VmPaths) -> None:
     """Have the frozen files of one directory in another one, too, durably.
 
     Raises:
         StoreError: ``store.full`` or ``store.io``.
     """
-    for layer in layers:
-        _link(source, layer.name, target)
-    store.sync_directory(target.directory)
+    with store.refusing(target.directory):
+        for layer in layers:
+            _link(source, layer.name, target)
+        store.sync_directory(target.directory)
 
 
 def _link(source: VmPaths, name: str, target: VmPaths) -> None:
     """The same file where the file system allows it, else one like it."""
+    old, new = source.directory / name, target.directory / name
+    partial = target.directory / new_active().name  # swept as one if this is killed
     try:
-        (target.directory / name).hardlink_to(source.directory / name)
-    except FileExistsError:  # names are unique: it is the same
+        if new.exists() and not new.samefile(old):  # a copy, as in a directory that was copied without links
+            partial.hardlink_to(old)
+            partial.rename(new)
+            return
+        new.hardlink_to(old)
+    except FileExistsError:
         return
     except OSError:
-        partial = target.directory / new_active().name  # swept as one if this is killed
-        disk.copy_sparse(source.directory / name, partial)
-        partial.rename(target.directory / name)
+        disk.copy_sparse(old, partial)
+        partial.rename(new)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,8 +15,10 @@ from atoll.errors import AtollError, StoreError
 from atoll.events import Event
 from atoll.guest.messages import Empty
 from atoll.hypervisor.model import Port
+from atoll.hypervisor.port import Instant
 from atoll.paths import VmPaths
 from atoll.vm import messages
+from atoll.vm.branching import Branch
 from atoll.vm.chain import read_chain, used_by
 from atoll.vm.control import ControlServer, Method
 from atoll.vm.sizing import memory_of, memory_state, resize, set_balloon
@@ -108,8 +110,15 @@ class Service:
     async def _capture(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.Capture)
         hold = request.hold
-        running = self._supervisor.state.phase is Phase.RUNNING
-        branch, instant = await _to_its_end(self._supervisor.capture(hold=hold, flush=request.flush))
+        held = hold and self._supervisor.state.phase is Phase.RUNNING
+
+        def drop(taken: tuple[Branch | None, Instant]) -> None:
+            taken[1].close()
+            if held:
+                self._supervisor.release_soon()
+
+        capture = self._supervisor.capture(hold=hold, flush=request.flush)
+        branch, instant = await _to_its_end(capture, unwanted=drop)
         try:
             files = messages.Files(
                 pid=os.getpid(),
@@ -134,8 +143,8 @@ class Service:
                 pass
         finally:
             instant.close()
-            if hold and running:
-                await _to_its_end(self._supervisor.release())
+            if held:
+                self._supervisor.release_soon()
 
     async def _wait(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.WaitFor)
@@ -231,9 +240,21 @@ class Service:
         )
 
 
-async def _to_its_end(change: Coroutine[None, None, T]) -> T:
-    """Carry a change out although the client that asked for it may go away: half of it would be no state."""
-    return await asyncio.shield(asyncio.create_task(change))
+async def _to_its_end(
+    change: Coroutine[None, None, T], *, unwanted: Callable[[T], None] = lambda _: None
+) -> T:
+    """Carry a change out although the client that asked for it may go away: half of it would be no state.
+
+    What it brings is ``unwanted`` then.
+    """
+    task = asyncio.create_task(change)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(
+            lambda done: None if done.cancelled() or done.exception() else unwanted(done.result())
+        )
+        raise
 
 
 def _parse(payload: bytes, kind: type[T]) -> T:

@@ -172,7 +172,7 @@ class Supervisor:
         await self._set_clock()
 
     async def capture(self, *, hold: bool = False, flush: bool = False) -> Taken:
-        """Write the VM down, which goes on; with ``hold`` it is paused and without shares until ``release``.
+        """Write the VM down, which goes on; with ``hold`` it is paused, without shares, until ``release_soon``.
 
         With ``flush`` the guest's files are whole on the disk alone.
 
@@ -191,8 +191,11 @@ class Supervisor:
                 self._advance(Cause.PAUSED)
             return taken
 
-    async def release(self) -> None:
+    def release_soon(self) -> None:
         """Let a VM go on that was held, if it is there, and give it its shares again."""
+        self._spawn(self._release())
+
+    async def _release(self) -> None:
         async with self._lock:
             vm, agent = self.vm, self.agent
             if vm is None or agent is None or self.state.phase is not Phase.PAUSED:
