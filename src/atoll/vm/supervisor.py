@@ -172,7 +172,7 @@ class Supervisor:
         await self._set_clock()
 
     async def capture(self, *, hold: bool = False, flush: bool = False) -> Taken:
-        """Write the VM down, which goes on; with ``hold`` it is paused, without shares, until ``release_soon``.
+        """Write the VM down, which goes on; with ``hold`` it stands still, unshared, until ``release_soon``.
 
         With ``flush`` the guest's files are whole on the disk alone.
 
