@@ -9,7 +9,7 @@ QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
 AGENT_SOURCES := $(wildcard guest-agent/src/*.[ch]) hatch_build.py
 HOST_PROGRAMS := qemu-system-$(ARCH)=$(QEMU_PACKAGE) mkfs.erofs=erofs-utils mmdebstrap=mmdebstrap setpriv=util-linux
 
-.PHONY: help demo build host test unit chaos soak check format bench clean
+.PHONY: help demo build host test unit chaos soak snapshots check format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make unit    the tests that need no VM"
 	@echo "make chaos   random commands and kills for CHAOS_SECONDS (600), with another seed each time"
 	@echo "make soak    SOAK (1000) sandboxes that come and go, of which nothing may be left"
+	@echo "make snapshots  SNAPSHOT_ROUNDS (100) times back to a random moment, and kills at every stage"
 	@echo "make check   format, lint, types, import rules, the agent's own tests and fuzzing"
 	@echo "make bench   the figures"
 	@echo "make build   the virtual environment with Atoll in it"
@@ -66,6 +67,11 @@ chaos: build host
 soak: export SOAK ?= 1000
 soak: build host
 	$(BIN)/pytest tests/vm/test_soak.py
+
+snapshots: export SNAPSHOT_ROUNDS ?= 100
+snapshots: export SNAPSHOT_SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+snapshots: build host
+	$(BIN)/pytest tests/vm/test_lockstep.py tests/vm/test_snapshots.py tests/vm/test_snapshot_kills.py
 
 check: build
 	@scripts/ensure-packages clang=clang

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import traceback
 
 import msgspec
 import pytest
+from kills import each_kill
 
 from atoll import store
 from atoll.errors import ImageError, StoreError, UsageError
@@ -336,32 +334,6 @@ class TestFolds:
         assert {name: (place.directory / name).read_bytes() for name in names(place)} == before
 
 
-def killed_at(step, work):
-    """Do ``work`` in a process that is killed before its system call number ``step``; whether it was."""
-    child = os.fork()
-    if child:
-        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    try:
-        left = [step]
-
-        def deadly(call):
-            def counted(*arguments, **options):
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-                return call(*arguments, **options)
-
-            return counted
-
-        for name in ("open", "fsync", "link", "rename", "unlink", "truncate", "pwrite", "copy_file_range"):
-            setattr(os, name, deadly(getattr(os, name)))
-        work()
-        os._exit(0)
-    except BaseException:  # noqa: BLE001 - the child must not go on with the tests
-        traceback.print_exc()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def is_sound(place, before):
     """It holds what it held, now and after the next start; nobody writes what another reads."""
     assert content(place) == before
@@ -379,19 +351,6 @@ def branch_by_steps(place):
     finish_branch(place)
 
 
-def each_kill(work, first):
-    """Do ``work`` on a new copy of ``first`` each time, killed one step later; what is left of it."""
-    step, killed = 0, True
-    while killed:
-        place = VmPaths(first.directory.with_name(f"{step}"))
-        shutil.copytree(first.directory, place.directory)
-        killed = killed_at(step, lambda at=place: work(at))
-        yield place
-        step += 1
-        assert step < 200
-    assert step > 10
-
-
 @pytest.mark.parametrize(
     ("work", "layers"),
     [(branch_by_steps, 0), (branch_by_steps, 2), (compact, 2)],
@@ -400,7 +359,7 @@ def each_kill(work, first):
 def test_whenever_it_is_killed_the_disk_holds_what_it_held(place, work, layers):
     deep(place, layers)
     before = content(place)
-    for left in each_kill(work, place):
+    for left in map(VmPaths, each_kill(lambda at: work(VmPaths(at)), place.directory)):
         is_sound(left, before)
         work(left)  # what was cut short can be done again
         is_sound(left, before)
@@ -414,7 +373,12 @@ def test_whenever_a_fold_over_what_others_have_is_killed_both_hold_what_they_hel
     deep(place, 2)
     before = content(place)
     shared = content(place, chain.frozen)
-    for left in each_kill(lambda at: share(at, chain, other) or compact(at), place):
+
+    def work(at):
+        share(VmPaths(at), chain, other)
+        compact(VmPaths(at))
+
+    for left in map(VmPaths, each_kill(work, place.directory)):
         is_sound(left, before)
         assert content(left, chain.frozen) == shared
         share(left, chain, other)

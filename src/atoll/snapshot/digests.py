@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from atoll import store
 from atoll.errors import StoreError
+from atoll.snapshot.chunks import read_into
 
 __all__ = ["CHUNK", "digest"]
 
@@ -46,16 +48,22 @@ def digest(path: Path) -> str:
 def _digest(fd: int) -> str:
     size = os.fstat(fd).st_size
     whole = hashlib.sha256(_NUMBER.pack(size))
-    if not size:
-        return whole.hexdigest()
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as data, ThreadPoolExecutor(_threads()) as pool:
+    rooms = threading.local()
 
-        def hashed(number: int) -> bytes:
-            with memoryview(data) as view, view[number * CHUNK : (number + 1) * CHUNK] as chunk:
-                if chunk == _ZEROES[: len(chunk)]:
-                    return b""
-                return _NUMBER.pack(number) + hashlib.sha256(chunk).digest()
+    def hashed(number: int) -> bytes:
+        try:
+            room = rooms.room
+        except AttributeError:
+            room = rooms.room = memoryview(bytearray(CHUNK))
+        begin = number * CHUNK
+        chunk = room[: min(CHUNK, size - begin)]
+        if read_into(fd, chunk, begin) < len(chunk):
+            raise OSError(errno.EIO, "it became shorter")
+        if chunk == _ZEROES[: len(chunk)]:
+            return b""
+        return _NUMBER.pack(number) + hashlib.sha256(chunk).digest()
 
+    with ThreadPoolExecutor(_threads()) as pool:
         for part in pool.map(hashed, _numbers(fd)):
             whole.update(part)
     return whole.hexdigest()
