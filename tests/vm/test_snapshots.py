@@ -306,4 +306,4 @@ def test_the_disk_alone_is_whole_and_comes_back_at_rest(dev):
     assert marks(dev) == ["one", "one"]
     assert dev.restore("first", disk_only=True).phase is Phase.STOPPED
     dev.start()
-    assert output(dev, "cat /root/disk") == "old\n"  # as after a power cut
+    assert output(dev, "cat /root/disk") == "one\n"  # it was flushed
