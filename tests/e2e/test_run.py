@@ -143,7 +143,7 @@ def test_a_terminal_is_passed_through_with_size_keys_and_control_c(environment):
         os.write(parent, b"stty size; tty\n")
         got = read_until(parent, b"33 111")
         got += read_until(parent, b"/dev/pts/") if b"/dev/pts/" not in got else b""
-        os.write(parent, b"echo no$((1))w; sleep 1000\n")
+        os.write(parent, b"sh -c 'echo no$((1))w; exec sleep 1000'\n")
         read_until(parent, b"no1w")
         os.write(parent, b"\x03")
         os.write(parent, b"echo st$((1))ll; exit 5\n")

@@ -156,9 +156,10 @@ class Supervised(Commands):
     async def stop(self, *, force: bool = False, timeout: float = 30.0) -> Stopped:  # noqa: ASYNC109
         """End the guest in order within ``timeout`` seconds, else or with ``force`` by force."""
         machine = registry.find(self._paths, self.name)
-        if not machine.state.active and not machine.supervised:
+        active = machine.state.active
+        control = await (self._connect if active else self._present)(machine.place)
+        if control is None:
             return Stopped(())
-        control = await self._connect(machine.place)
         await self._follow(control)
         return await control.stop(force=force, timeout=timeout)
 
@@ -297,6 +298,26 @@ class Supervised(Commands):
         self._env = {**spec.env, **env}
         self._workdir = workdir or (spec.workdir or None)
         self._user = user or (spec.user or None)
+
+    async def _present(self, place: VmPaths) -> Control | None:
+        """The supervisor of a machine at rest, which may be about to start it again; a new one is of no use.
+
+        Its lock tells nothing here: another command may hold it to keep the machine at rest.
+        """
+        if self._control is not None and not self._control.broken:
+            return self._control
+        await self.close()
+        sock = reach(place)
+        if sock is None:
+            return None
+        control = Control(sock)
+        try:
+            await control.status()
+        except ChannelError:
+            control.close()
+            return None
+        self._control = control
+        return control
 
     async def _connect(self, place: VmPaths) -> Control:
         """The supervisor that is there, or a new one."""
