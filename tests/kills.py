@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from atoll import store
 
 #: Those that Atoll uses; where nothing else says so (fsync(2)) a killed process has left the same without it.
 CALLS = (
@@ -56,13 +57,36 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
 
 
 def each_kill(work: Callable[[Path], object], first: Path) -> Iterator[Path]:
-    """Do ``work`` on a new copy of ``first`` each time, killed one step later; what is left of it."""
-    step, killed = 0, True
+    """Do ``work`` on a new copy of ``first`` each time, killed one step later; what is left of it.
+
+    Each is gone when the next one comes; the last one, of work that nobody killed, stays.
+    """
+    step, killed, trial = 0, True, os.urandom(2).hex()
     while killed:
-        place = first.with_name(f"{first.name}-{step}")
-        subprocess.run(["cp", "-a", first, place], check=True)
+        place = first.with_name(f"{first.name}-{trial}-{step}")
+        copy_tree(first, place)
         killed = killed_at(step, lambda at=place: work(at))
         yield place
+        if killed:
+            store.remove_tree(place)
         step += 1
         assert step < 300
     assert step > 5
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a directory with its links and holes, as ``cp -a`` would in a process of its own."""
+    copies: dict[int, Path] = {}
+    for directory, _, names in os.walk(source):
+        here = target / Path(directory).relative_to(source)
+        here.mkdir()
+        for name in names:
+            with (Path(directory) / name).open("rb") as old:
+                status = os.fstat(old.fileno())
+                if status.st_ino in copies:
+                    (here / name).hardlink_to(copies[status.st_ino])
+                    continue
+                with (here / name).open("wb") as new:
+                    store.copy_data(old.fileno(), new.fileno())
+                    os.fchmod(new.fileno(), status.st_mode)
+            copies[status.st_ino] = here / name
