@@ -751,6 +751,97 @@ def test_plain_ssh_reaches_a_machine_with_systemd(succeed, cli, environment, set
         succeed("rm", "-f", "full")
 
 
+# Snapshots and copies.
+
+
+def test_a_machine_is_kept_and_goes_back(succeed, dev):
+    root = ("exec", "-u", "root", dev, "--", "sh", "-c")
+    succeed(*root, "echo then > /dev/shm/when")
+    words = ("--name", "then", "--description", "before it", "--label", "why=test", "--json")
+    made = json.loads(succeed("snapshot", "create", dev, *words))
+    assert (made["state"], made["name"], made["labels"], made["ram"]) == (
+        "ready",
+        "then",
+        {"why": "test"},
+        True,
+    )
+    assert json.loads(succeed("snapshot", "inspect", "then")) == made
+    succeed(*root, "echo now > /dev/shm/when")
+    text = succeed("snapshot", "create", dev, "-n", "now", "--disk-only")
+    identity, name = text.split()
+    assert name == "now"
+    lines = succeed("snapshot", "ls", dev).splitlines()
+    assert [line.split()[0] for line in lines] == ["SNAPSHOT", "then", "└"]
+    assert [one["id"] for one in json.loads(succeed("snapshot", "ls", "--json"))] == [made["id"], identity]
+    assert succeed("snapshot", "restore", dev, "then") == ""
+    assert succeed(*root, "cat /dev/shm/when") == "then\n"
+    assert [row.split()[2] for row in succeed("snapshot", "verify").splitlines()[1:]] == ["good", "good"]
+    assert json.loads(succeed("snapshot", "verify", "now", "--json")) == [
+        {"id": identity, "ok": True, "error": ""}
+    ]
+    succeed("snapshot", "rm", identity[:5])
+    assert succeed("snapshot", "prune", dev, "--older-than", "1d") == ""
+    assert succeed("snapshot", "prune", "--keep", "0") == f"{made['id']} {dev} then\n"
+    assert json.loads(succeed("snapshot", "ls", "--json")) == []
+
+
+def test_another_machine_goes_on_from_a_snapshot_and_from_a_running_one(succeed, dev):
+    hostname = ("exec", "-u", "root")
+    succeed("snapshot", "create", dev, "-n", "seed")
+    succeed("fork", dev, "twin")
+    succeed("snapshot", "restore", "--as", "later", "seed")
+    try:
+        for name in ("twin", "later"):
+            assert succeed(*hostname, name, "--", "hostname") == f"{name}\n"
+    finally:
+        succeed("rm", "-f", "twin", "later")
+        succeed("snapshot", "rm", "seed")
+
+
+def test_a_snapshot_that_is_broken_is_told_by_all(succeed, cli, rested, data):
+    identity = succeed("snapshot", "create", rested, "-n", "whole").split()[0]
+    manifest = data / "snapshots" / identity / "manifest.json"
+    good = manifest.read_bytes()
+    manifest.write_bytes(good.replace(b"whole", b"broke"))
+    assert json.loads(succeed("snapshot", "ls", "--json"))[0]["state"] == "invalid"
+    done = cli("snapshot", "verify", "--json")
+    assert (done.returncode, json.loads(done.stdout)[0]["ok"]) == (1, False)
+    assert_error(cli("snapshot", "restore", rested, identity), "store.corrupt")
+    succeed("snapshot", "rm", identity)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("create", "rested", "-n", "a/b"), "usage.snapshot"),
+        (("create", "rested", "--label", "x"), "usage.label"),
+        (("create", "nobody"), "store.missing"),
+        (("restore", "rested", "nothing"), "store.missing"),
+        (("restore", "nothing"), "usage.snapshot"),
+        (("rm", "nothing"), "store.missing"),
+        (("prune",), "usage.snapshot"),
+        (("prune", "--older-than", "soon"), "usage.age"),
+    ],
+)
+def test_what_cannot_be_done_with_snapshots_is_said(cli, rested, words, code):
+    assert_error(cli("snapshot", *words), code)
+
+
+def test_a_snapshot_that_is_cut_off_leaves_nothing(spawn, succeed, dev, data):
+    child = spawn("snapshot", "create", dev, "-n", "never", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + PATIENCE
+    while not list((data / "snapshots").glob(".partial-*")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.001)
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 130, error
+    assert b"Traceback" not in error
+    assert os.listdir(data / "snapshots") == []
+    assert state_of(succeed, dev)["phase"] == "running"
+
+
 # The shell and the session.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -15,8 +16,12 @@ from processes import machines_running
 from atoll import blocking
 from atoll.config import load
 from atoll.errors import AtollError, BootError, StoreError
+from atoll.machine.launching import reach
 from atoll.paths import SnapshotPaths
 from atoll.snapshot import catalog, packs
+from atoll.vm.chain import read_chain
+from atoll.vm.client import Control
+from atoll.vm.messages import Capture
 from atoll.vm.state import Phase, StateError
 
 pytestmark = pytest.mark.vm
@@ -244,6 +249,9 @@ def test_what_this_host_cannot_go_on_from_is_refused_with_the_reason(dev, config
         dev.restore(found.id)
     assert caught.value.code == "state.mismatch"
     assert running(dev) == before
+    disk = blocking.Machine.from_snapshot("disk", found.id, disk_only=True, config=config)
+    assert disk.state.phase is Phase.CREATED
+    disk.remove()
     catalog.remove(config.paths, found.id)
 
 
@@ -277,6 +285,24 @@ def flip(path):
         byte = os.pread(file.fileno(), 1, at)
         os.pwrite(file.fileno(), bytes([byte[0] ^ 4]), at)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_of_a_command_that_is_gone_while_the_machine_is_written_down_no_copy_is_kept(dev):
+    place = dev.find().place
+    before = read_chain(place)
+
+    async def ask():
+        control = Control(reach(place))
+        await control.status()
+        control._channel.open(Capture())
+        await asyncio.sleep(0.05)
+        control.close()
+
+    asyncio.run(ask())
+    eventually(lambda: read_chain(place) != before)
+    dev.pause()  # waits for the end of what is under way
+    dev.resume()
+    eventually(lambda: not copies_of_ram(dev.status().supervisor))
 
 
 def test_names_are_taken_once(dev):
