@@ -34,7 +34,7 @@ from atoll.machine.machine import Machine
 from atoll.machine.restoring import add_from, fill_from
 from atoll.machine.snapshots import Wish, base_of, make
 from atoll.paths import Paths
-from atoll.snapshot import catalog
+from atoll.snapshot import catalog, storing
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.branching import prepare_branch
 from atoll.vm.chain import opened, read_chain
@@ -273,7 +273,7 @@ class TestKills:
         catalog.sweep(at(world))
         assert len(leftovers(world)) == 1  # its maker may just begin
         monkeypatch.setattr(catalog, "_TAKEN", 0.0)
-        with catalog.staging(at(world), "other") as staged:
+        with storing.staging(at(world), "other") as staged:
             assert leftovers(world) == {staged.directory.name}
             catalog.sweep(at(world))
             assert staged.directory.exists()
