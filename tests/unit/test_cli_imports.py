@@ -139,3 +139,9 @@ def test_a_sandbox_loads_nothing_of_snapshots_before_it_makes_one():
 @pytest.mark.parametrize("module", ["atoll", "atoll.errors"])
 def test_the_package_itself_is_light(module):
     assert loaded_by(f"import {module}") & NEVER_FOR_HELP == set()
+
+
+def test_the_names_of_the_library_load_nothing_that_only_a_first_thread_can():
+    loaded = loaded_by("import atoll; [getattr(atoll, name) for name in atoll.__all__]")
+    assert "atoll.blocking" in loaded
+    assert "concurrent.futures.thread" not in loaded  # it registers what is done at the program's end

@@ -26,7 +26,7 @@ from atoll.vm.state import Phase
 MAKING = (
     "atoll.vm.client.Control.capture",
     "atoll.machine.snapshots._gather",
-    "atoll.machine.snapshots._pack",
+    "atoll.machine.snapshots.with_memory",
     "atoll.snapshot.catalog.seal",
     "atoll.machine.snapshots.note_base",
 )
@@ -43,7 +43,7 @@ RESTORING = (
 
 #: What is tried in ``make test``; all of it in ``make snapshots``.
 SHORT = {
-    ("snapshot", "command", "atoll.machine.snapshots._pack"),
+    ("snapshot", "command", "atoll.machine.snapshots.with_memory"),
     ("restore", "command", "atoll.machine.undoing._take"),
     ("restore", "supervisor", "atoll.machine.checkpoints.Checkpoints._go_on"),
 }

@@ -6,7 +6,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 from msgspec.structs import replace
@@ -80,6 +79,8 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
     Raises:
         StoreError: ``store.corrupt``: it was changed.
     """
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - cannot be loaded once a program's first thread has ended
+
     with ExitStack() as stack, ThreadPoolExecutor(1) as checking:
         checked = checking.submit(catalog.check, snapshot)
         files = thawing.thaw(snapshot, stack)

@@ -8,7 +8,6 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from atoll import store
@@ -62,6 +61,8 @@ def _digest(fd: int) -> str:
         if chunk == _ZEROES[: len(chunk)]:
             return b""
         return _NUMBER.pack(number) + hashlib.sha256(chunk).digest()
+
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - cannot be loaded once a program's first thread has ended
 
     with ThreadPoolExecutor(_threads()) as pool:
         for part in pool.map(hashed, _numbers(fd)):

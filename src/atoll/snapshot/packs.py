@@ -12,7 +12,7 @@ import hashlib
 from array import array
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -62,6 +62,8 @@ class Writer:
         self._directory = directory
         self._known = open_known(directory, known)
         self._depth = processors() * _BEHIND
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - cannot be loaded once a program's first thread has ended
+
         self._pool = ThreadPoolExecutor(processors(), thread_name_prefix="packs")
         self._new = NewPack(directory, self._pool, self._depth)
         self._places = Places([self._new.digests, *(known.table.chunks for known in self._known)])
