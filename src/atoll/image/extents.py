@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from atoll import store
+
 __all__ = ["ZEROES", "Extent", "copy_range", "joined", "overlaid", "raw_extents", "read_range"]
 
 #: In the place of a file: the run reads as zeroes, whatever lies below it.
@@ -90,20 +92,7 @@ def _between(one: Extent, start: int, end: int) -> Extent:
 
 def raw_extents(fd: int, source: int) -> list[Extent]:
     """The runs of a raw file that are no holes (lseek(2), ``SEEK_DATA``). Raises ``OSError``."""
-    size = os.fstat(fd).st_size
-    found = []
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                break
-            raise
-        end = os.lseek(fd, at, os.SEEK_HOLE)
-        found.append(Extent(at, end - at, source, at))
-        at = end
-    return found
+    return [Extent(at, end - at, source, at) for at, end in store.data_ranges(fd)]
 
 
 def copy_range(source: int, offset: int, target: int, at: int, length: int) -> None:
