@@ -155,6 +155,13 @@ class Face:
         self._async = original
         self._owner = os.getpid()
 
+    @classmethod
+    def _of(cls, original: Any) -> Self:
+        """The face of an object that is there already."""
+        face = cls.__new__(cls)
+        Face.__init__(face, original)
+        return face
+
 
 class Closing(Face):
     """Base of those that are closed at the end of a block."""

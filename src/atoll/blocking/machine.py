@@ -64,13 +64,6 @@ class Machine(Closing):
         return tuple(self._of(copy) for copy in blocking(aio.Machine.fork)(self, *names))
 
     @classmethod
-    def _of(cls, machine: aio.Machine) -> Self:
-        """The face of a machine."""
-        face = cls.__new__(cls)
-        Closing.__init__(face, machine)
-        return face
-
-    @classmethod
     @functools.wraps(aio.Machine.from_snapshot.__func__)  # type: ignore[attr-defined]
     def from_snapshot(cls, *args: Any, **kwargs: Any) -> Self:
         """Make a machine of a snapshot of another one."""

@@ -6,7 +6,7 @@ import functools
 from typing import Self
 
 from atoll import aio
-from atoll.blocking.core import Closing, Face, blocking, made_from, opening
+from atoll.blocking.core import Closing, blocking, made_from, opening
 from atoll.blocking.files import Files
 from atoll.blocking.processes import Exposed, Process
 
@@ -37,13 +37,6 @@ class Sandbox(Closing):
     def fork(self, count: int = 1) -> list[Self]:
         """Copy this sandbox as it runs."""
         return [self._of(copy) for copy in blocking(aio.Sandbox.fork)(self, count)]
-
-    @classmethod
-    def _of(cls, sandbox: aio.Sandbox) -> Self:
-        """The face of a sandbox."""
-        box = cls.__new__(cls)
-        Face.__init__(box, sandbox)
-        return box
 
     @property
     def labels(self) -> dict[str, str]:
