@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from atoll import store
 from atoll.errors import AtollError, StoreError
-from atoll.hypervisor.model import Disk, UserNetwork
+from atoll.hypervisor.model import Disk, Machine, UserNetwork
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import take_root
@@ -31,7 +31,7 @@ from atoll.vm.client import Control
 from atoll.vm.cloning import renamed
 from atoll.vm.messages import Captured, Files
 
-__all__ = ["Child", "add_copy", "as_captured", "copied", "fork", "opened"]
+__all__ = ["Child", "add_copy", "as_captured", "copied", "fork", "opened", "with_root"]
 
 
 class Child(NamedTuple):
@@ -125,15 +125,20 @@ def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, disk: D
         name=name,
         network=UserNetwork(mac) if plan.machine.network is not None else None,
     )
-    root = next(one for one in machine.disks if one.serial == "root")
     network = user_network(mac) if plan.setup.network is not None else None
     setup = replace(plan.setup, network=network, script=setup_script(name, spec))
     return replace(
         plan,
-        machine=with_disk(machine, replace(root, path=place.root)),
+        machine=with_root(machine, place),
         setup=setup,
         beginning=Beginning.FORK,
     )
+
+
+def with_root(machine: Machine, place: VmPaths) -> Machine:
+    """``machine`` with the root that lies at ``place``."""
+    root = next(disk for disk in machine.disks if disk.serial == "root")
+    return with_disk(machine, replace(root, path=place.root))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import take_root
-from atoll.machine.forking import copied
+from atoll.machine.forking import copied, with_root
 from atoll.machine.registry import Fill, Named
 from atoll.machine.snapshots import note_base
 from atoll.machine.spec import MachineSpec
@@ -26,7 +26,7 @@ from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.snapshot.manifest import Kind
 from atoll.vm.bootplan import Beginning, BootPlan
 from atoll.vm.branching import link_into
-from atoll.vm.chain import disk_of, with_disk
+from atoll.vm.chain import disk_of
 from atoll.vm.messages import Files
 from atoll.vm.state import StateError
 
@@ -96,9 +96,8 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
 
 def resumed(machine: Named, plan: BootPlan) -> BootPlan:
     """The plan of a machine that goes on as the VM that was written down with ``plan``."""
-    root = next(disk for disk in plan.machine.disks if disk.serial == "root")
-    vm = with_disk(plan.machine, replace(root, path=machine.place.root))
-    return replace(plan, machine=replace(vm, name=machine.name), beginning=Beginning.RESUME)
+    vm = replace(with_root(plan.machine, machine.place), name=machine.name)
+    return replace(plan, machine=vm, beginning=Beginning.RESUME)
 
 
 def fill_from(machine: Named, snapshot: Snapshot, *, ram: bool) -> Fill:

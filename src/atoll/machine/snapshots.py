@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from contextlib import ExitStack
 from typing import ClassVar
@@ -15,7 +14,7 @@ from atoll.errors import StoreError
 from atoll.events import Emit, ignore, task
 from atoll.image.catalog import ImageManifest
 from atoll.machine.creation import take_root
-from atoll.machine.forking import as_captured
+from atoll.machine.forking import as_captured, opened
 from atoll.machine.registry import Named
 from atoll.paths import Paths, SnapshotPaths, VmPaths
 from atoll.snapshot import catalog
@@ -123,15 +122,10 @@ def _gather(machine: Named, place: SnapshotPaths, disk: Disk, captured: Captured
 
 def memory_of(stack: ExitStack, place: SnapshotPaths, captured: Captured) -> Memory:
     """What the supervisor holds, opened here."""
-    files = captured.files
-    images = []
-    for number in (files.state, files.ram, files.more):
-        if number >= 0:
-            images.append(os.open(f"/proc/{files.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC))
-            stack.callback(os.close, images[-1])
+    files = stack.enter_context(opened(captured.files, copy=False))
     plan = store.read_record(place.plan, BootPlan)
     return Memory(
-        images=tuple(images),
+        images=tuple(number for number in (files.state, files.ram, files.more) if number >= 0),
         size=captured.memory,
         hypervisor=plan.host.version if plan.host is not None else "",
         accelerator=plan.machine.accelerator,
