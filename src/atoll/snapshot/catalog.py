@@ -13,7 +13,7 @@ import msgspec
 from atoll import store
 from atoll.errors import AtollError, StoreError
 from atoll.paths import Paths, SnapshotPaths
-from atoll.snapshot import digests, packs
+from atoll.snapshot import digests
 from atoll.snapshot.manifest import MOST, Entry, Kind, Manifest, decode, encode, id_of
 
 __all__ = [
@@ -205,6 +205,8 @@ def verify(snapshot: Snapshot) -> None:
     manifest = snapshot.manifest
     assert manifest is not None
     if manifest.packs:
+        from atoll.snapshot import packs  # noqa: PLC0415 - for snapshots only, and slow to load
+
         directory = snapshot.place.directory
         for fault in packs.verify(directory, packs.load(directory, manifest.packs)):
             raise _corrupt(snapshot, f"{fault.file}, byte {fault.offset}: {fault.what}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,14 +15,16 @@ from atoll import store
 from atoll.errors import StoreError
 from atoll.hypervisor.qemu.host import cpu_identity
 from atoll.paths import Paths, SnapshotPaths
-from atoll.snapshot import catalog, packs
+from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.manifest import Entry, Manifest, check_name
+
+if TYPE_CHECKING:
+    from atoll.snapshot.packs import Index
 
 __all__ = [
     "Memory",
     "Wish",
-    "default_name",
     "known_files",
     "require_fresh",
     "staging",
@@ -59,11 +60,6 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: str
     devices: tuple[dict[str, Any], ...] = ()
     stopped: float
-
-
-def default_name(now: float) -> str:
-    """A name for a snapshot that was given none: when it was made, local time."""
-    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
 
 
 def require_fresh(others: Sequence[Snapshot], name: str, whose: str) -> None:
@@ -117,6 +113,8 @@ def with_memory(
     Raises:
         StoreError: it cannot be written.
     """
+    from atoll.snapshot import packs  # noqa: PLC0415 - for snapshots only, and slow to load
+
     with packs.Writer(place.directory, _indexes(earlier)) as writer:
         for fd in memory.images:
             writer.add(fd, os.fstat(fd).st_size)
@@ -134,8 +132,10 @@ def with_memory(
     )
 
 
-def _indexes(earlier: Sequence[Snapshot]) -> Iterator[packs.Index]:
+def _indexes(earlier: Sequence[Snapshot]) -> Iterator[Index]:
     """Of those that can be read, the newest first: what is damaged is stored anew."""
+    from atoll.snapshot import packs  # noqa: PLC0415 - for snapshots only, and slow to load
+
     for one in reversed(earlier):
         if one.manifest is not None and one.manifest.packs:
             with contextlib.suppress(StoreError):

@@ -12,7 +12,6 @@ import msgspec
 
 from atoll.errors import StoreError
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity
-from atoll.snapshot import packs
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.vm.state import StateError
 
@@ -71,6 +70,8 @@ def thaw(snapshot: Snapshot, stack: ExitStack, *, sealed: bool = False) -> Thawe
     Raises:
         StoreError: ``store.corrupt``: it was changed, or has no RAM; ``store.full``: no memory is left.
     """
+    from atoll.snapshot import packs  # noqa: PLC0415 - for snapshots only, and slow to load
+
     index = packs.load(snapshot.place.directory, manifest_of(snapshot).packs)
     fds = []
     for name, image in zip(Thawed.__struct_fields__, index.images, strict=False):
