@@ -351,10 +351,11 @@ def full(world, place):
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small file system can only be mounted by root")
-    copy_tree(world, place / "world")
-    full = FullDisk(place)
-    yield full
-    subprocess.run(["umount", str(place)], check=True)
+    try:
+        copy_tree(world, place / "world")
+        yield FullDisk(place)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 class TestFullDisks:
