@@ -197,6 +197,9 @@ def _prune(arguments: argparse.Namespace) -> int:
     paths = load().config.paths
     if arguments.keep is None and arguments.older_than is None:
         raise UsageError("nothing to prune by", code="snapshot", hint="give --keep or --older-than")
+    if arguments.keep is not None and arguments.keep < 0:
+        message = f"--keep {arguments.keep}: that is no number of snapshots"
+        raise UsageError(message, code="snapshot", hint="write 0 or more")
     age = None if arguments.older_than is None else pruning.parse_age(arguments.older_than)
     every = catalog.listed(paths, _id_of(paths, arguments.machine))
     for one in pruning.plan(every, keep=arguments.keep, older_than=age, now=time.time()):
