@@ -73,8 +73,9 @@ async def _stopped(monitor: Monitor, work: Callable[[], Awaitable[None]]) -> flo
     """Do ``work``, a migration, while the guest stands still; for how long it did, seconds."""
     status = await monitor.execute("query-status")
     if status["status"] == "postmigrate":  # it was copied while it stood still, and only ``cont`` ends that
-        await monitor.execute("cont")
-    await monitor.execute("stop")
+        await asyncio.gather(monitor.execute("cont"), monitor.execute("stop"))  # nothing comes between them
+    else:
+        await monitor.execute("stop")
     began = time.monotonic()
     try:
         await work()
