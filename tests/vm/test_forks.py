@@ -21,7 +21,7 @@ COUNTER = "setsid sh -c 'while sleep 0.05; do echo x >> /tmp/count; done' > /dev
 IDENTITY = "hostname; cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1"
 #: Counts what was counted, and then is busy for longer than a guest goes on that is copied once more while it
 #: is paused.
-LONG = "wc -l < /tmp/count; i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done"
+LONG = "cat /tmp/count | wc -l; i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done"
 
 
 async def count(box):
@@ -126,6 +126,7 @@ async def test_a_fork_that_is_cancelled_or_fails_leaves_no_copy_and_the_sandbox_
 async def test_a_paused_sandbox_stands_still_and_its_clock_is_right_after(config):
     async with aio.Sandbox("debian", config=config) as box:
         await box.run(["sh", "-c", COUNTER], check=True)
+        await counts_on(box)
         counted = await count(box)
         await box.pause()
         pending = asyncio.create_task(box.run(["sh", "-c", LONG], check=True))
