@@ -170,6 +170,11 @@ class SnapshotPaths(msgspec.Struct, frozen=True):
         return self.directory / "manifest.json"
 
     @property
+    def begun(self) -> Path:
+        """What it is going to be; gone when it is."""
+        return self.directory / "begun.json"
+
+    @property
     def spec(self) -> Path:
         """What its machine's user asked for."""
         return self.directory / "machine.json"

@@ -17,7 +17,7 @@ from atoll.hypervisor.model import Accelerator, Architecture, Machine, MemoryFil
 from atoll.hypervisor.qemu.argv import ram_block
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity
 from atoll.machine.restoring import require_machine
-from atoll.paths import Paths
+from atoll.paths import Paths, SnapshotPaths
 from atoll.sandbox import reviving
 from atoll.sandbox.snapshots import _to_the_end
 from atoll.snapshot import catalog
@@ -162,6 +162,26 @@ def test_what_is_made_is_left_alone_however_long_it_takes_and_what_a_kill_left_i
         assert place.directory.is_dir()
         assert young.is_dir()
     assert os.listdir(home.snapshots) == [young.name]
+
+
+def test_what_is_being_made_is_told_of_until_it_is_made_or_given_up(home):
+    manifest = Manifest(name="new", kind=Kind.SANDBOX, machine="box", machine_id="1", created=1.0)
+    assert catalog.begun(home) == []
+    with staging(home, "1") as place:
+        assert catalog.begun(home) == []
+        catalog.begin(place, manifest)
+        assert catalog.begun(home) == catalog.begun(home, "1") == [manifest]
+        assert catalog.begun(home, "2") == []
+        made = catalog.seal(home, place, manifest)
+        assert catalog.begun(home) == []
+    assert os.listdir(made.place.directory) == ["manifest.json"]
+    with staging(home, "1") as place:
+        catalog.begin(place, manifest)
+        kept = place.directory
+    assert catalog.begun(home) == []
+    kept.mkdir()  # as one leaves it that is killed
+    catalog.begin(SnapshotPaths(kept), manifest)
+    assert catalog.begun(home) == []
 
 
 def test_a_directory_is_locked_by_one_and_free_again_afterwards(tmp_path):

@@ -18,7 +18,7 @@ from atoll.machine.spec import check_name
 from atoll.paths import Paths
 from atoll.snapshot import catalog, pruning
 from atoll.snapshot.catalog import Snapshot
-from atoll.snapshot.manifest import check_labels
+from atoll.snapshot.manifest import Manifest, check_labels
 
 __all__ = ["configure", "run"]
 
@@ -104,12 +104,14 @@ def _id_of(paths: Paths, machine: str | None) -> str | None:
 
 def _list(arguments: argparse.Namespace) -> int:
     paths = load().config.paths
-    found = catalog.listed(paths, _id_of(paths, arguments.machine))
+    owner = _id_of(paths, arguments.machine)
+    found, begun = catalog.listed(paths, owner), catalog.begun(paths, owner)
     if arguments.json:
-        print_json([_described(one) for one in found])
+        print_json([*map(_described, found), *map(_announced, begun)])
     else:
         head = ("SNAPSHOT", "ID", "OF", "CREATED", "HAS", "OWN", "NOTE")
-        print_table(head, [_row(*one) for one in _tree(found)])
+        unfinished = [(one.name, "-", one.machine, _date(one), "-", "-", "creating") for one in begun]
+        print_table(head, [*(_row(*one) for one in _tree(found)), *unfinished])
     return 0
 
 
@@ -133,11 +135,20 @@ def _row(depth: int, one: Snapshot) -> tuple[str, ...]:
     manifest = one.manifest
     if manifest is None:
         return ("-", one.id, "-", "-", "-", "-", f"invalid: {one.error}")
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.created))
     parts = ["disk"] if manifest.layers else []  # a sandbox's is in its memory
     has = ", ".join([*parts, f"{size(manifest.memory)} RAM"] if manifest.ram else parts)
     name = "  " * max(depth - 1, 0) + ("└ " if depth else "") + manifest.name
-    return (name, one.id, manifest.machine, date, has, size(one.stored), manifest.description)
+    return (name, one.id, manifest.machine, _date(manifest), has, size(one.stored), manifest.description)
+
+
+def _date(manifest: Manifest) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.created))
+
+
+def _announced(manifest: Manifest) -> dict[str, Any]:
+    """A snapshot that is being made: it has no id yet."""
+    fields = ("name", "kind", "machine", "machine_id", "parent", "created", "description", "labels")
+    return {"state": "creating", **{field: getattr(manifest, field) for field in fields}}
 
 
 def _described(one: Snapshot) -> dict[str, Any]:

@@ -81,7 +81,6 @@ def make(
         staging(paths, machine.spec.id) as place,
         ExitStack() as stack,
     ):
-        names = _gather(machine, place, disk, captured)
         manifest = Manifest(
             name=wish.name,
             kind=Kind.MACHINE,
@@ -94,6 +93,8 @@ def make(
             layers=disk.layers,
             size=disk.size,
         )
+        catalog.begin(place, manifest)
+        names = _gather(machine, place, disk, captured)
         if captured is not None:
             manifest = with_memory(manifest, place, memory_of(stack, place, captured), earlier)
         known = {**_known(earlier), **known_files(place, earlier, [place.root.name])}

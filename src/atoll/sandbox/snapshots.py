@@ -177,7 +177,6 @@ def _store(
         staging(paths, subject.id) as place,
         ExitStack() as stack,
     ):
-        names = _gather(place, subject, copied)
         manifest = Manifest(
             name=wish.name,
             kind=Kind.SANDBOX,
@@ -188,6 +187,8 @@ def _store(
             description=wish.description,
             labels=wish.labels,
         )
+        catalog.begin(place, manifest)
+        names = _gather(place, subject, copied)
         memory = Memory(
             images=_taken_apart(stack, fd, copied.machine),
             size=copied.size,

@@ -18,6 +18,8 @@ from atoll.snapshot.manifest import MOST, Entry, Kind, Manifest, decode, encode,
 
 __all__ = [
     "Snapshot",
+    "begin",
+    "begun",
     "check",
     "entries_of",
     "find",
@@ -141,6 +143,25 @@ def find(
     raise StoreError(f"there is no snapshot {reference}", code="missing", hint=hint)
 
 
+def begin(staged: SnapshotPaths, manifest: Manifest) -> None:
+    """Say what is being made in a directory of ``storing.staging``, for ``begun``. Raises ``StoreError``."""
+    with store.refusing(staged.directory):
+        staged.begun.write_bytes(encode(manifest))
+
+
+def begun(paths: Paths, machine_id: str | None = None) -> list[Manifest]:
+    """What is being made now: all, or of one machine; as far as it is known."""
+    found = []
+    for place in map(SnapshotPaths, paths.snapshots.glob(".partial-*")):
+        with contextlib.suppress(OSError, StoreError):  # it was sealed just now, or has just begun
+            written = place.begun.read_bytes()
+            manifest = decode(written, id_of(written))
+            with store.hold_directory(place.directory) as abandoned:
+                if not abandoned and machine_id in {None, manifest.machine_id}:
+                    found.append(manifest)
+    return sorted(found, key=lambda one: one.created)
+
+
 def seal(paths: Paths, staged: SnapshotPaths, manifest: Manifest) -> Snapshot:
     """Write the manifest of what was staged, all else of which is there, and have it be a snapshot.
 
@@ -149,6 +170,7 @@ def seal(paths: Paths, staged: SnapshotPaths, manifest: Manifest) -> Snapshot:
     """
     written = encode(manifest)
     name = id_of(written)
+    staged.begun.unlink(missing_ok=True)
     store.write_file(staged.manifest, written)
     final = paths.snapshot(name)
     store.create(staged.directory, final.directory)
