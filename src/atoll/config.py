@@ -23,6 +23,9 @@ _MIB = 1 << 20
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PREFIX = "ATOLL_"
 
+#: The one section that a file may have.
+_SECTION = "docker"
+
 
 class Config(msgspec.Struct, frozen=True):
     """All settings, resolved. The rows of ``SETTINGS`` say what each one means."""
@@ -36,6 +39,18 @@ class Config(msgspec.Struct, frozen=True):
     boot_timeout: float
     cold: bool
     ubuntu_mirror: str
+    docker_cpus: int
+    docker_memory: int
+    docker_disk: int
+    docker_idle: float
+    docker_shares: tuple[Path, ...]
+    docker_expose_ports_to_lan: bool
+    docker_mirrors: tuple[str, ...]
+    docker_insecure_registries: tuple[str, ...]
+    docker_proxy: str
+    docker_no_proxy: tuple[str, ...]
+    docker_ca: tuple[Path, ...]
+    docker_daemon: dict[str, Any]
 
     @property
     def paths(self) -> Paths:
@@ -126,12 +141,51 @@ def _parse_seconds(value: Any) -> float:
     return seconds
 
 
+def _parse_pause(value: Any) -> float:
+    return 0.0 if not isinstance(value, bool) and str(value) in {"0", "0.0"} else _parse_seconds(value)
+
+
+def _parse_words(value: Any) -> tuple[str, ...]:
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise ValueError("write a list of strings; in a variable, with commas between")
+    found = tuple(word.strip() for word in words if word.strip())
+    if any(re.search(r"[^!-~]", word) for word in found):
+        raise ValueError("none of them has spaces or letters beyond ASCII")
+    return found
+
+
+def _parse_paths(value: Any) -> tuple[Path, ...]:
+    paths = [path for path in value.split(":") if path] if isinstance(value, str) else value
+    if not isinstance(paths, list | tuple):
+        raise ValueError("write a list of paths; in a variable, with colons between")  # noqa: TRY004 - as every parser
+    return tuple(map(_parse_directory, paths))
+
+
+def _parse_table(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = msgspec.json.decode(value or "{}")
+        except msgspec.DecodeError as error:
+            raise ValueError(f"write it as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("write a table; in a variable, a JSON object")  # noqa: TRY004 - as every parser
+    return value
+
+
 def _parse_flag(value: Any) -> bool:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
     try:
         return words[str(value).lower()]
     except KeyError:
         raise ValueError("write true or false") from None
+
+
+def _home() -> tuple[Path, ...]:
+    try:
+        return (Path.home(),)
+    except RuntimeError:
+        return ()
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -146,6 +200,25 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("boot_timeout", _parse_seconds, lambda: 60.0, "seconds in which a guest must be up"),
     Setting("cold", _parse_flag, lambda: False, "boot each VM instead of starting it from a template"),
     Setting("ubuntu_mirror", _parse_address, lambda: "", "mirror from which Ubuntu images are built"),
+    Setting("docker_cpus", _parse_cpus, lambda: min(os.cpu_count() or 1, 2), "vCPUs of the Docker engine"),
+    Setting("docker_memory", parse_memory, lambda: 2048 * _MIB, "memory that the Docker engine may use"),
+    Setting("docker_disk", parse_memory, lambda: 65536 * _MIB, "disk that the Docker engine may use"),
+    Setting(
+        "docker_idle", _parse_pause, lambda: 300.0, "seconds without use until the engine sleeps; 0 for never"
+    ),
+    Setting("docker_shares", _parse_paths, _home, "directories that containers see at the same path"),
+    Setting(
+        "docker_expose_ports_to_lan",
+        _parse_flag,
+        lambda: False,
+        "publish ports that are given no address on all addresses of this host, not only 127.0.0.1",
+    ),
+    Setting("docker_mirrors", _parse_words, tuple, "mirrors from which the engine pulls"),
+    Setting("docker_insecure_registries", _parse_words, tuple, "registries without a valid certificate"),
+    Setting("docker_proxy", _parse_address, lambda: "", "proxy through which the engine pulls"),
+    Setting("docker_no_proxy", _parse_words, tuple, "hosts that the engine reaches without the proxy"),
+    Setting("docker_ca", _parse_paths, tuple, "certificates that the engine believes, PEM"),
+    Setting("docker_daemon", _parse_table, dict, "any other keys of the engine's daemon.json"),
 )
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -228,9 +301,17 @@ def _read(file: Path) -> dict[str, Any]:
     import tomllib  # noqa: PLC0415 - most users have no file
 
     try:
-        return tomllib.loads(text)
+        return _flat(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}", code="file", hint="the file is TOML: name = value") from error
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a file says; ``cpus`` in the section ``docker`` is ``docker_cpus``."""
+    section = settings.pop(_SECTION, None)
+    if not isinstance(section, dict):
+        return settings if section is None else {**settings, _SECTION: section}
+    return {**settings, **{f"{_SECTION}_{name}": value for name, value in section.items()}}
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -204,6 +204,17 @@ class SnapshotPaths(msgspec.Struct, frozen=True):
         return self.directory / f"{serial}.erofs"
 
 
+class DockerPaths(msgspec.Struct, frozen=True):
+    """The directory of the Docker engine's host side."""
+
+    directory: Path
+
+    @property
+    def former_context(self) -> Path:
+        """Which context the Docker client used before."""
+        return self.directory / "former-context.json"
+
+
 class Paths(msgspec.Struct, frozen=True):
     """The two roots below which everything lies.
 
@@ -259,6 +270,16 @@ class Paths(msgspec.Struct, frozen=True):
     def ssh(self) -> Path:
         """SSH keys, by what users call a machine: ``ssh/<name>.atoll``."""
         return self.data / "ssh"
+
+    @property
+    def tools(self) -> Path:
+        """Programs that were taken from packages: ``tools/<package>/``."""
+        return self.data / "tools"
+
+    @property
+    def docker(self) -> DockerPaths:
+        """What belongs to the Docker engine."""
+        return DockerPaths(self.data / "docker")
 
     def machine(self, name: str) -> VmPaths:
         """The directory of one machine."""

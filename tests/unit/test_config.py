@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ class TestPrecedence:
             boot_timeout=60.0,
             cold=False,
             ubuntu_mirror="",
+            docker_cpus=min(os.cpu_count() or 1, 2),
+            docker_memory=2048 * MIB,
+            docker_disk=65536 * MIB,
+            docker_idle=300.0,
+            docker_shares=(tmp_path,),
+            docker_expose_ports_to_lan=False,
+            docker_mirrors=(),
+            docker_insecure_registries=(),
+            docker_proxy="",
+            docker_no_proxy=(),
+            docker_ca=(),
+            docker_daemon={},
         )
         assert set(resolved.origins.values()) == {"default"}
 
@@ -85,6 +98,58 @@ class TestPrecedence:
 
     def test_each_setting_has_one_row_of_the_table_and_one_field(self):
         assert [setting.name for setting in SETTINGS] == list(Config.__struct_fields__)
+
+
+class TestSections:
+    def test_what_the_section_docker_says_is_of_the_settings_with_that_prefix(self, write):
+        file = write("docker_cpus = 1\n[docker]\nmemory = '4G'\ndaemon = { debug = true }")
+        config = load(environment={}, files=(file,)).config
+        assert (config.docker_cpus, config.docker_memory) == (1, 4 << 30)
+        assert config.docker_daemon == {"debug": True}
+
+    @pytest.mark.parametrize("text", ["docker = 1", "[docker]\nmemroy = '4G'", "[dokcer]\ncpus = 1"])
+    def test_another_section_or_name_is_unknown(self, write, text):
+        with pytest.raises(ConfigError) as caught:
+            load(environment={}, files=(write(text),))
+        assert caught.value.code == "config.unknown"
+
+
+class TestLists:
+    def test_a_variable_has_commas_or_colons_or_json_where_a_file_has_a_list_or_table(self, write, tmp_path):
+        environment = {
+            "ATOLL_DOCKER_MIRRORS": "http://a, http://b,",
+            "ATOLL_DOCKER_SHARES": f"{tmp_path}:/srv",
+            "ATOLL_DOCKER_DAEMON": '{"debug": true}',
+            "ATOLL_DOCKER_IDLE": "0",
+        }
+        file = f"[docker]\nmirrors = ['http://a', 'http://b']\nshares = ['{tmp_path}', '/srv']\nidle = 0"
+        said = load(environment=environment, files=()).config
+        written = load(environment={}, files=(write(f"{file}\ndaemon = {{ debug = true }}"),)).config
+        for name in ("docker_mirrors", "docker_shares", "docker_daemon", "docker_idle"):
+            assert getattr(said, name) == getattr(written, name)
+        assert said.docker_mirrors == ("http://a", "http://b")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("MIRRORS", "http://a b"),
+            ("SHARES", "relative"),
+            ("DAEMON", "{"),
+            ("DAEMON", "[]"),
+            ("IDLE", "-1"),
+            ("IDLE", "true"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, name, value):
+        with pytest.raises(ConfigError) as caught:
+            load(environment={f"ATOLL_DOCKER_{name}": value}, files=())
+        assert caught.value.code == "config.value"
+
+    @pytest.mark.parametrize("line", ["mirrors = 1", "mirrors = [1]", "shares = 1", "daemon = 1"])
+    def test_so_it_is_in_a_file(self, write, line):
+        with pytest.raises(ConfigError) as caught:
+            load(environment={}, files=(write(f"[docker]\n{line}"),))
+        assert caught.value.code == "config.value"
 
 
 class TestFlags:

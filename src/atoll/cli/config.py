@@ -42,6 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _readable(name: str, value: object) -> str:
     if value is None:
         return ""
-    if name == "memory" and isinstance(value, int):
+    if name.endswith(("memory", "disk")) and isinstance(value, int):
         return f"{value >> 20}M"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        import json
+
+        return json.dumps(value) if value else ""
     return str(value)

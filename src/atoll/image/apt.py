@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -27,11 +29,13 @@ __all__ = [
     "client_options",
     "debian_sources",
     "fetch",
+    "lacking",
     "lookup",
     "parse_targets",
     "private_state",
     "scratch",
     "show",
+    "suite_state",
     "targets",
 ]
 
@@ -50,6 +54,9 @@ _CLIENT_SETTINGS = (
     "Acquire::Retries",
 )
 
+
+#: The task for which packages are fetched unless the caller says so.
+_KERNEL = "kernel"
 
 #: What a kernel package and the package lists of an archive take at most, bytes.
 _PACKAGE_SPACE, _LISTS_SPACE = 128 << 20, 256 << 20
@@ -147,10 +154,19 @@ def client_options() -> tuple[str, ...]:
     )
 
 
-def _own_state(root: Path, architecture: str, emit: Emit) -> tuple[State, ProcessError | None]:
-    """A private state with fresh package lists from the host's sources; ``architecture`` is Debian's name.
+def _own_state(
+    root: Path, architecture: str, emit: Emit, *, sources: Path | None = None, doing: str = _KERNEL
+) -> tuple[State, ProcessError | None]:
+    """A private state with fresh package lists.
 
     An error is returned, not raised: what is wanted may be in a list that did come.
+
+    Args:
+        root: a directory for it.
+        architecture: Debian's name.
+        emit: told of progress.
+        sources: a file of sources.list(5); the host's sources by default.
+        doing: the task that this is a part of.
     """
     store.require_space(root, _LISTS_SPACE)
     for name in ("lists/partial", "archives/partial"):
@@ -168,11 +184,13 @@ def _own_state(root: Path, architecture: str, emit: Emit) -> tuple[State, Proces
         "APT::Update::Post-Invoke": "",
         "APT::Update::Post-Invoke-Success": "",
     }
+    if sources is not None:
+        settings |= {"Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": "/dev/null"}
     options = [f"-o{key}={value}" for key, value in settings.items()]
     if os.geteuid() == 0:
         options.append("-oAPT::Sandbox::User=root")  # the state is in a directory that _apt cannot enter
     state = State(tuple(options))
-    emit(TaskAdvanced(task="kernel", note="fetching package lists"))
+    emit(TaskAdvanced(task=doing, note="fetching package lists"))
     try:
         process.run([_apt_get(), *options, "-q", "update", "--error-on=any"], emit=emit)
     except ProcessError as error:
@@ -243,7 +261,51 @@ def show(state: State, name: str, architecture: str) -> Package | None:
     return next(found, None)
 
 
-def fetch(package: Package, state: State, downloads: Path, *, emit: Emit = ignore) -> Path:
+@contextmanager
+def suite_state(
+    cache: Path, architecture: str, suite: str, *, doing: str, emit: Emit = ignore
+) -> Iterator[State]:
+    """A state of Debian's ``suite``, whichever one the host is of, for as long as it is used.
+
+    Args:
+        cache: where it may be kept meanwhile.
+        architecture: Debian's name.
+        suite: ``trixie``.
+        doing: the task that this is a part of.
+        emit: told of progress.
+
+    Raises:
+        PreflightError: the host has no apt.
+        ImageError: ``image.apt``: it has no Debian archive, or the lists cannot be fetched.
+    """
+    _apt_get()
+    lines = debian_sources(targets(), suite)
+    if not lines:
+        hint = f"add Debian's {suite} to the host's apt sources"
+        raise ImageError("this host has no archive of Debian", code="apt", hint=hint)
+    root = private_state(cache, f"{suite}-{architecture}")
+    try:
+        root.mkdir(parents=True)
+        sources = root / "sources.list"
+        sources.write_text("".join(f"{line}\n" for line in lines))
+        state, failure = _own_state(root, architecture, emit, sources=sources, doing=doing)
+        if failure is not None:
+            message, hint = f"cannot fetch the package lists of {suite}", "check the network"
+            raise ImageError(message, code="apt", hint=hint, detail=failure.detail) from failure
+        yield state
+    finally:
+        store.remove_tree(root)
+
+
+def lacking(name: str, architecture: str) -> ImageError:
+    """No archive has that package."""
+    message = f"no archive of this host has {name} for {architecture}"
+    return ImageError(message, code="apt", hint="add Debian's archive to the host's apt sources")
+
+
+def fetch(
+    package: Package, state: State, downloads: Path, *, doing: str = _KERNEL, emit: Emit = ignore
+) -> Path:
     """The file of a package, from ``downloads`` or else fetched into it; its digest is that of the archive.
 
     Raises:
@@ -253,7 +315,7 @@ def fetch(package: Package, state: State, downloads: Path, *, emit: Emit = ignor
     final = downloads / package.file
     if final.is_file() and _sha256(final) == package.sha256:
         return final
-    emit(TaskAdvanced(task="kernel", note=f"downloading {package.file}"))
+    emit(TaskAdvanced(task=doing, note=f"downloading {package.file}"))
     store.require_space(downloads, _PACKAGE_SPACE)
     with store.staging(downloads, package.name) as staged:
         options = ["-oAPT::Sandbox::User=root"] if os.geteuid() == 0 else []

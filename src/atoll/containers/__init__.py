@@ -1,0 +1,1 @@
+"""A Docker engine in a machine, and what leads to it."""
