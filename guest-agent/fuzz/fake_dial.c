@@ -38,7 +38,7 @@ int dial(const struct dial_target *target)
 
     errno = ECONNREFUSED;
     if (port % MANNERS == REFUSES || server_count == SERVERS_MAX ||
-        socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) < 0)
+        socketpair(AF_UNIX, target->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) < 0)
         return -1;
     serve(ends[1], port);
     return ends[0];

@@ -169,6 +169,7 @@ static void set_up(enum boot_phase phase)
         jobs_init(&agent.jobs);
         executions_init(&agent.executions, &agent.loop);
         connections_init(&agent.connections, &agent.loop);
+        flows_init(&agent.flows, &agent.loop);
         ready = loop_init(&agent.loop) && mux_init(&agent.mux, request_open, &agent);
         assert(ready);
     }

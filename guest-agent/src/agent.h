@@ -6,6 +6,7 @@
 
 #include "boot.h"
 #include "connection.h"
+#include "datagram.h"
 #include "exec.h"
 #include "job.h"
 #include "link.h"
@@ -44,6 +45,7 @@ struct agent {
     struct boot boot;
     struct executions executions;
     struct connections connections;
+    struct flows flows;
     struct power power;
     struct freezer freezer;
     struct source signals;

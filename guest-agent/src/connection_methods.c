@@ -1,5 +1,5 @@
 /*
- * net.connect: a request made into a connection. Agent protocol, section 10.
+ * net.connect and net.datagrams: a request made into a connection. Agent protocol, section 10.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -83,14 +83,24 @@ static bool decode_window(struct request *request)
 
 static void net_connect(struct request *request)
 {
-    struct dial_target target = {0};
+    struct dial_target target = {.type = SOCK_STREAM};
     char name[CONNECTION_NAME_MAX];
 
     if (decode_target(request, &target, name) && decode_window(request))
         connection_open(&request->agent->connections, request->stream, &target, name);
 }
 
+static void net_datagrams(struct request *request)
+{
+    struct dial_target target = {.type = SOCK_DGRAM};
+    char name[CONNECTION_NAME_MAX];
+
+    if (decode_port(request, &target, name))
+        flow_open(&request->agent->flows, request->stream, &target, name);
+}
+
 const struct method connection_methods[] = {
     {"net.connect", true, net_connect},
+    {"net.datagrams", true, net_datagrams},
     {NULL, false, NULL},
 };

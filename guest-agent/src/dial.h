@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 struct dial_target {
+    int type; /* SOCK_STREAM or SOCK_DGRAM */
     struct sockaddr_storage address;
     socklen_t size;
 };

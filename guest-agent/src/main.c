@@ -103,6 +103,7 @@ static bool agent_init(struct agent *agent, enum agent_mode mode)
     jobs_init(&agent->jobs);
     executions_init(&agent->executions, &agent->loop);
     connections_init(&agent->connections, &agent->loop);
+    flows_init(&agent->flows, &agent->loop);
     return loop_init(&agent->loop) && mux_init(&agent->mux, request_open, agent) &&
            agent_watch_signals(agent);
 }

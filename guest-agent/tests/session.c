@@ -25,6 +25,7 @@ struct agent *session_open(enum boot_phase phase)
     jobs_init(&agent->jobs);
     executions_init(&agent->executions, &agent->loop);
     connections_init(&agent->connections, &agent->loop);
+    flows_init(&agent->flows, &agent->loop);
     wire_reader_init(&from_agent);
     agent->boot.phase = phase;
     CHECK(loop_init(&agent->loop) && mux_init(&agent->mux, request_open, agent));

@@ -199,15 +199,20 @@ class Agent:
             raise
         return execution
 
-    def connect(self, target: int | str) -> Stream:
+    def connect(self, target: int | str, *, host: str | None = None) -> Stream:
         """Connect to a server in the guest: a stream of bytes both ways, behind an ``Empty`` reply.
 
         Args:
-            target: a TCP port of the guest's own address, or the path of a unix socket.
+            target: a TCP port, or the path of a unix socket.
+            host: address of the port; the guest's own by default.
         """
         port, path = (target, None) if isinstance(target, int) else (None, target)
-        request = messages.NetConnect(port=port, path=path, window=_CONNECTION_WINDOW)
+        request = messages.NetConnect(host=host, port=port, path=path, window=_CONNECTION_WINDOW)
         return self._channel.open(request, window=_CONNECTION_WINDOW)
+
+    def datagrams(self, host: str, port: int) -> Stream:
+        """Exchange datagrams with a UDP server; see ``atoll.guest.datagrams``."""
+        return self._channel.open(messages.NetDatagrams(port=port, host=host))
 
     async def lost(self) -> ChannelError:
         """Wait until nothing reaches the agent any more; why."""

@@ -165,6 +165,13 @@ class NetConnect(Request, frozen=True, tag="net.connect"):
     window: int = wire.WINDOW
 
 
+class NetDatagrams(Request, frozen=True, tag="net.datagrams"):
+    """Exchange datagrams with a UDP server in the guest."""
+
+    port: int
+    host: str | None = None
+
+
 class FsMount(Request, frozen=True, tag="fs.mount"):
     """Mount ``source`` at ``target``, which is made where it is missing."""
 
