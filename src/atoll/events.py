@@ -21,6 +21,9 @@ __all__ = [
     "ExecutionStarted",
     "GuestBooted",
     "OutputReceived",
+    "PortClosed",
+    "PortOpened",
+    "PortRefused",
     "StageReached",
     "StateChanged",
     "StopTried",
@@ -117,6 +120,31 @@ class VmForked(Event, frozen=True, tag="vm_forked"):
     vm: str
     children: tuple[str, ...]
     stopped: float
+
+
+class PortOpened(Event, frozen=True, tag="port_opened"):
+    """A port of this host leads to one that ``container`` publishes."""
+
+    vm: str
+    port: str
+    container: str
+
+
+class PortRefused(Event, frozen=True, tag="port_refused"):
+    """A port that ``container`` publishes is not to be had on this host; it is tried again."""
+
+    vm: str
+    port: str
+    container: str
+    reason: str
+
+
+class PortClosed(Event, frozen=True, tag="port_closed"):
+    """A port of this host leads to ``container`` no more."""
+
+    vm: str
+    port: str
+    container: str
 
 
 class VmCaptured(Event, frozen=True, tag="vm_captured"):

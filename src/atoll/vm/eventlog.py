@@ -18,7 +18,16 @@ __all__ = ["EventLog", "decode"]
 _LIMIT = 4 << 20
 
 #: What is worth keeping: the rest is progress.
-_KEPT = (events.StateChanged, events.VmSpawned, events.VmExited, events.StopTried, events.Warned)
+_KEPT = (
+    events.StateChanged,
+    events.VmSpawned,
+    events.VmExited,
+    events.StopTried,
+    events.PortOpened,
+    events.PortRefused,
+    events.PortClosed,
+    events.Warned,
+)
 
 
 class EventLog:
