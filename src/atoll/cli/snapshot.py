@@ -24,7 +24,7 @@ from atoll.snapshot.manifest import Kind, check_labels
 
 __all__ = ["configure", "run"]
 
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Machines' snapshots from elsewhere: their records are looked through, and this host's files take their place.
+"""Machines' snapshots from elsewhere: their records are looked through, and name files of this host then.
 
 A plan names programs, files and directories of the host that it was made on. None of it is taken from an
 imported one: it says what was in the VM, and this host says by what.

@@ -65,7 +65,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         version: of the format.
         id: of the snapshot.
         room: bytes that its files take at most, holes not counted.
-        modules: SHA-256 of the kernel's modules that its guest has mounted, if they are not in it; else empty.
+        modules: SHA-256 of the kernel's modules that its guest has, if they are not in it; else empty.
     """
 
     format: str = FORMAT

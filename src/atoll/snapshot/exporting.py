@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from atoll.errors import StoreError
 from atoll.snapshot import archive, blocks, digests
 from atoll.snapshot.archive import Header
 from atoll.snapshot.catalog import Snapshot, broken
+from atoll.snapshot.chunks import read_into
 from atoll.snapshot.index import decode as decode_index
 from atoll.snapshot.manifest import MOST, Manifest, decode
 from atoll.snapshot.pack import MAGIC, DamageError, Pack, encode_table
@@ -75,7 +77,7 @@ def hold(snapshot: Snapshot, stack: ExitStack) -> Held:
         index, packs = b"", []
         if manifest.packs:
             source = open_file(archive.INDEX)
-            index = _content(source, os.fstat(source).st_size)
+            index = _content(source, sys.maxsize)
             if hashlib.sha256(index).hexdigest() != manifest.packs:
                 raise broken(snapshot, f"{archive.INDEX} was changed")
             for pack in decode_index(index)[0]:
@@ -120,7 +122,8 @@ def _descriptor(path: Path, stack: ExitStack, flags: int = 0) -> int:
 
 
 def _content(fd: int, most: int) -> bytes:
-    return b"".join(iter(lambda: os.read(fd, min(most, 1 << 20)), b""))
+    content = bytearray(min(os.fstat(fd).st_size, most))
+    return bytes(content[: read_into(fd, memoryview(content), 0)])
 
 
 def write(held: Held, target: Target, *, modules: str = "", advance: Callable[[int], None]) -> int:

@@ -133,7 +133,9 @@ def check_machine(manifest: Manifest, machine: Machine) -> None:
     require(0 <= machine.max_memory <= LARGEST, "the memory of its VM")
     require(0 < machine.vcpus <= _MOST_VCPUS and 0 <= machine.max_vcpus <= _MOST_VCPUS, "the vCPUs of its VM")
     require(0 <= machine.slots <= (_MOST_SLOTS if resident else 0), "the slots of its VM")
-    require(machine.ram is None and machine.more is None, "the memory of its VM")
+    # A sandbox that has begun with a template still names that.
+    private = machine.ram is None or not (resident or machine.ram.shared)
+    require(private and machine.more is None, "where the memory of its VM lies")
     require({machine.consoles, machine.shared_memory, machine.balloon} == {resident}, "the devices of its VM")
     require(all(item.isprintable() for item in machine.cmdline), "the command line of its kernel")
     require(machine.network is None or _MAC.fullmatch(machine.network.mac), "the network of its VM")
