@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,17 @@ from guests import running_machine
 
 import atoll
 from atoll import blocking
+from atoll.blocking.core import wait_for
 from atoll.config import load
 from atoll.snapshot import catalog
 
 pytestmark = [pytest.mark.vm]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loop():
+    """The event loop of the blocking interface stays: it is nothing that a test leaves."""
+    wait_for(asyncio.sleep(0))
 
 
 @pytest.fixture

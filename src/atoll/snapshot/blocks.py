@@ -35,8 +35,8 @@ _PART = 16 << 20
 #: Bytes that a part has at most.
 LARGEST_PART = _PART + BLOCK + _RECORD.size
 
-#: Of zstd's: the one that halves a disk at the speed at which it can be written.
-_LEVEL = 1
+#: Of zstd's, as for packs. Level 1 makes a disk an eighth smaller still, and takes 1.6 times as long.
+_LEVEL = -1
 
 #: A block is compressed if that makes it at most so many tenths: else it is not worth the work.
 _TENTHS = 9

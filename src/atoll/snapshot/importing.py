@@ -229,21 +229,25 @@ def _created(path: Path) -> Iterator[Callable[[bytes], object]]:
 
 def _share(paths: Paths, place: SnapshotPaths, manifest: Manifest, packs: tuple[Pack, ...]) -> None:
     """Take for what other snapshots have, too, another name of the same file; not by its name alone."""
-    sizes = {pack.file: pack.size for pack in packs}
-    sizes |= {name: entry.size for name, entry in manifest.files.items() if not archive.is_record(name)}
+    wanted = {name: entry for name, entry in manifest.files.items() if not archive.is_record(name)}
+    names = [*wanted, *(pack.file for pack in packs)]
     for other in catalog.listed(paths):
-        for name in list(sizes):
+        if other.manifest is None:
+            continue
+        for name in list(names):
+            if wanted.get(name) != (other.manifest.files.get(name) if name in wanted else None):
+                continue
             with store.refusing(place.directory):
-                if _taken(other.place.directory / name, place.directory / name, sizes[name]):
-                    del sizes[name]
+                if _taken(other.place.directory / name, place.directory / name):
+                    names.remove(name)
 
 
-def _taken(source: Path, target: Path, size: int) -> bool:
+def _taken(source: Path, target: Path) -> bool:
     """Whether ``target`` is another name of ``source`` now, as it has the same content."""
+    partial = target.with_name(f".same-{target.name}")
     try:
-        if source.stat().st_size != size:
+        if source.stat().st_size != target.stat().st_size:
             return False
-        partial = target.with_name(f".same-{target.name}")
         partial.hardlink_to(source)
     except OSError:  # it is gone, or the file system has no links
         return False
