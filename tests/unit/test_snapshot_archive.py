@@ -30,6 +30,7 @@ from archives import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import killed_at
 from msgspec.structs import replace
 
 import atoll
@@ -696,3 +697,36 @@ def test_kvm_and_tcg_are_what_a_vm_may_have(home, other):
     for accelerator in Accelerator:
         plan = plan_of(machine=machine_of(Kind.MACHINE, accelerator=accelerator))
         taken(other, exported(home, keep(home, plan=plan, name=str(accelerator))))
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(home, other, monkeypatch):
+    data = exported(home, keep(home))
+    real, left = os.pwrite, [2]
+
+    def pwrite(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(blocks.os, "pwrite", pwrite)
+    assert_refused(other, data, code="store.full")
+
+
+def test_a_kill_leaves_nothing_that_is_seen_and_what_comes_next_sweeps_it(home, tmp_path):
+    made = keep(home, ram=b"")
+    data = exported(home, made)
+    step, killed = 1, True
+    while killed:
+        paths = Paths(data=tmp_path / str(step), cache=tmp_path)
+        killed = killed_at(step, lambda paths=paths: taken(paths, data))
+        for one in catalog.listed(paths):
+            catalog.verify(one)
+        assert killed or [one.id for one in catalog.listed(paths)] == [made.id]
+        for left in paths.snapshots.glob(".partial-*") if paths.snapshots.exists() else ():
+            os.utime(left, (1, 1))
+        if not catalog.listed(paths):
+            taken(paths, data)
+        assert sorted(os.listdir(paths.snapshots)) == [".sandboxes.lock", made.id]
+        step += 5
+    assert step > 20
