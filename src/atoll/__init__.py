@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from atoll import aio
-    from atoll.blocking import Exposed, Machine, Pool, Process, Reader, Sandbox
+    from atoll.blocking import (
+        Exposed,
+        Machine,
+        Pool,
+        Process,
+        Reader,
+        Sandbox,
+        export_snapshot,
+        import_snapshot,
+    )
     from atoll.errors import (
         AtollError,
         BootError,
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
     from atoll.guest.messages import ExecutionState, Exit, TerminalSize
     from atoll.guest.result import CommandFailedError, Result
     from atoll.sandbox.limits import CODE_EXECUTION
+    from atoll.transfer import Exported
     from atoll.vm.state import StateError
 
 __all__ = [
@@ -52,6 +62,7 @@ __all__ = [
     "Detached",
     "ExecutionState",
     "Exit",
+    "Exported",
     "Exposed",
     "FileChange",
     "FileError",
@@ -71,6 +82,8 @@ __all__ = [
     "TerminalSize",
     "UsageError",
     "aio",
+    "export_snapshot",
+    "import_snapshot",
 ]
 
 _ELSEWHERE = {
@@ -82,6 +95,7 @@ _ELSEWHERE = {
     "Detached": "atoll.guest.handle",
     "ExecutionState": "atoll.guest.messages",
     "Exit": "atoll.guest.messages",
+    "Exported": "atoll.transfer",
     "Exposed": "atoll.blocking",
     "Machine": "atoll.blocking",
     "Process": "atoll.blocking",
@@ -90,6 +104,8 @@ _ELSEWHERE = {
     "Sandbox": "atoll.blocking",
     "StateError": "atoll.vm.state",
     "TerminalSize": "atoll.guest.messages",
+    "export_snapshot": "atoll.blocking",
+    "import_snapshot": "atoll.blocking",
 }
 
 

@@ -15,12 +15,14 @@ from atoll.guest.result import CommandFailedError, Result
 from atoll.machine.machine import Machine
 from atoll.sandbox.pool import Pool
 from atoll.sandbox.sandbox import Sandbox
+from atoll.transfer import Exported, export_snapshot, import_snapshot
 
 __all__ = [
     "CommandFailedError",
     "Detached",
     "ExecutionState",
     "Exit",
+    "Exported",
     "Exposed",
     "Machine",
     "Pool",
@@ -29,4 +31,6 @@ __all__ = [
     "Result",
     "Sandbox",
     "TerminalSize",
+    "export_snapshot",
+    "import_snapshot",
 ]

@@ -199,6 +199,11 @@ class SnapshotPaths(msgspec.Struct, frozen=True):
         """The VM of a sandbox."""
         return self.directory / "vm.json"
 
+    @property
+    def imported(self) -> Path:
+        """There if it came in a file."""
+        return self.directory / "imported.json"
+
     def disk(self, serial: str) -> Path:
         """A disk of a sandbox, which is only read; others have it, too."""
         return self.directory / f"{serial}.erofs"

@@ -55,6 +55,10 @@ def at(world):
     return Paths(world, world)
 
 
+def settings(world):
+    return load({"data_dir": world, "cache_dir": world}, environment={}, files=()).config
+
+
 def machine(world, name="dev"):
     return registry.find(at(world), name)
 
@@ -255,7 +259,7 @@ class TestKills:
         expected, _ = there(world, "two")
 
         def add(world):
-            add_from(at(world), catalog.find(at(world), "two"), "new")
+            add_from(settings(world), catalog.find(at(world), "two"), "new", ram=True)
 
         for left in each_kill(add, world):
             if "new" in os.listdir(at(left).machines):
@@ -288,7 +292,9 @@ def exchanging(world, name="one"):
     def become_old(place):
         _fill_before(named.place, disk, None, place)
 
-    with undoing.exchanging(named.place, become_old, fill_from(named, found, ram=True)) as exchange:
+    with undoing.exchanging(
+        named.place, become_old, fill_from(named, found, settings(world), ram=True)
+    ) as exchange:
         yield exchange
 
 

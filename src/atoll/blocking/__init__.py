@@ -10,5 +10,17 @@ from atoll.blocking.files import Files, Watch
 from atoll.blocking.machine import Machine
 from atoll.blocking.processes import Exposed, Process, Reader
 from atoll.blocking.sandbox import Pool, Sandbox
+from atoll.blocking.transfer import export_snapshot, import_snapshot
 
-__all__ = ["Exposed", "Files", "Machine", "Pool", "Process", "Reader", "Sandbox", "Watch"]
+__all__ = [
+    "Exposed",
+    "Files",
+    "Machine",
+    "Pool",
+    "Process",
+    "Reader",
+    "Sandbox",
+    "Watch",
+    "export_snapshot",
+    "import_snapshot",
+]

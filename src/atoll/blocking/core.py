@@ -23,6 +23,7 @@ __all__ = [
     "made_from",
     "opening",
     "wait_for",
+    "waiting",
 ]
 
 P = ParamSpec("P")
@@ -85,6 +86,16 @@ def blocking(
     def wait(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
         check_owner(self._owner)
         return wait_for(method(self._async, *args, **kwargs))
+
+    return wait
+
+
+def waiting(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
+    """A function that waits for what ``function`` returns."""
+
+    @functools.wraps(function)
+    def wait(*args: P.args, **kwargs: P.kwargs) -> R:
+        return wait_for(function(*args, **kwargs))
 
     return wait
 

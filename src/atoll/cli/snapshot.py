@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from atoll.cli.options import add_json
 from atoll.cli.output import listener, print_json, print_table, settle, size
@@ -18,9 +20,11 @@ from atoll.machine.spec import check_name
 from atoll.paths import Paths
 from atoll.snapshot import catalog, pruning
 from atoll.snapshot.catalog import Snapshot
-from atoll.snapshot.manifest import Manifest, check_labels
+from atoll.snapshot.manifest import Kind, Manifest, check_labels
 
 __all__ = ["configure", "run"]
+
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     restore.add_argument("--disk-only", action="store_true", help="take the disk alone; it is at rest then")
     restore.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
     restore.set_defaults(act=_restore)
+    _configure_moving(commands)
     remove = commands.add_parser("rm", help="remove snapshots; others are not affected")
     remove.add_argument("snapshots", nargs="+", metavar="SNAPSHOT", help="name or id")
     remove.set_defaults(act=_remove)
@@ -65,6 +70,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("snapshots", nargs="*", metavar="SNAPSHOT", help="name or id (default: all)")
     add_json(verify, "the outcome")
     verify.set_defaults(act=_verify)
+
+
+def _configure_moving(commands: _Commands) -> None:
+    export = commands.add_parser("export", help="write a snapshot to a file")
+    export.add_argument("snapshot", metavar="SNAPSHOT", help="its name or id")
+    export.add_argument("file", metavar="FILE|-", help="made, it must not exist; - is stdout")
+    export.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+    add_json(export, "what was written")
+    export.set_defaults(act=_export)
+    take = commands.add_parser("import", help="have a snapshot that is in such a file be one of yours")
+    take.add_argument("file", metavar="FILE|-", help="as `atoll snapshot export` made it; - is stdin")
+    take.add_argument("--name", "-n", metavar="NEW", help="another name, with which it has another id, too")
+    take.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+    add_json(take, "the snapshot")
+    take.set_defaults(act=_import)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -110,9 +130,15 @@ def _list(arguments: argparse.Namespace) -> int:
         print_json([*map(_described, found), *map(_announced, begun)])
     else:
         head = ("SNAPSHOT", "ID", "OF", "CREATED", "HAS", "OWN", "NOTE")
+        here = _machines_here(paths)
         unfinished = [(one.name, "-", one.machine, _date(one), "-", "-", "creating") for one in begun]
-        print_table(head, [*(_row(*one) for one in _tree(found)), *unfinished])
+        print_table(head, [*(_row(*one, here) for one in _tree(found)), *unfinished])
     return 0
+
+
+def _machines_here(paths: Paths) -> set[str]:
+    """Ids of the machines of this user: to these their snapshots can be restored in place."""
+    return {entry.machine.spec.id for entry in registry.listed(paths) if entry.machine is not None}
 
 
 def _tree(found: Sequence[Snapshot]) -> list[tuple[int, Snapshot]]:
@@ -131,14 +157,17 @@ def _tree(found: Sequence[Snapshot]) -> list[tuple[int, Snapshot]]:
     return rows
 
 
-def _row(depth: int, one: Snapshot) -> tuple[str, ...]:
+def _row(depth: int, one: Snapshot, here: set[str]) -> tuple[str, ...]:
     manifest = one.manifest
     if manifest is None:
         return ("-", one.id, "-", "-", "-", "-", f"invalid: {one.error}")
     parts = ["disk"] if manifest.layers else []  # a sandbox's is in its memory
     has = ", ".join([*parts, f"{size(manifest.memory)} RAM"] if manifest.ram else parts)
     name = "  " * max(depth - 1, 0) + ("└ " if depth else "") + manifest.name
-    return (name, one.id, manifest.machine, _date(manifest), has, size(one.stored), manifest.description)
+    gone = manifest.kind is Kind.MACHINE and manifest.machine_id not in here
+    whose = f"{manifest.machine} (not here)" if gone else manifest.machine
+    note = "".join(char if char.isprintable() else " " for char in manifest.description)
+    return (name, one.id, whose, _date(manifest), has, size(one.stored), note)
 
 
 def _date(manifest: Manifest) -> str:
@@ -161,6 +190,7 @@ def _described(one: Snapshot) -> dict[str, Any]:
         "state": "ready",
         "stored": one.stored,
         "directory": str(one.place.directory),
+        "imported": one.imported,
         **msgspec.to_builtins(one.manifest),
     }
 
@@ -194,6 +224,43 @@ def _restore(arguments: argparse.Namespace) -> int:
         phase = running(act())
     finally:
         settle(emit, f"{arguments.name or arguments.machine}: {phase}" if phase else "")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from atoll import transfer
+
+    piped = arguments.file == "-"
+    if piped and (arguments.json or sys.stdout.isatty()):
+        message = "the snapshot itself goes to stdout"
+        hint = "name a file, or redirect it to one, without --json"
+        raise UsageError(message, code="archive", hint=hint)
+    emit = listener(quiet=arguments.quiet or arguments.json)
+    target = sys.stdout.buffer if piped else Path(arguments.file)
+    try:
+        made = transfer.write_archive(load().config.paths, arguments.snapshot, target, emit)
+    finally:
+        settle(emit)
+    if arguments.json:
+        print_json(made)
+    elif not piped and not arguments.quiet:
+        print(f"{made.id} {made.name}: {size(made.bytes)}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from atoll import transfer
+
+    emit = listener(quiet=arguments.quiet or arguments.json)
+    source = sys.stdin.buffer if arguments.file == "-" else Path(arguments.file)
+    try:
+        made = transfer.read_archive(load().config.paths, source, arguments.name, emit)
+    finally:
+        settle(emit)
+    if arguments.json:
+        print_json(_described(made))
+    else:
+        print(f"{made.id} {catalog.manifest_of(made).name}")
     return 0
 
 

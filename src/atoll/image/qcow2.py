@@ -21,7 +21,17 @@ import msgspec
 from atoll.errors import ImageError, StoreError
 from atoll.image.extents import ZEROES, Extent, copy_range, joined
 
-__all__ = ["CLUSTER", "Header", "create", "grow", "is_empty", "read_extents", "read_header", "write"]
+__all__ = [
+    "CLUSTER",
+    "Header",
+    "create",
+    "grow",
+    "is_empty",
+    "read_extents",
+    "read_header",
+    "require_plain",
+    "write",
+]
 
 CLUSTER = 1 << 16
 
@@ -32,6 +42,9 @@ _SIZE_AT = 24
 
 #: Header extension: the format of the file below.
 _FORMAT_EXTENSION = 0xE2792ACA
+
+#: Header extension: names of features, for messages; QEMU may add it.
+_NAMES_EXTENSION = 0x6803F857
 
 #: Incompatible features: only the first one, refcounts that may be off, does not matter to a reader.
 _DIRTY = 1
@@ -238,6 +251,48 @@ def _numbers(data: bytes) -> array[int]:
     if sys.byteorder == "little":
         numbers.byteswap()
     return numbers
+
+
+def require_plain(path: Path, backing: str, backing_format: str) -> Header:
+    """See that an overlay of unknown origin is one as ``write`` makes it; its header.
+
+    It names the file below by exactly this name and format, and no other file; it has no encryption and no
+    snapshots of its own. All that its tables lead to lies in it.
+
+    Raises:
+        ImageError: ``image.disk``: it is something else.
+        OSError: it cannot be read.
+    """
+    with _opened(path) as fd:
+        header = _header(fd, path)
+        data = os.pread(fd, CLUSTER, 0)
+        snapshots, features = _HEADER.unpack_from(data)[11], _HEADER.unpack_from(data)[13:16]
+        if header.backing != backing:
+            raise _damaged(path, f"it lies over {header.backing!r}, not over {backing}")
+        if snapshots or any(features):
+            raise _damaged(path, "it uses features of qcow2 that are not used here")
+        extensions = dict(_extensions(data, path))
+        if extensions.pop(_FORMAT_EXTENSION, b"") != backing_format.encode():
+            raise _damaged(path, "it does not say what lies below it")
+        if extensions.keys() - {_NAMES_EXTENSION}:
+            raise _damaged(path, "its header has an extension that is not used here")
+        read_extents(fd, path, 0)
+        return header
+
+
+def _extensions(data: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
+    """The header's extensions, each once, up to the one that ends them."""
+    at, found = _HEADER.unpack_from(data)[17], set()
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from(">II", data, at)
+        if kind == 0:
+            return
+        if kind in found or at + 8 + length > len(data):
+            break
+        found.add(kind)
+        yield kind, data[at + 8 : at + 8 + length]
+        at += 8 + -(-length // 8) * 8
+    raise _damaged(path, "its header's extensions have no end")
 
 
 def read_header(path: Path) -> Header:

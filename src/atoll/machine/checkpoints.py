@@ -202,7 +202,7 @@ class Checkpoints(Supervised):
             exchanging = undoing.exchanging(
                 machine.place,
                 partial(_fill_before, machine.place, before, plan),
-                fill_from(machine, snapshot, ram=files is not None),
+                fill_from(machine, snapshot, self._config, ram=files is not None),
             )
             exchange = await to_its_end(asyncio.to_thread(stack.enter_context, exchanging))
             try:
@@ -265,9 +265,8 @@ class Checkpoints(Supervised):
             files = await self._thawed(found, stack, disk_only=disk_only)
             added: list[VmPaths] = []
             try:
-                await to_its_end(
-                    asyncio.to_thread(lambda: added.append(add_from(self._paths, found, self.name)))
-                )
+                adding = partial(add_from, self._config, found, self.name, ram=files is not None)
+                await to_its_end(asyncio.to_thread(lambda: added.append(adding())))
                 if files is not None:
                     await self._go_on(files)
             except BaseException:

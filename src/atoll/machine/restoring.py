@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from msgspec.structs import replace
 
-from atoll import store
+from atoll import runtime, store
 from atoll.config import Config
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image.catalog import ImageManifest
-from atoll.machine import registry
+from atoll.machine import adopting, registry
 from atoll.machine.creation import take_root
 from atoll.machine.forking import copied, with_root
 from atoll.machine.registry import Fill, Named
 from atoll.machine.snapshots import note_base
 from atoll.machine.spec import MachineSpec
-from atoll.paths import Paths, VmPaths
+from atoll.paths import VmPaths
 from atoll.snapshot import catalog, thawing
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.snapshot.manifest import Kind
@@ -58,7 +59,8 @@ def require_own(snapshot: Snapshot, machine: Named) -> None:
     require_machine(snapshot)
     manifest = manifest_of(snapshot)
     if manifest.machine_id != machine.spec.id:
-        message = f"snapshot {manifest.name} is of {manifest.machine}, not of {machine.name}"
+        whose = manifest.machine if manifest.machine != machine.name else f"another {machine.name}"
+        message = f"snapshot {manifest.name} is of {whose}, not of {machine.name}"
         hint = f"`atoll snapshot restore --as NEW {snapshot.id}` makes a machine of it"
         raise StateError(message, code="foreign", hint=hint)
 
@@ -66,10 +68,22 @@ def require_own(snapshot: Snapshot, machine: Named) -> None:
 def require_fit(snapshot: Snapshot, config: Config) -> None:
     """See that this host can go on from a snapshot's RAM. Raises as ``thawing.require_fit``."""
     machine = store.read_record(snapshot.place.plan, BootPlan).machine
-    host = inspect_host(machine.architecture, config.cache_dir)
-    lost = [disk.path for disk in machine.disks if disk.serial not in _OWN_DISKS and not disk.path.exists()]
+    lost: Sequence[Path]
+    if snapshot.imported:
+        host = inspect_host(runtime.host_architecture(), config.cache_dir)
+        lost = adopting.lost(snapshot, config.paths)
+    else:
+        host = inspect_host(machine.architecture, config.cache_dir)
+        others = [disk.path for disk in machine.disks if disk.serial not in _OWN_DISKS]
+        lost = [path for path in others if not path.exists()]
     hint = "`atoll snapshot restore --disk-only` takes its disk alone"
     thawing.require_fit(snapshot, host, lost=lost, hint=hint)
+
+
+def _plan(snapshot: Snapshot, config: Config, spec: MachineSpec) -> BootPlan:
+    """What was run, by files of this host; ``spec`` is of the machine that is to go on from it."""
+    plan = store.read_record(snapshot.place.plan, BootPlan)
+    return adopting.adopted(plan, spec, config) if snapshot.imported else plan
 
 
 @contextmanager
@@ -100,12 +114,13 @@ def resumed(machine: Named, plan: BootPlan) -> BootPlan:
     return replace(plan, machine=vm, beginning=Beginning.RESUME)
 
 
-def fill_from(machine: Named, snapshot: Snapshot, *, ram: bool) -> Fill:
+def fill_from(machine: Named, snapshot: Snapshot, config: Config, *, ram: bool) -> Fill:
     """What puts a snapshot of a machine into a directory, for the machine to become that.
 
     Args:
         machine: which it will be.
         snapshot: of its own.
+        config: of this host.
         ram: whether it goes on from the RAM, too.
     """
     manifest, source = manifest_of(snapshot), snapshot.place
@@ -114,19 +129,24 @@ def fill_from(machine: Named, snapshot: Snapshot, *, ram: bool) -> Fill:
         link_into(VmPaths(source.directory), manifest.layers, place, manifest.size)
         note_base(place, snapshot.id)
         if ram:
-            store.write_record(place.boot, resumed(machine, store.read_record(source.plan, BootPlan)))
+            store.write_record(place.boot, resumed(machine, _plan(snapshot, config, machine.spec)))
 
     return fill
 
 
-def add_from(paths: Paths, snapshot: Snapshot, name: str) -> VmPaths:
-    """Enter a machine that is what another one was; with its RAM it is planned to go on from there.
+def add_from(config: Config, snapshot: Snapshot, name: str, *, ram: bool) -> VmPaths:
+    """Enter a machine that is what another one was; with ``ram`` it is planned to go on from there.
+
+    Directories and kernels of another host are not taken over.
 
     Raises:
         StoreError: ``store.already_exists``; or it cannot be written.
     """
     manifest, source = manifest_of(snapshot), snapshot.place
+    paths = config.paths
     old = store.read_record(source.spec, MachineSpec)
+    if snapshot.imported:
+        old = adopting.adopted_spec(old)
     # Two machines cannot have the same ports of the host.
     spec = replace(old, id=secrets.token_hex(16), created=time.time(), forwards=())
     final = paths.machine(name)
@@ -135,8 +155,8 @@ def add_from(paths: Paths, snapshot: Snapshot, name: str) -> VmPaths:
         take_root(source.root, place.root)
         store.write_record(place.image, store.read_record(source.image, ImageManifest))
         chain = link_into(VmPaths(source.directory), manifest.layers, place, manifest.size)
-        if manifest.ram:
-            plan = store.read_record(source.plan, BootPlan)
+        if ram:
+            plan = _plan(snapshot, config, spec)
             store.write_record(place.boot, copied(plan, name, spec, final, disk_of(final, chain)))
         note_base(place, snapshot.id)
 

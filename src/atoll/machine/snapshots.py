@@ -19,7 +19,7 @@ from atoll.machine.registry import Named
 from atoll.paths import Paths, SnapshotPaths, VmPaths
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
-from atoll.snapshot.manifest import Entry, Kind, Manifest
+from atoll.snapshot.manifest import Kind, Manifest
 from atoll.snapshot.storing import Memory, Wish, known_files, require_fresh, staging, with_memory
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.branching import link_layers
@@ -97,7 +97,8 @@ def make(
         names = _gather(machine, place, disk, captured)
         if captured is not None:
             manifest = with_memory(manifest, place, memory_of(stack, place, captured), earlier)
-        known = {**_known(earlier), **known_files(place, earlier, [place.root.name])}
+        same = [place.root.name, *(layer.name for layer in disk.layers)]
+        known = known_files(place, earlier, same)
         files = catalog.entries_of(place.directory, known, names)
         made = catalog.seal(paths, place, msgspec.structs.replace(manifest, files=files))
     try:
@@ -133,16 +134,6 @@ def memory_of(stack: ExitStack, place: SnapshotPaths, captured: Captured) -> Mem
         devices=files.devices,
         stopped=captured.stopped,
     )
-
-
-def _known(earlier: list[Snapshot]) -> dict[str, Entry]:
-    """What earlier snapshots say of frozen files, whose names no other files ever have."""
-    return {
-        layer.name: one.manifest.files[layer.name]
-        for one in earlier
-        if one.manifest is not None
-        for layer in one.manifest.layers
-    }
 
 
 def base_of(place: VmPaths) -> str:

@@ -21,6 +21,7 @@ from atoll.hypervisor.model import Machine, MemoryFile
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.paths import SnapshotPaths
+from atoll.sandbox import adopting
 from atoll.sandbox.snapshots import Record
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot, manifest_of
@@ -61,9 +62,10 @@ def launch(config: Config, name: str, reference: str, *, emit: Emit = ignore) ->
     require_fit(found, host, hint="make it anew with `Sandbox.snapshot`")
     catalog.check(found)
     record = store.read_record(found.place.vm, Record)
+    original = adopting.adopted(record.machine) if found.imported else record.machine
     with ExitStack() as stack:
         files = _hold(found, stack)
-        machine = _machine(record.machine, name, found.place, _number(files.ram))
+        machine = _machine(original, name, found.place, _number(files.ram))
         clone = Clone("", _number(files.state), machine.memory, snapshot=found.id)
         spawned = spawn_clone(QemuHypervisor(host), machine, clone, emit)
         return Revived(replace(spawned, release=stack.pop_all().close), record.image)

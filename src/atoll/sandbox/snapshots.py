@@ -198,7 +198,7 @@ def _store(
         )
         manifest = with_memory(manifest, place, memory, earlier)
         files = catalog.entries_of(place.directory, known_files(place, earlier, names), names)
-        with store.lock(paths.snapshots / ".sandboxes.lock"):  # of two that want a name one gets it
+        with catalog.naming(paths):
             _require_fresh(paths, wish.name)
             if unwanted.is_set():
                 raise StoreError(f"snapshot {wish.name} is not wanted any more", code="missing")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,12 +21,15 @@ __all__ = [
     "Snapshot",
     "begin",
     "begun",
+    "broken",
     "check",
     "entries_of",
     "find",
     "listed",
     "manifest_of",
+    "naming",
     "of_kind",
+    "publish",
     "read",
     "remove",
     "seal",
@@ -44,6 +48,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     place: SnapshotPaths
     manifest: Manifest | None
     error: AtollError | None = None
+
+    @property
+    def imported(self) -> bool:
+        """Whether it came in a file: what it says of its host is not to be believed."""
+        return self.place.imported.exists()
 
     @property
     def stored(self) -> int:
@@ -168,13 +177,28 @@ def seal(paths: Paths, staged: SnapshotPaths, manifest: Manifest) -> Snapshot:
     Raises:
         StoreError: it cannot be written.
     """
-    written = encode(manifest)
+    return publish(paths, staged, encode(manifest), manifest)
+
+
+def publish(paths: Paths, staged: SnapshotPaths, written: bytes, manifest: Manifest) -> Snapshot:
+    """``seal`` with a manifest that is written already.
+
+    Raises:
+        StoreError: ``store.already_exists``: it is here; or it cannot be written.
+    """
     name = id_of(written)
     staged.begun.unlink(missing_ok=True)
     store.write_file(staged.manifest, written)
     final = paths.snapshot(name)
     store.create(staged.directory, final.directory)
     return Snapshot(name, final, manifest)
+
+
+@contextmanager
+def naming(paths: Paths) -> Iterator[None]:
+    """Held by who gives a snapshot a name that others could give one meanwhile: of two one gets it."""
+    with store.lock(paths.snapshots / ".sandboxes.lock"):
+        yield
 
 
 def remove(paths: Paths, name: str) -> None:
@@ -231,7 +255,7 @@ def verify(snapshot: Snapshot) -> None:
 
         directory = snapshot.place.directory
         for fault in packs.verify(directory, packs.load(directory, manifest.packs)):
-            raise _corrupt(snapshot, f"{fault.file}, byte {fault.offset}: {fault.what}")
+            raise broken(snapshot, f"{fault.file}, byte {fault.offset}: {fault.what}")
 
 
 def _compare(snapshot: Snapshot) -> None:
@@ -242,11 +266,12 @@ def _compare(snapshot: Snapshot) -> None:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise _corrupt(snapshot, f"{name} is missing") from error
+            raise broken(snapshot, f"{name} is missing") from error
         if size != entry.size or digests.digest(path) != entry.digest:
-            raise _corrupt(snapshot, f"{name} was changed")
+            raise broken(snapshot, f"{name} was changed")
 
 
-def _corrupt(snapshot: Snapshot, what: str) -> StoreError:
+def broken(snapshot: Snapshot, what: str) -> StoreError:
+    """The error for a snapshot that was changed."""
     message = f"snapshot {snapshot.id} is broken: {what}"
     return StoreError(message, code="corrupt", hint=_remove(snapshot.id))

@@ -14,7 +14,7 @@ from atoll import store
 from atoll.errors import StoreError
 from atoll.snapshot.chunks import read_into
 
-__all__ = ["CHUNK", "digest"]
+__all__ = ["CHUNK", "begun", "digest", "hashed", "numbers"]
 
 #: Bytes that are hashed as one; a chunk of zeroes counts as if it were a hole.
 CHUNK = 1 << 20
@@ -44,12 +44,24 @@ def digest(path: Path) -> str:
         raise StoreError(f"cannot read {path}: {error.strerror}", code="io") from error
 
 
+def begun(size: int) -> hashlib._Hash:
+    """The digest of a file of ``size`` bytes; what ``hashed`` says of its chunks is still to be added."""
+    return hashlib.sha256(_NUMBER.pack(size))
+
+
+def hashed(number: int, chunk: memoryview) -> bytes:
+    """What a chunk adds to the digest of its file: nothing if it is all zeroes."""
+    if chunk == _ZEROES[: len(chunk)]:
+        return b""
+    return _NUMBER.pack(number) + hashlib.sha256(chunk).digest()
+
+
 def _digest(fd: int) -> str:
     size = os.fstat(fd).st_size
-    whole = hashlib.sha256(_NUMBER.pack(size))
+    whole = begun(size)
     rooms = threading.local()
 
-    def hashed(number: int) -> bytes:
+    def part_of(number: int) -> bytes:
         try:
             room = rooms.room
         except AttributeError:
@@ -58,14 +70,12 @@ def _digest(fd: int) -> str:
         chunk = room[: min(CHUNK, size - begin)]
         if read_into(fd, chunk, begin) < len(chunk):
             raise OSError(errno.EIO, "it became shorter")
-        if chunk == _ZEROES[: len(chunk)]:
-            return b""
-        return _NUMBER.pack(number) + hashlib.sha256(chunk).digest()
+        return hashed(number, chunk)
 
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - cannot be loaded once a program's first thread has ended
 
     with ThreadPoolExecutor(_threads()) as pool:
-        for part in pool.map(hashed, _numbers(fd)):
+        for part in pool.map(part_of, numbers(fd)):
             whole.update(part)
     return whole.hexdigest()
 
@@ -74,7 +84,7 @@ def _threads() -> int:
     return min(len(os.sched_getaffinity(0)), 4)
 
 
-def _numbers(fd: int) -> Iterator[int]:
+def numbers(fd: int) -> Iterator[int]:
     """The chunks that are not wholly in holes (lseek(2), SEEK_DATA)."""
     following = 0
     for start, end in store.data_ranges(fd):

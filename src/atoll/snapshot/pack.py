@@ -6,7 +6,7 @@ import hashlib
 import sys
 from array import array
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import msgspec
@@ -105,6 +105,11 @@ class Table:
     starts: array[int]
     frames: bytes
     chunks: bytes
+
+    @property
+    def lengths(self) -> array[int]:
+        """How many bytes of the file each frame takes."""
+        return array("I", (end - start for start, end in pairwise(self.starts)))
 
     def frame_digest(self, frame: int) -> bytes:
         """That of what is stored of a frame."""

@@ -1,0 +1,169 @@
+"""Machines' snapshots from elsewhere: their records are looked through, and name files of this host then.
+
+A plan names programs, files and directories of the host that it was made on. None of it is taken from an
+imported one: it says what was in the VM, and this host says by what.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from atoll import runtime, store
+from atoll.config import Config
+from atoll.errors import AtollError
+from atoll.hypervisor.model import Accelerator, Disk, Machine, UserNetwork
+from atoll.hypervisor.qemu.host import inspect_host
+from atoll.image import kernel
+from atoll.image.catalog import ImageManifest
+from atoll.machine.spec import MachineSpec, check_user, mac_of
+from atoll.paths import Paths, SnapshotPaths
+from atoll.snapshot import vetting
+from atoll.snapshot.catalog import Snapshot
+from atoll.snapshot.importing import read_mark
+from atoll.snapshot.index import Image
+from atoll.snapshot.manifest import Manifest
+from atoll.snapshot.vetting import LARGEST, require
+from atoll.vm.bootplan import BootPlan, user_network
+from atoll.vm.state import StateError
+
+__all__ = ["adopted", "adopted_spec", "lost", "modules_of", "vet"]
+
+_KEY = re.compile(r"[0-9a-f]{20}")
+_ACCELERATORS = {"auto", *Accelerator}
+
+#: Seconds of a day and of a hundred years.
+_DAY, _LONG = 86_400.0, 3_155_760_000.0
+
+_MODULES = "modules.erofs"
+
+
+def vet(place: SnapshotPaths, manifest: Manifest, images: tuple[Image, ...]) -> None:
+    """See that the records of a snapshot are such as are written of machines.
+
+    Raises:
+        ValueError: what is wrong.
+        AtollError: likewise.
+        AssertionError: likewise, of the models.
+    """
+    _check_spec(store.read_record(place.spec, MachineSpec), manifest)
+    store.read_record(place.image, ImageManifest)
+    if not manifest.ram:
+        return
+    plan = store.read_record(place.plan, BootPlan)
+    require(plan.origin is None, "its VM begins with a template")
+    require(0 <= plan.disk <= LARGEST, "the disk of its VM")
+    vetting.check_machine(manifest, plan.machine)
+    vetting.check_images(manifest, plan.machine, images)
+    _key_of(plan.machine)
+
+
+def _check_spec(spec: MachineSpec, manifest: Manifest) -> None:
+    require(spec.id == manifest.machine_id, "its machine has another id")
+    require(spec.accel in _ACCELERATORS, "the accelerator of its machine")
+    require(0 < spec.cpus <= 1024 and 0 < spec.memory <= LARGEST and 0 <= spec.disk <= LARGEST, "its size")
+    require(spec.image.isprintable() and len(spec.image) <= 256, "its image")
+    require(0 < spec.boot_timeout <= _DAY and 0 <= spec.idle_suspend <= _LONG, "the times of its machine")
+    require(not spec.workdir or spec.workdir.startswith("/"), "where its commands start")
+    require(all(name and "=" not in name for name in spec.env), "the variables of its commands")
+    check_user(spec.user)
+
+
+def _key_of(machine: Machine) -> str:
+    """Which kernel a VM has, by the directory of its files: all of them are of one bundle."""
+    files = [
+        machine.kernel,
+        machine.initramfs,
+        *(disk.path for disk in machine.disks if disk.serial == "modules"),
+    ]
+    keys = {path.parent.name for path in files}
+    key = keys.pop()
+    require(not keys and _KEY.fullmatch(key), "its kernel")
+    return key
+
+
+def modules_of(snapshot: Snapshot) -> str:
+    """SHA-256 of the modules of the kernel that runs in a snapshot, hexadecimal; empty if it is not known."""
+    try:
+        if snapshot.imported:
+            return read_mark(snapshot.place).modules
+        machine = store.read_record(snapshot.place.plan, BootPlan).machine
+        found = store.read_record(machine.kernel.parent / "manifest.json", kernel.KernelBundle)
+    except AtollError:
+        return ""
+    return _digest_of(found)
+
+
+def _digest_of(bundle: kernel.KernelBundle) -> str:
+    found = bundle.files.get(_MODULES)
+    return found.sha256 if found is not None else ""
+
+
+def lost(snapshot: Snapshot, paths: Paths) -> list[Path]:
+    """Files of the kernel of an imported snapshot that are not here, or are others."""
+    directory = paths.kernel(_key_of(store.read_record(snapshot.place.plan, BootPlan).machine))
+    try:
+        here = kernel.load(paths, directory.name)
+    except AtollError:
+        return [directory]
+    return [] if _digest_of(here.manifest) == read_mark(snapshot.place).modules else [directory / _MODULES]
+
+
+def adopted_spec(spec: MachineSpec) -> MachineSpec:
+    """What a machine from elsewhere was asked for, without this host's directories, ports and kernels."""
+    return replace(spec, shares=(), forwards=(), kernel="")
+
+
+def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
+    """A plan from elsewhere, for a machine of this host.
+
+    Args:
+        plan: as it was looked through (``vet``).
+        spec: of the machine that goes on by it.
+        config: of this host.
+
+    Raises:
+        StateError: ``state.mismatch``: this host is too small, or of another kind.
+        AtollError: its kernel is not here.
+    """
+    native = runtime.host_architecture()
+    machine = plan.machine
+    if machine.architecture is not native or machine.memory > runtime.host_memory():
+        message = f"it was made of {machine.architecture} with {machine.memory >> 20} MiB of memory"
+        hint = "`atoll snapshot restore --disk-only` takes its disk alone"
+        raise StateError(message, code="mismatch", hint=hint)
+    bundle = kernel.load(config.paths, _key_of(machine))
+    network = machine.network is not None
+    return BootPlan(
+        machine=replace(
+            machine,
+            kernel=bundle.vmlinux,
+            initramfs=bundle.initramfs,
+            disks=tuple(_disk(disk, bundle) for disk in machine.disks),
+            network=UserNetwork(mac_of(spec.id), spec.forwards) if network else None,
+            ram=None,
+            more=None,
+        ),
+        host=inspect_host(native, config.cache_dir),
+        setup=msgspec.structs.replace(
+            plan.setup,
+            network=user_network(mac_of(spec.id)) if network else None,
+            shares=spec.shares,
+            user=spec.user,
+            probe=spec.probe,
+        ),
+        policy=spec.restart,
+        boot_timeout=spec.boot_timeout,
+        disk=spec.disk,
+        idle_suspend=spec.idle_suspend,
+    )
+
+
+def _disk(disk: Disk, bundle: kernel.Kernel) -> Disk:
+    """The kernel's modules; the others are put in by whoever has them, and lead nowhere until then."""
+    if disk.serial == "modules":
+        return Disk(bundle.directory / _MODULES, disk.serial, read_only=True)
+    return Disk(Path(), disk.serial, read_only=disk.read_only)

@@ -1,0 +1,53 @@
+"""Sandboxes' snapshots from elsewhere: their record is looked through, and names nothing of this host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from atoll import runtime, store
+from atoll.hypervisor.model import Disk, Machine, UserNetwork
+from atoll.paths import SnapshotPaths
+from atoll.sandbox.snapshots import Record
+from atoll.snapshot import vetting
+from atoll.snapshot.index import Image
+from atoll.snapshot.manifest import Manifest
+from atoll.snapshot.vetting import require
+from atoll.vm.state import StateError
+
+__all__ = ["adopted", "vet"]
+
+
+def vet(place: SnapshotPaths, manifest: Manifest, images: tuple[Image, ...]) -> None:
+    """See that the record of a snapshot is such as is written of sandboxes.
+
+    Raises:
+        ValueError: what is wrong.
+        AtollError: likewise.
+        AssertionError: likewise, of the models.
+    """
+    record = store.read_record(place.vm, Record)
+    require(record.image.isprintable() and len(record.image) <= 256, "its image")
+    vetting.check_machine(manifest, record.machine)
+    vetting.check_images(manifest, record.machine, images)
+
+
+def adopted(machine: Machine) -> Machine:
+    """A VM from elsewhere, as this host makes it; its disks are put in by whoever has them.
+
+    Raises:
+        StateError: ``state.mismatch``: this host is too small, or of another kind.
+    """
+    if machine.architecture is not runtime.host_architecture() or machine.memory > runtime.host_memory():
+        message = f"it was made of {machine.architecture} with {machine.memory >> 20} MiB of memory"
+        raise StateError(message, code="mismatch", hint="use it on a host that is like its own")
+    return replace(
+        machine,
+        kernel=Path(),
+        initramfs=Path(),
+        disks=tuple(Disk(Path(), disk.serial, read_only=True) for disk in machine.disks),
+        network=UserNetwork(machine.network.mac) if machine.network is not None else None,
+        ram=None,
+        more=None,
+    )
