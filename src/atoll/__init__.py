@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from atoll import aio
-    from atoll.blocking import Exposed, Machine, Pool, Process, Reader, Sandbox
+    from atoll.blocking import Exposed, Machine, Pool, Process, Reader, Sandbox, compare_snapshots
     from atoll.errors import (
         AtollError,
         BootError,
@@ -38,18 +38,21 @@ if TYPE_CHECKING:
     from atoll.guest.messages import ExecutionState, Exit, TerminalSize
     from atoll.guest.result import CommandFailedError, Result
     from atoll.sandbox.limits import CODE_EXECUTION
+    from atoll.snapshot.differences import Change, Difference, FileState
     from atoll.vm.state import StateError
 
 __all__ = [
     "CODE_EXECUTION",
     "AtollError",
     "BootError",
+    "Change",
     "ChannelError",
     "CommandError",
     "CommandFailedError",
     "CommandTimeoutError",
     "ConfigError",
     "Detached",
+    "Difference",
     "ExecutionState",
     "Exit",
     "Exposed",
@@ -57,6 +60,7 @@ __all__ = [
     "FileError",
     "FileInfo",
     "FileMissingError",
+    "FileState",
     "GuestError",
     "ImageError",
     "Machine",
@@ -71,10 +75,12 @@ __all__ = [
     "TerminalSize",
     "UsageError",
     "aio",
+    "compare_snapshots",
 ]
 
 _ELSEWHERE = {
     "CODE_EXECUTION": "atoll.sandbox.limits",
+    "Change": "atoll.snapshot.differences",
     "CommandFailedError": "atoll.guest.result",
     "FileChange": "atoll.guest.file_messages",
     "FileInfo": "atoll.guest.file_messages",
@@ -82,7 +88,9 @@ _ELSEWHERE = {
     "Detached": "atoll.guest.handle",
     "ExecutionState": "atoll.guest.messages",
     "Exit": "atoll.guest.messages",
+    "Difference": "atoll.snapshot.differences",
     "Exposed": "atoll.blocking",
+    "FileState": "atoll.snapshot.differences",
     "Machine": "atoll.blocking",
     "Process": "atoll.blocking",
     "Reader": "atoll.blocking",
@@ -90,6 +98,7 @@ _ELSEWHERE = {
     "Sandbox": "atoll.blocking",
     "StateError": "atoll.vm.state",
     "TerminalSize": "atoll.guest.messages",
+    "compare_snapshots": "atoll.blocking",
 }
 
 

@@ -10,5 +10,16 @@ from atoll.blocking.files import Files, Watch
 from atoll.blocking.machine import Machine
 from atoll.blocking.processes import Exposed, Process, Reader
 from atoll.blocking.sandbox import Pool, Sandbox
+from atoll.blocking.snapshots import compare_snapshots
 
-__all__ = ["Exposed", "Files", "Machine", "Pool", "Process", "Reader", "Sandbox", "Watch"]
+__all__ = [
+    "Exposed",
+    "Files",
+    "Machine",
+    "Pool",
+    "Process",
+    "Reader",
+    "Sandbox",
+    "Watch",
+    "compare_snapshots",
+]
