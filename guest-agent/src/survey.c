@@ -20,6 +20,7 @@
 enum {
     DISK_WAIT_MS = 10000,
     OPEN_TREE = O_RDONLY | O_DIRECTORY | O_CLOEXEC,
+    OUTPUT_BUFFER = 65536,
     DESCRIPTORS = 16384, /* two for each level of a tree, and one for each list of names */
 };
 
@@ -126,7 +127,9 @@ static bool run(struct survey *survey, const char *mode, const char *upper_name,
 int survey_main(char **argv)
 {
     static struct survey survey;
+    static char buffer[OUTPUT_BUFFER];
 
+    setvbuf(stdout, buffer, _IOFBF, sizeof(buffer)); /* each write wakes the agent up */
     survey.out = stdout;
     bool done = run(&survey, argv[0], argv[1], argv[2]);
     if (done && fflush(stdout) == 0)

@@ -43,20 +43,31 @@ static int by_name(const void *one, const void *other)
     return strcmp(*(const char *const *)one, *(const char *const *)other);
 }
 
+/* A file that may be open: by its descriptor, if it is, much is quicker than by its path. */
+struct handle {
+    int fd; /* or -1 */
+    const char *path;
+};
+
+static ssize_t get_attribute(struct handle of, const char *name, void *value, size_t size)
+{
+    return of.fd >= 0 ? fgetxattr(of.fd, name, value, size) : lgetxattr(of.path, name, value, size);
+}
+
 /* What the overlay keeps with its files is none of the user's. */
-static bool take_overlay(struct survey *survey, const char *path, const char *name, struct survey_file *file)
+static bool take_overlay(struct survey *survey, struct handle of, const char *name, struct survey_file *file)
 {
     char value[2] = "";
 
     if (strcmp(name, OVERLAY "opaque") == 0)
-        file->opaque = lgetxattr(path, name, value, sizeof(value)) == 1 && *value == 'y';
+        file->opaque = get_attribute(of, name, value, sizeof(value)) == 1 && *value == 'y';
     else if (strcmp(name, OVERLAY "redirect") == 0 || strcmp(name, OVERLAY "metacopy") == 0)
         return fail(survey, ENOTSUP); /* a kernel of the user's own may do so */
     return true;
 }
 
 /* Name, zero, length, value. What does not fit is left out. */
-static void take_attribute(const char *path, const char *name, struct survey_file *file)
+static void take_attribute(struct handle of, const char *name, struct survey_file *file)
 {
     size_t length = strlen(name) + 1;
     size_t room = sizeof(file->xattrs) - file->xattrs_size;
@@ -64,7 +75,7 @@ static void take_attribute(const char *path, const char *name, struct survey_fil
 
     if (room < length + 4)
         return;
-    ssize_t size = lgetxattr(path, name, at + length + 4, room - length - 4);
+    ssize_t size = get_attribute(of, name, at + length + 4, room - length - 4);
     if (size < 0)
         return;
     memcpy(at, name, length);
@@ -72,25 +83,25 @@ static void take_attribute(const char *path, const char *name, struct survey_fil
     file->xattrs_size += length + 4 + (size_t)size;
 }
 
-static bool look_at_attributes(struct survey *survey, const char *path, struct survey_file *file)
+static bool look_at_attributes(struct survey *survey, struct handle of, struct survey_file *file)
 {
     static char names[XATTR_LIST_MAX + 1];
     static const char *sorted[XATTR_LIST_MAX / 2];
-    ssize_t size = llistxattr(path, names, XATTR_LIST_MAX);
+    ssize_t size = of.fd >= 0 ? flistxattr(of.fd, names, XATTR_LIST_MAX)
+                              : llistxattr(of.path, names, XATTR_LIST_MAX);
     size_t count = 0;
 
-    file->xattrs_size = 0;
     if (size < 0)
         return errno == ENOTSUP || fail(survey, errno);
     for (const char *name = names; name < names + size; name += strlen(name) + 1) {
         if (strncmp(name, OVERLAY, strlen(OVERLAY)) != 0)
             sorted[count++] = name;
-        else if (!take_overlay(survey, path, name, file))
+        else if (!take_overlay(survey, of, name, file))
             return false;
     }
     qsort(sorted, count, sizeof(*sorted), by_name);
     for (size_t i = 0; i < count; i++)
-        take_attribute(path, sorted[i], file);
+        take_attribute(of, sorted[i], file);
     return true;
 }
 
@@ -117,35 +128,46 @@ static void put_extents(struct survey_file *file, const struct fiemap *map)
     file->place_size = (size_t)(at - file->place);
 }
 
-static void look_at_extents(struct survey *survey, int directory, const char *name, struct survey_file *file)
+static void look_at_extents(struct survey *survey, int fd, struct survey_file *file)
 {
     static union {
         struct fiemap map;
         uint8_t bytes[sizeof(struct fiemap) + SURVEY_EXTENTS_MAX * sizeof(struct fiemap_extent)];
     } buffer;
 
-    if (survey->no_extents || !S_ISREG(file->status.st_mode) || file->status.st_size == 0)
+    if (survey->no_extents || fd < 0)
         return;
-    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    memset(&buffer, 0, sizeof(buffer));
+    memset(&buffer.map, 0, sizeof(buffer.map));
     buffer.map.fm_length = FIEMAP_MAX_OFFSET;
     buffer.map.fm_extent_count = SURVEY_EXTENTS_MAX;
-    bool known = syscall(SYS_ioctl, fd, FS_IOC_FIEMAP, &buffer.map) == 0; /* musl's takes an int for a request */
+    /* musl's ioctl() takes an int for a request. */
+    bool known = syscall(SYS_ioctl, fd, FS_IOC_FIEMAP, &buffer.map) == 0;
     survey->no_extents = !known && (errno == EOPNOTSUPP || errno == ENOTTY);
     uint32_t count = known ? buffer.map.fm_mapped_extents : 0;
-    bool whole =
-        known && (count == 0 || buffer.map.fm_extents[count - 1].fe_flags & FIEMAP_EXTENT_LAST);
-    if (whole)
+    if (known && (count == 0 || buffer.map.fm_extents[count - 1].fe_flags & FIEMAP_EXTENT_LAST))
         put_extents(file, &buffer.map);
-    close(fd);
+}
+
+static bool look_closer(struct survey *survey, int directory, const char *name, bool upper,
+                        struct survey_file *file)
+{
+    char path[64 + NAME_MAX];
+    bool content = upper && S_ISREG(file->status.st_mode) && file->status.st_size > 0;
+    struct handle of = {-1, path};
+
+    if (content)
+        of.fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    snprintf(path, sizeof(path), "/proc/self/fd/%d/%s", directory, name);
+    bool done = look_at_attributes(survey, of, file);
+    if (of.fd >= 0) {
+        look_at_extents(survey, of.fd, file);
+        close(of.fd);
+    }
+    return done;
 }
 
 bool survey_look(struct survey *survey, int directory, const char *name, bool upper, struct survey_file *file)
 {
-    char path[64 + NAME_MAX];
-
     file->target_size = file->xattrs_size = file->place_size = 0;
     file->opaque = false;
     if (directory < 0)
@@ -158,12 +180,7 @@ bool survey_look(struct survey *survey, int directory, const char *name, bool up
             return fail(survey, errno);
         file->target_size = (size_t)size;
     }
-    snprintf(path, sizeof(path), "/proc/self/fd/%d/%s", directory, name);
-    if (!look_at_attributes(survey, path, file))
-        return false;
-    if (upper)
-        look_at_extents(survey, directory, name, file);
-    return true;
+    return look_closer(survey, directory, name, upper, file);
 }
 
 /* Records. */
