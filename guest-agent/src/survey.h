@@ -1,5 +1,5 @@
 /*
- * --survey: what a guest has written over its read-only root. Agent protocol, section 10.
+ * --survey: what a guest has written over its read-only root. Agent protocol, section 11.
  *
  * A process of its own, started like any command, that writes records to its output. It reads the two trees that an
  * overlay lies over, not the overlay: what is alike in both is never looked at.

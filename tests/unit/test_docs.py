@@ -161,6 +161,7 @@ def test_the_python_page_has_each_argument_and_attribute():
     for kind in (blocking.Process, blocking.Reader, blocking.Exposed, atoll.Exit, atoll.ExecutionState):
         wanted |= {name for name in dir(kind) if not name.startswith("_")} - {"arguments"}
     wanted |= set(atoll.Detached.__struct_fields__)
+    wanted |= {*atoll.Difference.__struct_fields__, *atoll.FileState.__struct_fields__}
     assert names == wanted
 
 

@@ -1,7 +1,7 @@
 """What a guest has written over its root, and what that holds: the agent's ``--survey``, seen from here.
 
 It is a process of its own in the guest, whose output has the flow control of any command's
-(docs/reference/agent-protocol.md, section 10). All that it says is checked: the guest may be anybody's.
+(docs/reference/agent-protocol.md, section 11). All that it says is checked: the guest may be anybody's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from atoll.errors import GuestError, ProtocolError
+from atoll.errors import BootError, GuestError, ProtocolError
 from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution
 from atoll.guest.file_messages import Records
@@ -208,7 +208,8 @@ class Survey:
             patience: seconds for the first one: a disk may have a journal to be replayed.
 
         Raises:
-            GuestError: it cannot be read; ``guest.timeout``: it takes too long to be there.
+            GuestError: it cannot be read.
+            BootError: stage ``root``: the first one takes too long.
             ProtocolError: what comes is no such list, or too long.
             ChannelError: the link broke.
         """
@@ -219,8 +220,9 @@ class Survey:
                 async with asyncio.timeout(patience):
                     data = await execution.stdout.read()
             except TimeoutError:
-                message = f"the disk {self.upper} was not there after {patience:g} s"
-                raise GuestError(message, reason="timeout", hint="the host may lack room for it") from None
+                message = f"the guest did not mount {self.upper} within {patience:g} s"
+                hint = "make room beside the snapshots, or raise boot_timeout"
+                raise BootError(message, stage="root", hint=hint) from None
             while data:
                 records.feed(data)
                 found.extend(records)
