@@ -174,7 +174,8 @@ async def _beside(
     def launch(settings: Config) -> Spawned:
         return machines.spawn_beside(settings, _new_name(), *snapshots, emit=emit)
 
-    vm = await stack.enter_async_context(Vm(await _launched(lambda: launch(config)), emit))
+    spawned = await _launched(lambda: launch(config))
+    vm = await stack.enter_async_context(Vm(spawned, emit))
     try:
         await vm.boot(config.boot_timeout)
     except BootError as error:
@@ -184,8 +185,12 @@ async def _beside(
         emit(Warned(message=f"a template is of no use and was discarded: {error.message}"))
         await asyncio.to_thread(cache.withdraw, config.paths, vm.clone.template, vm.clone.created)
         booted = override(config, {"cold": True})
-        vm = await stack.enter_async_context(Vm(await _launched(lambda: launch(booted)), emit))
+        spawned = await _launched(lambda: launch(booted))
+        vm = await stack.enter_async_context(Vm(spawned, emit))
         await vm.boot(config.boot_timeout)
+    await asyncio.to_thread(
+        spawned.release
+    )  # the overlays, which are open: no kill can leave them from now on
     return vm
 
 
