@@ -1,6 +1,5 @@
 #include "boot.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -19,6 +18,7 @@
 #include "agent.h"
 #include "clock.h"
 #include "console.h"
+#include "device.h"
 #include "file.h"
 #include "identity.h"
 #include "mounts.h"
@@ -33,7 +33,6 @@ enum {
 
 #define PORT_NAME "atoll.agent.0"
 #define PORT_CLASS "/sys/class/virtio-ports"
-#define BLOCK_CLASS "/sys/block"
 #define VIRTIO_BUS "/sys/bus/virtio"
 
 /* Directories of the initramfs. */
@@ -48,27 +47,6 @@ static void reached(struct boot *boot, enum boot_moment moment)
     boot->timeline[moment] = boot_ns();
 }
 
-/* Finds the entry of a class in sysfs whose attribute has this value. */
-static bool find_by_attribute(const char *class, const char *attribute, const char *value,
-                              char name[NAME_MAX + 1])
-{
-    DIR *entries = opendir(class);
-    const struct dirent *entry;
-    char path[PATH_MAX];
-    char found[128];
-    bool matches = false;
-
-    while (entries && !matches && (entry = readdir(entries))) {
-        snprintf(path, sizeof(path), "%s/%s/%s", class, entry->d_name, attribute);
-        matches = file_read_line(path, found, sizeof(found)) && strcmp(found, value) == 0;
-        if (matches)
-            strcpy(name, entry->d_name);
-    }
-    if (entries)
-        closedir(entries);
-    return matches;
-}
-
 /* Up to the channel. */
 
 /* The module that brings the port may still be probing. */
@@ -77,7 +55,7 @@ static int open_port(struct failure *failed)
     char name[NAME_MAX + 1];
     char path[NAME_MAX + 16];
 
-    for (int waited = 0; !find_by_attribute(PORT_CLASS, "name", PORT_NAME, name); waited += PORT_POLL_MS) {
+    for (int waited = 0; !device_find(PORT_CLASS, "name", PORT_NAME, name); waited += PORT_POLL_MS) {
         if (waited >= PORT_WAIT_MS) {
             *failed = failure_os(ENODEV, NULL, "port " PORT_NAME);
             return -1;
@@ -220,7 +198,7 @@ static enum step_result probe_devices(struct agent *agent)
 /* True if no such disk is wanted, or it was found. */
 static bool find_disk(const char *serial, char device[NAME_MAX + 1])
 {
-    return !*serial || *device || find_by_attribute(BLOCK_CLASS, "serial", serial, device);
+    return !*serial || *device || device_find(BLOCK_CLASS, "serial", serial, device);
 }
 
 static enum step_result find_disks(struct agent *agent)

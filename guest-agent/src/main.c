@@ -19,6 +19,7 @@
 #include "exec_methods.h"
 #include "power.h"
 #include "request.h"
+#include "survey.h"
 
 enum {
     BOOT_POLL_MS = 1,
@@ -27,12 +28,13 @@ enum {
 };
 
 static const char usage_text[] =
-    "Usage: atoll-agent --fd N | --listen N | --version | --help\n"
+    "Usage: atoll-agent --fd N | --listen N | --survey changed|all|read UPPER LOWER | --version | --help\n"
     "\n"
     "As process 1, boots a guest and serves its host. Otherwise:\n"
     "  --fd N     serve on this inherited socket until its other end is closed\n"
     "  --listen N serve one connection after another on this inherited listening socket, until\n"
     "             SIGTERM (exit status 0) or system.poweroff (0; 3 for a reboot)\n"
+    "  --survey   in a guest, list what was written over its root, or its contents\n"
     "  --version  print the version\n"
     "  --help     print this text\n";
 
@@ -267,6 +269,8 @@ int main(int argc, char **argv)
         return run_hosted(argv[2], false);
     if (argc == 3 && strcmp(argv[1], "--listen") == 0)
         return run_hosted(argv[2], true);
+    if (argc == 5 && strcmp(argv[1], "--survey") == 0)
+        return survey_main(argv + 2);
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         puts("atoll-agent " ATOLL_VERSION);
         return 0;

@@ -34,5 +34,6 @@ extern const struct test machine_tests[];
 extern const struct test clone_tests[];
 extern const struct test tree_tests[];
 extern const struct test file_tests[];
+extern const struct test survey_tests[];
 
 #endif

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Process,
         Reader,
         Sandbox,
+        compare_snapshots,
         export_snapshot,
         import_snapshot,
     )
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from atoll.guest.messages import ExecutionState, Exit, TerminalSize
     from atoll.guest.result import CommandFailedError, Result
     from atoll.sandbox.limits import CODE_EXECUTION
+    from atoll.snapshot.differences import Change, Difference, FileState
     from atoll.transfer import Exported
     from atoll.vm.state import StateError
 
@@ -54,12 +56,14 @@ __all__ = [
     "CODE_EXECUTION",
     "AtollError",
     "BootError",
+    "Change",
     "ChannelError",
     "CommandError",
     "CommandFailedError",
     "CommandTimeoutError",
     "ConfigError",
     "Detached",
+    "Difference",
     "ExecutionState",
     "Exit",
     "Exported",
@@ -68,6 +72,7 @@ __all__ = [
     "FileError",
     "FileInfo",
     "FileMissingError",
+    "FileState",
     "GuestError",
     "ImageError",
     "Machine",
@@ -82,12 +87,14 @@ __all__ = [
     "TerminalSize",
     "UsageError",
     "aio",
+    "compare_snapshots",
     "export_snapshot",
     "import_snapshot",
 ]
 
 _ELSEWHERE = {
     "CODE_EXECUTION": "atoll.sandbox.limits",
+    "Change": "atoll.snapshot.differences",
     "CommandFailedError": "atoll.guest.result",
     "FileChange": "atoll.guest.file_messages",
     "FileInfo": "atoll.guest.file_messages",
@@ -96,7 +103,9 @@ _ELSEWHERE = {
     "ExecutionState": "atoll.guest.messages",
     "Exit": "atoll.guest.messages",
     "Exported": "atoll.transfer",
+    "Difference": "atoll.snapshot.differences",
     "Exposed": "atoll.blocking",
+    "FileState": "atoll.snapshot.differences",
     "Machine": "atoll.blocking",
     "Process": "atoll.blocking",
     "Reader": "atoll.blocking",
@@ -106,6 +115,7 @@ _ELSEWHERE = {
     "TerminalSize": "atoll.guest.messages",
     "export_snapshot": "atoll.blocking",
     "import_snapshot": "atoll.blocking",
+    "compare_snapshots": "atoll.blocking",
 }
 
 

@@ -8,6 +8,7 @@ async with atoll.aio.Sandbox("debian") as box:
 
 from __future__ import annotations
 
+from atoll.comparing import compare_snapshots
 from atoll.guest.exposure import Exposed
 from atoll.guest.handle import Detached, Process, Reader
 from atoll.guest.messages import ExecutionState, Exit, TerminalSize
@@ -15,15 +16,19 @@ from atoll.guest.result import CommandFailedError, Result
 from atoll.machine.machine import Machine
 from atoll.sandbox.pool import Pool
 from atoll.sandbox.sandbox import Sandbox
+from atoll.snapshot.differences import Change, Difference, FileState
 from atoll.transfer import Exported, export_snapshot, import_snapshot
 
 __all__ = [
+    "Change",
     "CommandFailedError",
     "Detached",
+    "Difference",
     "ExecutionState",
     "Exit",
     "Exported",
     "Exposed",
+    "FileState",
     "Machine",
     "Pool",
     "Process",
@@ -31,6 +36,7 @@ __all__ = [
     "Result",
     "Sandbox",
     "TerminalSize",
+    "compare_snapshots",
     "export_snapshot",
     "import_snapshot",
 ]

@@ -47,6 +47,7 @@ __all__ = [
     "new_name",
     "original_of",
     "prepare",
+    "spawn_held",
     "template_recipe",
 ]
 
@@ -313,6 +314,50 @@ def machine_origin(
     Raises:
         StoreError: the template cannot be kept.
     """
+    template = _held(config, base, machine, kind, emit)
+    if template is None:
+        return None
+    place = template.place
+    return Origin(
+        template=template.manifest.name,
+        manifest=place.manifest,
+        ram=place.ram,
+        state=place.state,
+        stamps=(template.manifest.ram, template.manifest.state),
+    )
+
+
+def spawn_held(
+    config: Config, base: Foundation, machine: Machine, kind: str, *, emit: Emit = ignore
+) -> Spawned:
+    """Spawn a throw-away VM from a boot that is held, with the disks of its own; cold if there is none now.
+
+    Args:
+        config: says whether it is booted.
+        base: what it is made of.
+        machine: as it is booted; the kernel's command line tells its agent of no root.
+        kind: what tells it from VMs with other devices: the name of its template.
+        emit: told of the start.
+
+    Raises:
+        StoreError: the template cannot be kept.
+        BootError: stage ``spawn``.
+    """
+    template = _held(config, base, machine, kind, emit)
+    if template is None:
+        return spawn(base.hypervisor, machine, emit)
+    manifest = template.manifest
+    try:
+        with cache.opened(template) as place:
+            cloned = clone_of(machine, machine.name, place.ram)
+            clone = Clone(manifest.name, place.state, machine.memory, manifest.created, same=True)
+            return spawn_clone(base.hypervisor, cloned, clone, emit)
+    except StoreError:  # another process has just discarded or replaced it
+        return spawn(base.hypervisor, machine, emit)
+
+
+def _held(config: Config, base: Foundation, machine: Machine, kind: str, emit: Emit) -> Template | None:
+    """The template of a boot that is held, made if it is not here; None if VMs cannot go on from it now."""
     if config.cold or base.shape.architecture is not Architecture.X86_64:
         return None
     held = plan_held(machine)
@@ -322,18 +367,7 @@ def machine_origin(
         identity=identity_of(base.hypervisor.vector(held), (*host_identity(base.host), base.identity)),
         hypervisor=base.host.version,
     )
-    recipe = Recipe(base.hypervisor, held, manifest, (), config.boot_timeout, held=True)
-    template = _usable(config, recipe, emit)
-    if template is None:
-        return None
-    place = template.place
-    return Origin(
-        template=manifest.name,
-        manifest=place.manifest,
-        ram=place.ram,
-        state=place.state,
-        stamps=(template.manifest.ram, template.manifest.state),
-    )
+    return _usable(config, Recipe(base.hypervisor, held, manifest, (), config.boot_timeout, held=True), emit)
 
 
 def host_memory() -> int:

@@ -270,3 +270,14 @@ def test_memory_that_is_plugged_in_is_shared_only_where_others_must_map_it(share
     [more] = [word for word in render(grown, "q", FDS, sandbox=False) if "id=more" in word]
     kind = "memfd,id=more,size=512M,reserve=off,share=on" if shared else "ram,id=more,size=512M,reserve=off"
     assert more == f"memory-backend-{kind}"
+
+
+def test_a_file_that_two_disks_lie_over_is_opened_once():
+    below = DiskFile(Path("/one/layer-1.raw"), DiskFormat.RAW)
+    disks = tuple(
+        Disk(Path(f"/two/{name}.qcow2"), name, DiskFormat.QCOW2, backing=(below,)) for name in ("a", "b")
+    )
+    words = render(replace(BARE, disks=disks), "qemu", FDS, sandbox=False)
+    assert len([word for word in words if "layer-1" in word and "driver=file" in word]) == 1
+    assert len([word for word in words if "backing=layer-1" in word]) == 2
+    assert len([word for word in words if word.startswith("virtio-blk-pci")]) == 2

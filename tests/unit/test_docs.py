@@ -162,6 +162,7 @@ def test_the_python_page_has_each_argument_and_attribute():
         wanted |= {name for name in dir(kind) if not name.startswith("_")} - {"arguments"}
     wanted |= set(atoll.Detached.__struct_fields__)
     wanted |= {"export_snapshot", "import_snapshot", "target", "source"}
+    wanted |= {*atoll.Difference.__struct_fields__, *atoll.FileState.__struct_fields__}
     assert names == wanted
 
 

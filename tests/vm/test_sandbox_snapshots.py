@@ -245,3 +245,13 @@ def test_one_that_was_made_elsewhere_is_refused(shelf, kept, cause):
         assert caught.value.code == "state.mismatch"
     finally:
         catalog.remove(shelf.paths, made.id)
+
+
+def test_files_that_changed_between_two_snapshots_are_told(shelf, kept, no_leftovers):
+    first, second = kept
+    told = {one.path: str(one.change) for one in atoll.compare_snapshots(first.id, second.id, config=shelf)}
+    assert told.pop("/root/log", "M") == "M"  # a command writes to it all the time
+    assert told == {"/root/later": "A"}
+    with pytest.raises(UsageError, match="no parent") as caught:
+        atoll.compare_snapshots("second", config=shelf)
+    assert caught.value.code == "usage.snapshot"

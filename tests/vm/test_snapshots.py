@@ -13,9 +13,12 @@ from guests import eventually, running_machine
 from msgspec.structs import replace
 from processes import machines_running
 
-from atoll import blocking
+import atoll
+from atoll import aio, blocking
+from atoll.cli.main import main
 from atoll.config import load
 from atoll.errors import AtollError, BootError, StoreError
+from atoll.events import TaskAdvanced
 from atoll.machine.launching import reach
 from atoll.paths import SnapshotPaths
 from atoll.snapshot import catalog, packs
@@ -333,3 +336,83 @@ def test_the_disk_alone_is_whole_and_comes_back_at_rest(dev):
     assert dev.restore("first", disk_only=True).phase is Phase.STOPPED
     dev.start()
     assert output(dev, "cat /root/disk") == "one\n"  # it was flushed
+
+
+BEFORE = """
+mkdir /root/diff && cd /root/diff
+echo one > same-size && touch -d 2020-01-01 same-size
+echo x > mode; echo x > gone; echo x > renamed; head -c 200000 /dev/urandom > kept
+"""
+AFTER = """
+cd /root/diff
+echo two > same-size && touch -d 2020-01-01 same-size
+chmod 751 mode; rm gone; mv renamed other; cp kept copy && mv copy kept
+printf x > 'new
+line'; ln -s mode link
+rm -r /etc/skel; mkdir /etc/skel; echo x > /etc/skel/.bashrc; rm /etc/shells; echo >> /etc/profile
+"""
+
+
+def test_files_that_changed_between_two_snapshots_are_told(dev, config, capsys, monkeypatch):
+    output(dev, f"rm -rf /root/diff; {BEFORE}")
+    first = dev.snapshot("diff-1")
+    output(dev, AFTER)
+    second = dev.snapshot("diff-2", disk_only=True)
+    disks = [sorted(os.listdir(one.place.directory)) for one in (first, second)]
+    told = {one.path: one for one in atoll.compare_snapshots("diff-1", second.id, config=config)}
+    log = {path for path in told if path.startswith(("/var/", "/tmp"))}  # what the guest itself may write
+    assert {path: str(one.change) for path, one in told.items() if path not in log} == {
+        "/etc/profile": "M",
+        "/etc/shells": "D",
+        "/etc/skel/.bash_logout": "D",
+        "/etc/skel/.bashrc": "M",
+        "/etc/skel/.profile": "D",
+        "/root/diff/gone": "D",
+        "/root/diff/link": "A",
+        "/root/diff/mode": "m",
+        "/root/diff/new\nline": "A",
+        "/root/diff/other": "A",
+        "/root/diff/renamed": "D",
+        "/root/diff/same-size": "M",
+    }
+    assert told["/root/diff/mode"].before.mode == 0o644
+    assert told["/root/diff/mode"].after.mode == 0o751
+    assert told["/root/diff/link"].after.target == "mode"
+    monkeypatch.setenv("ATOLL_DATA_DIR", str(config.paths.data))
+    monkeypatch.setenv("ATOLL_CACHE_DIR", str(config.paths.cache))
+    assert main(["snapshot", "diff", "--exit-code", "diff-2"]) == 1  # against its parent
+    lines = capsys.readouterr().out.splitlines()
+    assert "m /root/diff/mode" in lines
+    assert "A /root/diff/new\\nline" in lines
+    assert main(["snapshot", "diff", "--exit-code", "diff-2", "diff-2"]) == 0
+    assert capsys.readouterr().out == ""
+    assert [sorted(os.listdir(one.place.directory)) for one in (first, second)] == disks
+    catalog.verify(first)
+    catalog.verify(second)
+    catalog.remove(config.paths, first.id)
+    with pytest.raises(StoreError, match="was removed") as caught:
+        atoll.compare_snapshots("diff-2", config=config)
+    assert caught.value.code == "store.missing"
+    assert second.id in caught.value.hint
+
+
+def test_a_comparison_that_is_cut_short_leaves_nothing(dev, config):
+    first = dev.snapshot("diff-3")
+    output(dev, "echo more > /root/more")
+    second = dev.snapshot("diff-4")
+
+    async def cut_short():
+        comparing = asyncio.create_task(
+            aio.compare_snapshots(first.id, second.id, config=config, on_event=tell)
+        )
+        await up.wait()
+        comparing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await comparing
+
+    def tell(event):
+        if isinstance(event, TaskAdvanced) and event.task == "compare":
+            up.set()
+
+    up = asyncio.Event()
+    asyncio.run(cut_short())

@@ -10,6 +10,7 @@ from atoll.blocking.files import Files, Watch
 from atoll.blocking.machine import Machine
 from atoll.blocking.processes import Exposed, Process, Reader
 from atoll.blocking.sandbox import Pool, Sandbox
+from atoll.blocking.snapshots import compare_snapshots
 from atoll.blocking.transfer import export_snapshot, import_snapshot
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Reader",
     "Sandbox",
     "Watch",
+    "compare_snapshots",
     "export_snapshot",
     "import_snapshot",
 ]

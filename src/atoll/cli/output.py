@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from atoll import events
 from atoll.cli.rows import size, table
 from atoll.events import Emit, Event
 
-__all__ = ["JsonLines", "json_line", "listener", "print_json", "print_table", "settle", "size"]
+__all__ = ["JsonLines", "json_line", "listener", "print_json", "print_table", "quoted", "settle", "size"]
 
 #: Seconds below which work is not worth a line that stays.
 _BRIEF = 1.0
@@ -194,6 +195,16 @@ class _Progress:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def quoted(name: str) -> str:
+    """A file's name on one line: what cannot be printed, and the backslash, by the bytes that it has."""
+    named = {"\\": "\\\\", "\n": "\\n", "\t": "\\t"}
+    return "".join(
+        named.get(letter)
+        or (letter if letter.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter)))
+        for letter in name
+    )
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from atoll.cli.options import add_json
-from atoll.cli.output import listener, print_json, print_table, settle, size
+from atoll.cli.output import listener, print_json, print_table, quoted, settle, size
 from atoll.cli.parts import running
 from atoll.config import load
 from atoll.errors import AtollError, UsageError
@@ -57,6 +57,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     restore.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
     restore.set_defaults(act=_restore)
     _configure_moving(commands)
+    diff = commands.add_parser("diff", help="list the files that changed between two snapshots")
+    diff.add_argument("snapshot", metavar="SNAPSHOT", help="the first one, by its name or id")
+    diff.add_argument(
+        "other", nargs="?", metavar="OTHER", help="the second one (default: SNAPSHOT, after its parent)"
+    )
+    diff.add_argument("--exit-code", action="store_true", help="exit with 1 if a file changed")
+    diff.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
+    add_json(diff, "the files, with what they were and are")
+    diff.set_defaults(act=_diff)
     remove = commands.add_parser("rm", help="remove snapshots; others are not affected")
     remove.add_argument("snapshots", nargs="+", metavar="SNAPSHOT", help="name or id")
     remove.set_defaults(act=_remove)
@@ -262,6 +271,26 @@ def _import(arguments: argparse.Namespace) -> int:
     else:
         print(f"{made.id} {catalog.manifest_of(made).name}")
     return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from atoll.comparing import compare_snapshots
+
+    emit = listener(verbose=arguments.verbose, quiet=arguments.json)
+    try:
+        found = running(compare_snapshots(arguments.snapshot, arguments.other, on_event=emit))
+    finally:
+        settle(emit)
+    if arguments.json:
+        import json
+
+        import msgspec
+
+        # Bytes of names that are no UTF-8 are lone surrogates, which this module writes as JSON has them.
+        print(json.dumps(msgspec.to_builtins(found), indent=2))
+    else:
+        sys.stdout.write("".join(f"{one.change} {quoted(one.path)}\n" for one in found))
+    return 1 if found and arguments.exit_code else 0
 
 
 def _remove(arguments: argparse.Namespace) -> int:

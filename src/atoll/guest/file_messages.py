@@ -256,10 +256,11 @@ class WrittenFile(msgspec.Struct, frozen=True):
 
 
 class Records(Generic[T]):
-    """Cuts records of ``kind`` out of a stream, each when it is asked for."""
+    """Cuts records of ``kind`` out of a stream, each when it is asked for; none is larger than ``limit``."""
 
-    def __init__(self, kind: type[T]) -> None:
+    def __init__(self, kind: type[T], *, limit: int = MAX_RECORD) -> None:
         self._decoder = msgspec.msgpack.Decoder(kind)
+        self._limit = limit
         self._held = b""
         self._at = 0
 
@@ -281,7 +282,7 @@ class Records(Generic[T]):
         if len(self._held) < begin:
             raise StopIteration
         (size,) = _LENGTH.unpack_from(self._held, self._at)
-        if size > MAX_RECORD:
+        if size > self._limit:
             raise ProtocolError(f"a record of {size} bytes about files from the guest")
         if len(self._held) < begin + size:
             raise StopIteration

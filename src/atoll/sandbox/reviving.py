@@ -40,13 +40,14 @@ class Revived(msgspec.Struct, frozen=True):
     image: str
 
 
-def launch(config: Config, name: str, reference: str, *, emit: Emit = ignore) -> Revived:
+def launch(config: Config, name: str, reference: str, *, same: bool = False, emit: Emit = ignore) -> Revived:
     """Spawn a VM that goes on where a sandbox was written down. All that it begins with is verified.
 
     Args:
         config: where snapshots are.
         name: of the VM.
         reference: name or id of the snapshot.
+        same: it stays who it was, for somebody to look at its files.
         emit: told of the start.
 
     Raises:
@@ -66,7 +67,7 @@ def launch(config: Config, name: str, reference: str, *, emit: Emit = ignore) ->
     with ExitStack() as stack:
         files = _hold(found, stack)
         machine = _machine(original, name, found.place, _number(files.ram))
-        clone = Clone("", _number(files.state), machine.memory, snapshot=found.id)
+        clone = Clone("", _number(files.state), machine.memory, snapshot=found.id, same=same)
         spawned = spawn_clone(QemuHypervisor(host), machine, clone, emit)
         return Revived(replace(spawned, release=stack.pop_all().close), record.image)
 

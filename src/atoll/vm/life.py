@@ -11,8 +11,9 @@ from atoll.errors import AtollError, BootError, ChannelError, GuestError, Protoc
 from atoll.events import Emit, GuestBooted, StageReached, VmExited
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel, Stream
-from atoll.guest.messages import Empty
+from atoll.guest.messages import CloneBegin, Empty
 from atoll.guest.opening import Closing
+from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import FreezableVm, Position, VirtualMachine
 from atoll.vm.bootplan import user_network
 from atoll.vm.cloning import new_identity, renewed_identity
@@ -106,8 +107,7 @@ class Vm(Closing):
             self._channel = Channel(self._vm.take_channel())
             self._agent = Agent(self._channel)
             if self._clone is not None:
-                growth = self._clone.memory - self.machine.memory
-                self._beginning = self._agent.begin(new_identity(self.machine, growth=growth))
+                self._beginning = self._agent.begin(_identity(self._clone, self.machine))
         return self._agent
 
     async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage, not of a call
@@ -208,6 +208,13 @@ class Vm(Closing):
         return BootError(
             f"{self.name}: {error.message}", stage=stage, hint=hint, detail=self._vm.console.tail()
         )
+
+
+def _identity(clone: Clone, machine: Machine) -> CloneBegin:
+    """Who a clone is to be."""
+    if clone.same:
+        return renewed_identity()
+    return new_identity(machine, growth=clone.memory - machine.memory)
 
 
 async def _answer(call: Stream) -> None:

@@ -28,6 +28,9 @@ _MIB = 1 << 20
 
 _CONSOLES = {Architecture.X86_64: "ttyS0", Architecture.AARCH64: "ttyAMA0"}
 
+#: The guest powers off when the host closes the channel. No clone is told so anew.
+_LIFELINE = "atoll.lifeline=1"
+
 #: The address of a template's network card; each clone is told its own.
 ANY_MAC = "02:00:00:00:00:01"
 
@@ -127,7 +130,7 @@ def plan(
         disks.append(Disk(files.modules, serial="modules", read_only=True))
         agent.append("atoll.modules=modules")
     if lifeline:
-        agent.append("atoll.lifeline=1")
+        agent.append(_LIFELINE)
     return Machine(
         name=name,
         architecture=shape.architecture,
@@ -155,7 +158,8 @@ def plan_held(machine: Machine) -> Machine:
     Nothing of it is this machine's own: its disks are empty ones, its address is everybody's.
     """
     disks = tuple(Disk(Path(), disk.serial, DiskFormat.NONE, disk.read_only) for disk in machine.disks)
-    cmdline = tuple(item for item in machine.cmdline if not item.startswith("atoll."))
+    told = [item for item in machine.cmdline if item.startswith("atoll.") and item != _LIFELINE]
+    cmdline = tuple(item for item in machine.cmdline if item not in told)
     return msgspec.structs.replace(
         machine,
         name="template",

@@ -27,6 +27,7 @@ class Clone(msgspec.Struct, frozen=True):
         memory: bytes that the VM shall have; what the template has not is plugged in.
         created: when the template was made, seconds since the epoch: tells it from others of its name.
         snapshot: id of the snapshot from which it goes on, or the VM did that it is a copy of; else empty.
+        same: it stays who it was: nothing of its root is changed.
     """
 
     template: str
@@ -34,6 +35,7 @@ class Clone(msgspec.Struct, frozen=True):
     memory: int
     created: float = 0.0
     snapshot: str = ""
+    same: bool = False
 
 
 def _nothing() -> None:

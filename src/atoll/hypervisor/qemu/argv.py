@@ -147,7 +147,7 @@ def render(
             if machine.balloon
             else ()
         ),
-        *(argument for disk in machine.disks for argument in _disk(disk)),
+        *_disks(machine.disks),
         *(argument for number in range(machine.slots) for argument in _slot(number)),
     )
 
@@ -270,6 +270,13 @@ def overlay_node(path: Path) -> str:
 def file_node(node: str) -> str:
     """The node below a disk's node that reads and writes the file itself."""
     return f"{node}-file"
+
+
+def _disks(disks: tuple[Disk, ...]) -> tuple[str, ...]:
+    """All disks; a file that several of them lie over is opened once."""
+    every = [argument for disk in disks for argument in _disk(disk)]
+    options = dict.fromkeys(zip(every[::2], every[1::2], strict=True))
+    return tuple(word for option in options for word in option)
 
 
 def _disk(disk: Disk) -> tuple[str, ...]:
