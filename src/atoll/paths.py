@@ -17,6 +17,7 @@ __all__ = [
     "AGENT_DIR",
     "CONFIG_NAME",
     "SYSTEM_CONFIG",
+    "DockerPaths",
     "Paths",
     "SnapshotPaths",
     "TemplatePaths",
@@ -199,6 +200,41 @@ class SnapshotPaths(msgspec.Struct, frozen=True):
         return self.directory / f"{serial}.erofs"
 
 
+class DockerPaths(msgspec.Struct, frozen=True):
+    """What the listener of the Docker socket keeps.
+
+    Attributes:
+        data: the directory of all that the user would miss.
+    """
+
+    data: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where Docker's clients connect."""
+        return self.data / "docker.sock"
+
+    @property
+    def directory(self) -> Path:
+        """The listener's own, which nobody but its owner may enter."""
+        return self.data / "docker"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the listener for as long as it lives; holds its process id."""
+        return self.directory / "listener.lock"
+
+    @property
+    def control(self) -> Path:
+        """The listener's control socket."""
+        return self.directory / "control.sock"
+
+    @property
+    def log(self) -> Path:
+        """What the listener has to say."""
+        return self.directory / "listener.log"
+
+
 class Paths(msgspec.Struct, frozen=True):
     """The two roots below which everything lies.
 
@@ -254,6 +290,11 @@ class Paths(msgspec.Struct, frozen=True):
     def ssh(self) -> Path:
         """SSH keys, by what users call a machine: ``ssh/<name>.atoll``."""
         return self.data / "ssh"
+
+    @property
+    def docker(self) -> DockerPaths:
+        """The Docker socket and its listener."""
+        return DockerPaths(self.data)
 
     def machine(self, name: str) -> VmPaths:
         """The directory of one machine."""

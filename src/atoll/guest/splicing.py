@@ -53,10 +53,15 @@ class Acceptor:
         listener.setblocking(False)
         self._go_on()
 
-    def close(self) -> None:
-        """Accept no more, and close the socket. Closing twice is fine."""
+    def close(self, *, last: bool = False) -> None:
+        """Accept no more, with ``last`` but for those who have connected, and close the socket.
+
+        Closing twice is fine.
+        """
         if self._closed:
             return
+        if last:
+            self._accept()
         self._closed = True
         if self._pause is not None:
             self._pause.cancel()

@@ -299,7 +299,7 @@ class Client:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise ProtocolError("malformed request") from None
         self._asked = self._asked or opened.method != _GREETING
-        if opened.method.startswith("vm."):
+        if opened.method in self._server.methods or opened.method.startswith("vm."):
             self._serve(frame, opened.method)
         else:
             self._relay(frame, opened)
