@@ -93,6 +93,7 @@ class EchoingEngine(Engine):
         await super().close()
         if self.server is not None:
             self.server.close()
+            self.server = None
             os.unlink(self.path)
 
 

@@ -157,9 +157,11 @@ async def _run(
             await asyncio.wait({closing})
     finally:
         watching.cancel()
-        await listener.close()
-        await server.close()
-        place.control.unlink(missing_ok=True)
+        try:
+            await listener.close()
+        finally:
+            await server.close()
+            place.control.unlink(missing_ok=True)
     return 0
 
 
