@@ -52,11 +52,11 @@ class Engine:
         async with asyncio.timeout(timeout):
             await self.channel.ready()
 
-    async def dial(self):
+    async def dial(self, window):
         self.dials += 1
         if self.channel is None:
             raise StateError("it does not run", code="not_running")
-        return Agent(self.channel).connect(self.path)
+        return Agent(self.channel).connect(self.path, window=window)
 
     async def busy(self):
         return self.working

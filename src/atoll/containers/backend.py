@@ -21,8 +21,11 @@ class Backend(Protocol):
         Cancelling it leaves nothing half done.
         """
 
-    async def dial(self) -> Stream:
-        """A new connection to the engine's socket in the guest.
+    async def dial(self, window: int) -> Stream:
+        """A new connection to the engine's socket in the guest, as ``Agent.connect`` makes it.
+
+        Args:
+            window: bytes that may be under way in either direction.
 
         Raises:
             AtollError: it cannot be had now. ``ensure_ready`` is asked then, and this once more.

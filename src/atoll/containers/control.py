@@ -65,7 +65,7 @@ class Control:
         return await self._channel.call(StatusRead(), Status)
 
     async def stop(self, grace: float | None = None) -> None:
-        """Have it end; it accepts nobody from now on. ``grace`` as in ``Stop``."""
+        """Have it end soon. ``grace`` as in ``Stop``."""
         await self._channel.call(Stop(grace=grace), Empty)
 
     def close(self) -> None:

@@ -199,15 +199,16 @@ class Agent:
             raise
         return execution
 
-    def connect(self, target: int | str) -> Stream:
+    def connect(self, target: int | str, *, window: int = _CONNECTION_WINDOW) -> Stream:
         """Connect to a server in the guest: a stream of bytes both ways, behind an ``Empty`` reply.
 
         Args:
             target: a TCP port of the guest's own address, or the path of a unix socket.
+            window: bytes that may be under way in either direction, at most 1 MiB.
         """
         port, path = (target, None) if isinstance(target, int) else (None, target)
-        request = messages.NetConnect(port=port, path=path, window=_CONNECTION_WINDOW)
-        return self._channel.open(request, window=_CONNECTION_WINDOW)
+        request = messages.NetConnect(port=port, path=path, window=window)
+        return self._channel.open(request, window=window)
 
     async def lost(self) -> ChannelError:
         """Wait until nothing reaches the agent any more; why."""
