@@ -207,22 +207,29 @@ class Listener:
 
     async def _dial(self, client: int) -> None:
         stream: Stream | None = None
+        sent = 0
         try:
             async with asyncio.timeout(self._timing.dial):
                 stream = await self._backend.dial(self._window(client))
+                sent = _send_ahead(self._clients.get(client), stream)
                 await stream.reply(Empty)
         except BaseException as error:
             if stream is not None:
                 stream.cancel()
             if not isinstance(error, AtollError | TimeoutError):
                 raise
-            self._take(d.DialFailed(client, _told(error, "the engine takes no connection")))
+            if sent and isinstance(error, ChannelError | TimeoutError):
+                self._leave(client)  # the engine may have got the request: it must not get it twice
+            else:
+                self._take(d.DialFailed(client, _told(error, "the engine takes no connection")))
             return
         sock = self._clients.get(client)
         if sock is None:  # it left meanwhile
             stream.cancel()
             return
         self._hangups.forget(sock)
+        while sent and (taken := len(sock.recv(sent))):
+            sent -= taken
         self._splices[client] = Splice(sock, stream, self._hangups, lambda end: self._over(client, end))
 
     def _over(self, client: int, end: AtollError | OSError | None) -> None:
@@ -358,6 +365,23 @@ def _told(error: BaseException, what: str) -> AtollError:
     if isinstance(error, TimeoutError):
         return StateError(f"{what} in time", code="timeout", hint="try again")
     return StateError(f"{what}: {type(error).__name__}: {error}", code="engine")
+
+
+def _send_ahead(sock: socket.socket | None, stream: Stream) -> int:
+    """Send what a client has said already right behind the request to connect; how many bytes.
+
+    That saves a way to the guest and back. They stay unread: whoever refuses the client finds them.
+    """
+    room = min(stream.takes(), MOST) if sock is not None else 0
+    if sock is None or not room:
+        return 0
+    try:
+        said = sock.recv(room, socket.MSG_PEEK)
+    except OSError:
+        return 0
+    if said:
+        stream.offer(memoryview(said))
+    return len(said)
 
 
 async def _request(sock: socket.socket) -> bytearray:
