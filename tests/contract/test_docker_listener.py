@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import resource
+import signal
 import socket
 
 import msgspec
@@ -369,6 +370,46 @@ async def test_an_engine_that_dies_ends_its_connections_and_the_next_one_starts_
         assert docker.engine.starts == 2
         for _, writer in again:
             writer.close()
+
+
+async def test_a_request_that_the_engine_did_not_get_is_refused_although_it_was_sent_ahead(place):
+    async with serving(place) as docker:
+        docker.engine.path = f"{place}.nothing"
+        reader, writer = await docker.dial()
+        writer.write(PING)
+        assert "No such file" in await answer_of(reader)
+        assert docker.engine.dials == 2
+        writer.close()
+
+
+async def test_a_request_that_the_engine_may_have_got_is_not_sent_twice(place):
+    async with serving(place) as docker:
+        assert await docker.ask(b"x") == b"x"
+        os.kill(docker.engine.child.pid, signal.SIGSTOP)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(docker.place)
+        sock.sendall(PING)  # before the listener has a turn
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        await docker.until(lambda: docker.engine.dials == 2)
+        await asyncio.sleep(0.02)
+        docker.engine.child.kill()
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        assert (docker.engine.dials, docker.engine.starts) == (2, 1)
+        writer.close()
+
+
+async def test_who_has_said_nothing_when_the_engine_dies_is_connected_to_the_next(place):
+    async with serving(place) as docker:
+        assert await docker.ask(b"x") == b"x"
+        os.kill(docker.engine.child.pid, signal.SIGSTOP)
+        reader, writer = await docker.dial()
+        await docker.until(lambda: docker.engine.dials == 2)
+        docker.engine.child.kill()
+        writer.write(b"y")
+        assert await reader.readexactly(1) == b"y"
+        assert (docker.engine.dials, docker.engine.starts) == (3, 2)
+        writer.close()
 
 
 async def test_an_idle_engine_is_suspended_but_not_one_at_work(place):

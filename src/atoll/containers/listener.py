@@ -224,12 +224,11 @@ class Listener:
                 self._take(d.DialFailed(client, _told(error, "the engine takes no connection")))
             return
         sock = self._clients.get(client)
-        if sock is None:  # it left meanwhile
+        if sock is None or not _skip(sock, sent):  # it left meanwhile
             stream.cancel()
+            self._leave(client)
             return
         self._hangups.forget(sock)
-        while sent and (taken := len(sock.recv(sent))):
-            sent -= taken
         self._splices[client] = Splice(sock, stream, self._hangups, lambda end: self._over(client, end))
 
     def _over(self, client: int, end: AtollError | OSError | None) -> None:
@@ -382,6 +381,16 @@ def _send_ahead(sock: socket.socket | None, stream: Stream) -> int:
     if said:
         stream.offer(memoryview(said))
     return len(said)
+
+
+def _skip(sock: socket.socket, count: int) -> bool:
+    """Read what was sent ahead; whether the client is still there."""
+    try:
+        while count and (taken := len(sock.recv(count))):
+            count -= taken
+    except OSError:
+        return False
+    return not count
 
 
 async def _request(sock: socket.socket) -> bytearray:
