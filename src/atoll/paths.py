@@ -17,6 +17,7 @@ __all__ = [
     "AGENT_DIR",
     "CONFIG_NAME",
     "SYSTEM_CONFIG",
+    "DockerPaths",
     "Paths",
     "SnapshotPaths",
     "TemplatePaths",
@@ -210,9 +211,38 @@ class SnapshotPaths(msgspec.Struct, frozen=True):
 
 
 class DockerPaths(msgspec.Struct, frozen=True):
-    """The directory of the Docker engine's host side."""
+    """What the listener of the Docker socket keeps.
 
-    directory: Path
+    Attributes:
+        data: the directory of all that the user would miss.
+    """
+
+    data: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where Docker's clients connect."""
+        return self.data / "docker.sock"
+
+    @property
+    def directory(self) -> Path:
+        """The listener's own, which nobody but its owner may enter."""
+        return self.data / "docker"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the listener for as long as it lives; holds its process id."""
+        return self.directory / "listener.lock"
+
+    @property
+    def control(self) -> Path:
+        """The listener's control socket."""
+        return self.directory / "control.sock"
+
+    @property
+    def log(self) -> Path:
+        """What the listener has to say."""
+        return self.directory / "listener.log"
 
     @property
     def former_context(self) -> Path:
@@ -283,8 +313,8 @@ class Paths(msgspec.Struct, frozen=True):
 
     @property
     def docker(self) -> DockerPaths:
-        """What belongs to the Docker engine."""
-        return DockerPaths(self.data / "docker")
+        """The Docker socket and its listener."""
+        return DockerPaths(self.data)
 
     def machine(self, name: str) -> VmPaths:
         """The directory of one machine."""

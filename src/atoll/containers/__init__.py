@@ -1,1 +1,1 @@
-"""A Docker engine in a machine, and what leads to it."""
+"""Containers: a Docker engine in a machine, and its socket on the host."""

@@ -199,16 +199,19 @@ class Agent:
             raise
         return execution
 
-    def connect(self, target: int | str, *, host: str | None = None) -> Stream:
+    def connect(
+        self, target: int | str, *, host: str | None = None, window: int = _CONNECTION_WINDOW
+    ) -> Stream:
         """Connect to a server in the guest: a stream of bytes both ways, behind an ``Empty`` reply.
 
         Args:
             target: a TCP port, or the path of a unix socket.
             host: address of the port; the guest's own by default.
+            window: bytes that may be under way in either direction, at most 1 MiB.
         """
         port, path = (target, None) if isinstance(target, int) else (None, target)
-        request = messages.NetConnect(host=host, port=port, path=path, window=_CONNECTION_WINDOW)
-        return self._channel.open(request, window=_CONNECTION_WINDOW)
+        request = messages.NetConnect(host=host, port=port, path=path, window=window)
+        return self._channel.open(request, window=window)
 
     def datagrams(self, host: str, port: int) -> Stream:
         """Exchange datagrams with a UDP server; see ``atoll.guest.datagrams``."""

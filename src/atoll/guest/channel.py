@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -78,6 +78,7 @@ class Channel:
         self._corked = False
         self._room = asyncio.Event()
         self._room.set()
+        self._held_back: list[Callable[[], None]] = []
         self._version: int | None = None
         self._changed = asyncio.Event()
         self._resyncs = 0
@@ -269,8 +270,9 @@ class Channel:
             return
         self._last = time.monotonic()
         try:
-            for event in self._session.receive(memoryview(self._buffer)[:count]):
-                self._dispatch(event)
+            with self.corked():  # what many frames make their readers send leaves at once
+                for event in self._session.receive(memoryview(self._buffer)[:count]):
+                    self._dispatch(event)
         except ProtocolError as error:
             self._resyncs += 1
             if self._resyncs > _MAX_RESYNCS or error.code == "protocol.version":
@@ -318,6 +320,9 @@ class Channel:
         self._want_writable(wanted=bool(outgoing))
         if session.pending < _LINK_QUEUE:
             self._room.set()
+            held_back, self._held_back = self._held_back, []
+            for go_on in held_back:
+                self._loop.call_soon(go_on)
         else:
             self._room.clear()
 
@@ -338,6 +343,19 @@ class Channel:
         taken = self._session.send(stream.id, data, end=end)
         self._flush()
         return taken
+
+    def _takes(self, stream: Stream, go_on: Callable[[], None]) -> int:
+        if self._broken is not None:
+            return 0
+        if self.congested:
+            self._held_back.append(go_on)
+            return 0
+        return self._session.room(stream.id)
+
+    def _offer(self, stream: Stream, data: memoryview, *, end: bool) -> None:
+        if self._broken is None and self._streams.get(stream.id) is stream:
+            self._session.send(stream.id, data, end=end)
+            self._flush()
 
     def _consume(self, stream: Stream, count: int) -> None:
         if self._broken is None and self._streams.get(stream.id) is stream:
@@ -370,6 +388,7 @@ class Stream:
         self._failing = asyncio.Event()
         self._ended = False
         self._error: AtollError | None = None
+        self._tell: Callable[[], None] | None = None
 
     async def reply(self, kind: type[T]) -> T:
         """Wait for the reply and decode it.
@@ -403,9 +422,7 @@ class Stream:
                 raise self._error
             self._arrived.clear()
             await self._arrived.wait()
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        return data
+        return self.take()
 
     def consumed(self, count: int) -> None:
         """Credit for ``count`` bytes goes back to the guest."""
@@ -436,10 +453,45 @@ class Stream:
                 return
             await self._writable.wait()
 
+    # For one that is told of what comes instead of waiting for it.
+
+    def follow(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called on the event loop whenever data, credit, the end or an error has come."""
+        self._tell = tell
+
+    def take(self) -> bytes:
+        """What has come, without waiting; ``consumed`` says when it has reached its reader."""
+        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        return data
+
+    def takes(self) -> int:
+        """How many bytes can be sent now; if none, there will be a call when there is room."""
+        return self._channel._takes(self, self._changed)  # noqa: SLF001
+
+    def offer(self, data: memoryview, *, end: bool = False) -> None:
+        """Send at most ``takes`` bytes, then end this direction if ``end``. What a dead link gets is lost."""
+        self._channel._offer(self, data, end=end)  # noqa: SLF001
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has been read, and nothing more comes."""
+        return self._ended and not self._chunks
+
+    @property
+    def error(self) -> AtollError | None:
+        """With what the stream has ended; what came before can still be read."""
+        return self._error
+
+    def _changed(self) -> None:
+        self._arrived.set()
+        if self._tell is not None:
+            self._tell()
+
     def finish(self) -> None:
         """Take what has come as all there is: readers get the end after it."""
         self._ended = True
-        self._arrived.set()
+        self._changed()
 
     def cancel(self) -> None:
         """End the stream from this side if it has not ended; whoever waits on it gets ``ChannelError``."""
@@ -460,11 +512,14 @@ class Stream:
             self._chunks.append(data)
         if end:
             self.finish()
-        self._arrived.set()
+        else:
+            self._changed()
 
     def on_credit(self, count: int) -> None:  # noqa: ARG002 - the session counts
         """There is room for more."""
         self._writable.set()
+        if self._tell is not None:
+            self._tell()
 
     def on_failure(self, error: AtollError) -> None:
         """The stream ended with an error."""
@@ -472,9 +527,9 @@ class Stream:
         if not self._reply.done():
             self._reply.set_exception(error)
             self._reply.exception()  # it may be that nobody awaits it
-        self._arrived.set()
         self._writable.set()
         self._failing.set()
+        self._changed()
 
 
 def _decode(payload: bytes, kind: type[T]) -> T:

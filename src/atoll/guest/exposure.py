@@ -1,43 +1,32 @@
-"""A server of the guest on a port of the host, through the guest's channel.
-
-The way of a byte from a client: asyncio reads it from the client's socket, ``_upload`` hands it to a
-``Stream``, the agent to the server; back by ``_download``. Neither reads on before the other side has taken
-what was read: what is under way is bounded for each connection, and a slow reader holds up the writer at the
-other end.
-"""
+"""A server of the guest on a port of the host, through the guest's channel: each client is spliced to it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import struct
 
 from atoll.errors import AtollError, UsageError
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
 from atoll.guest.messages import Empty
 from atoll.guest.opening import Closing
+from atoll.guest.splicing import Acceptor, Hangups, Splice, abort
 
 __all__ = ["Exposed", "listen"]
 
 #: Clients that may wait to be accepted.
 _BACKLOG = 512
-#: Bytes read from a client at once.
-_CHUNK = 65_536
-#: Payload of SO_LINGER (socket(7)): closing tells the peer of an error.
-_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Exposed(Closing):
     """A server of the guest that this host's programs reach at ``host`` and ``port``; made by ``expose``."""
 
-    def __init__(self, server: asyncio.Server, relay: Relay) -> None:
-        self._server = server
+    def __init__(self, listener: socket.socket, relay: Relay) -> None:
         self._relay = relay
         self._host: str
         self._port: int
-        self._host, self._port = server.sockets[0].getsockname()[:2]
+        self._host, self._port = listener.getsockname()[:2]
+        self._acceptor = Acceptor(listener, relay.accept)
         self._watching = asyncio.create_task(self._watch())
 
     @property
@@ -59,28 +48,31 @@ class Exposed(Closing):
     async def close(self) -> None:
         """Listen no more, and end all connections. Closing twice is fine."""
         self._watching.cancel()
-        self._server.close()
+        self._acceptor.close()
         await self._relay.close()
 
     async def _watch(self) -> None:
         await self._relay.lost()
-        self._server.close()
+        self._acceptor.close()
         await self._relay.close()
 
 
 class Relay:
-    """Connections of clients to ``target`` in the guest, each of them a task."""
+    """Connections of clients to ``target`` in the guest."""
 
     def __init__(self, agent: Agent, target: int | str) -> None:
         self._agent = agent
         self._target = target
-        self._connections: set[asyncio.Task[None]] = set()
+        self._hangups = Hangups()
+        self._dialling: dict[asyncio.Task[None], socket.socket] = {}
+        self._connections: set[Splice] = set()
 
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, client: socket.socket) -> None:
         """Connect a client."""
-        task = asyncio.create_task(self._connect(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = asyncio.create_task(self._connect(client))
+        self._dialling[task] = client
+        task.add_done_callback(self._dialling.pop)
 
     async def lost(self) -> None:
         """Wait until the guest cannot be reached any more."""
@@ -88,28 +80,35 @@ class Relay:
 
     async def close(self) -> None:
         """End all connections."""
-        connections = tuple(self._connections)
-        for connection in connections:
-            connection.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        dialling = dict(self._dialling)
+        for task in dialling:
+            task.cancel()
+        await asyncio.gather(*dialling, return_exceptions=True)
+        for splice in tuple(self._connections):
+            splice.close()
+        for client in dialling.values():
+            client.close()  # of a task that had not begun
+        self._hangups.close()
 
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from its beginning to its end; an error at either side is one at the other."""
+    async def _connect(self, client: socket.socket) -> None:
         stream: Stream | None = None
-        writer.transport.set_write_buffer_limits(high=0)
         try:
             stream = self._agent.connect(self._target)
             await stream.reply(Empty)
-            await _copy(reader, writer, stream)
-            writer.close()
-        except (AtollError, OSError):
-            _abort(writer)
-        except asyncio.CancelledError:
-            _abort(writer)
-            raise
-        finally:
+        except BaseException as error:
+            abort(client)
             if stream is not None:
                 stream.cancel()
+            if not isinstance(error, AtollError):
+                raise
+            return
+        splice: Splice
+
+        def over(_: object) -> None:
+            self._connections.discard(splice)
+
+        splice = Splice(client, stream, self._hangups, over)
+        self._connections.add(splice)
 
 
 async def listen(agent: Agent, target: int | str, *, host: str, port: int) -> Exposed:
@@ -119,49 +118,9 @@ async def listen(agent: Agent, target: int | str, *, host: str, port: int) -> Ex
         UsageError: ``usage.expose``: there is no such port, or this host's is taken or forbidden.
     """
     _check(target, port)
+    listener = await _bind(host, port)
     relay = Relay(agent, target)
-    server = await asyncio.start_server(relay.accept, sock=await _bind(host, port), backlog=_BACKLOG)
-    return Exposed(server, relay)
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stream: Stream) -> None:
-    """Both directions until both have ended; what the server sent before an error comes before that."""
-    uploading = asyncio.create_task(_upload(reader, stream))
-    failing = asyncio.create_task(stream.failure())
-    try:
-        await _download(stream, writer)
-        await asyncio.wait([uploading, failing], return_when=asyncio.FIRST_COMPLETED)
-        if failing.done():
-            raise failing.result()
-        await uploading
-    finally:
-        failing.cancel()
-        uploading.cancel()
-        await asyncio.gather(uploading, failing, return_exceptions=True)
-
-
-async def _upload(reader: asyncio.StreamReader, stream: Stream) -> None:
-    try:
-        while data := await reader.read(_CHUNK):
-            await stream.write(data)
-        await stream.write(b"", end=True)
-    except OSError:
-        stream.cancel()  # the client is gone
-
-
-async def _download(stream: Stream, writer: asyncio.StreamWriter) -> None:
-    while data := await stream.fetch():
-        writer.write(data)
-        await writer.drain()
-        stream.consumed(len(data))
-    writer.write_eof()
-
-
-def _abort(writer: asyncio.StreamWriter) -> None:
-    sock: socket.socket = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-    writer.transport.abort()
+    return Exposed(listener, relay)
 
 
 def _check(target: int | str, port: int) -> None:
@@ -182,6 +141,7 @@ async def _bind(host: str, port: int) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
+            sock.listen(_BACKLOG)
         except OSError:
             sock.close()
             raise

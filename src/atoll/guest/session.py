@@ -118,6 +118,11 @@ class Session:
         self._queue(wire.encode(FrameType.OPEN, stream, request, end=end))
         return stream
 
+    def room(self, stream: int) -> int:
+        """How many bytes of a stream the guest has given credit for."""
+        state = self._streams.get(stream)
+        return 0 if state is None or state.local_ended else state.send_window
+
     def send(self, stream: int, data: memoryview, *, end: bool = False) -> int:
         """Queue as much of ``data`` as the credit allows; the number of bytes taken.
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import asyncio
 
 __all__ = [
+    "SUN_PATH",
     "Balloon",
     "Capture",
     "ChannelEnd",
@@ -38,6 +39,7 @@ __all__ = [
     "Resident",
     "ResidentHypervisor",
     "VirtualMachine",
+    "at_directory",
     "connect",
     "end",
     "find_holder",
@@ -51,7 +53,7 @@ __all__ = [
 _PID_WAIT = 5.0
 
 #: Longest name of a socket, bytes (``sun_path`` of unix(7), without its final zero).
-_SUN_PATH = 107
+SUN_PATH = 107
 
 
 class Position(StrEnum):
@@ -385,7 +387,7 @@ def listen(path: Path) -> socket.socket:
     try:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-        _at_directory(path, sock.bind)
+        at_directory(path, sock.bind)
         path.chmod(0o600)
         sock.listen(16)
     except OSError as error:
@@ -398,16 +400,19 @@ def connect(path: Path) -> socket.socket:
     """A connection to the socket at ``path``. Raises ``OSError`` if nobody listens there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _at_directory(path, sock.connect)
+        at_directory(path, sock.connect)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _at_directory(path: Path, use: Callable[[str], None]) -> None:
-    """Call ``use`` with a short name of ``path``: a socket's name has at most 107 bytes (unix(7))."""
-    if len(os.fsencode(path)) <= _SUN_PATH:
+def at_directory(path: Path, use: Callable[[str], None]) -> None:
+    """Call ``use`` with a short name of ``path``: a socket's name has at most 107 bytes (unix(7)).
+
+    Raises ``OSError``.
+    """
+    if len(os.fsencode(path)) <= SUN_PATH:
         use(str(path))
         return
     fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

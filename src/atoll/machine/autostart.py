@@ -12,19 +12,30 @@ from atoll.config import Config
 from atoll.errors import ProcessError
 from atoll.events import Emit, Warned, ignore
 
-__all__ = ["disable", "enable", "enabled", "is_own", "launchd_plist", "systemd_unit", "unit_path"]
+__all__ = [
+    "disable",
+    "enable",
+    "enabled",
+    "is_own",
+    "launchd_plist",
+    "quoted",
+    "systemd_unit",
+    "tell_systemd",
+    "unit_directory",
+    "unit_path",
+]
 
 
 def systemd_unit(name: str, program: tuple[str, ...], variables: dict[str, str]) -> str:
     """The unit for the machine ``name`` (systemd.service(5))."""
     # Only in commands are variables expanded (systemd.exec(5), Environment=).
-    command = " ".join(_quoted(word).replace("$", "$$") for word in (*program, "supervise", name))
+    command = " ".join(quoted(word).replace("$", "$$") for word in (*program, "supervise", name))
     lines = [
         "[Unit]",
         f"Description=Atoll machine {name}",
         "",
         "[Service]",
-        *(f"Environment={_quoted(f'{variable}={value}')}" for variable, value in sorted(variables.items())),
+        *(f"Environment={quoted(f'{variable}={value}')}" for variable, value in sorted(variables.items())),
         f"ExecStart={command}",
         "KillMode=mixed",
         "TimeoutStopSec=60",
@@ -36,7 +47,7 @@ def systemd_unit(name: str, program: tuple[str, ...], variables: dict[str, str])
     return "\n".join(lines) + "\n"
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """One word of a unit's setting: C-style escapes, no specifiers (systemd.syntax(7), systemd.unit(5))."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
     return '"' + escaped.replace("%", "%%") + '"'
@@ -59,9 +70,14 @@ def unit_path(name: str) -> Path:
     """Where the unit of a machine is kept."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "LaunchAgents" / f"atoll.{name}.plist"
+    return unit_directory() / f"atoll-{name}.service"
+
+
+def unit_directory() -> Path:
+    """Where the units of the user's systemd are kept (systemd.unit(5))."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     root = Path(base) if os.path.isabs(base) else Path.home() / ".config"
-    return root / "systemd" / "user" / f"atoll-{name}.service"
+    return root / "systemd" / "user"
 
 
 def enabled() -> list[str]:
@@ -85,7 +101,7 @@ def enable(config: Config, name: str, emit: Emit = ignore) -> Path:
         store.write_file(path, launchd_plist(name, program, variables))
         return path
     store.write_file(path, systemd_unit(name, program, variables).encode())
-    _systemctl(["enable", path.name], emit)
+    tell_systemd(["enable", path.name], emit)
     return path
 
 
@@ -95,7 +111,7 @@ def disable(name: str, emit: Emit = ignore) -> bool:
     if not path.exists():
         return False
     if sys.platform != "darwin":
-        _systemctl(["disable", path.name], emit)
+        tell_systemd(["disable", path.name], emit)
     path.unlink(missing_ok=True)
     return True
 
@@ -108,10 +124,10 @@ def is_own(config: Config, name: str) -> bool:
     if sys.platform == "darwin":
         variables: dict[str, str] = plistlib.loads(path.read_bytes())["EnvironmentVariables"]
         return variables.get("ATOLL_DATA_DIR") == str(config.data_dir)
-    return _quoted(f"ATOLL_DATA_DIR={config.data_dir}") in path.read_text()
+    return quoted(f"ATOLL_DATA_DIR={config.data_dir}") in path.read_text()
 
 
-def _systemctl(words: list[str], emit: Emit) -> None:
+def tell_systemd(words: list[str], emit: Emit) -> None:
     """Tell the user's systemd; where none runs, say what is left to do."""
     program = process.find("systemctl")
     problem = "systemctl is not installed"

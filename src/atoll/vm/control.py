@@ -138,6 +138,7 @@ class Client:
         self._out: deque[bytes] = deque()
         self._pending = 0
         self._corked = False
+        self._due = False
         self._waiting = False
         self._drained = asyncio.Event()
         self._drained.set()
@@ -159,7 +160,14 @@ class Client:
         self._pending += len(frame)
         if self._pending > _MOST_PENDING:
             self.close()
-        elif not self._corked:
+        elif not self._corked and not self._due:
+            self._due = True  # with what else comes at once from the guest: each write wakes the client
+            self._drained.clear()
+            self._loop.call_soon(self._flush_due)
+
+    def _flush_due(self) -> None:
+        self._due = False
+        if not self._closed:
             self._flush()
 
     @property
@@ -299,7 +307,7 @@ class Client:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise ProtocolError("malformed request") from None
         self._asked = self._asked or opened.method != _GREETING
-        if opened.method.startswith("vm."):
+        if opened.method in self._server.methods or opened.method.startswith("vm."):
             self._serve(frame, opened.method)
         else:
             self._relay(frame, opened)
