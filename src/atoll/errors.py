@@ -35,6 +35,7 @@ __all__ = [
     "CommandError",
     "CommandTimeoutError",
     "ConfigError",
+    "EngineError",
     "FileError",
     "FileMissingError",
     "GuestError",
@@ -207,6 +208,12 @@ class FileMissingError(FileError):
     def __init__(self, message: str, *, errno: int = 0, path: str = "", hint: str = "") -> None:
         super().__init__(message, reason="", errno=errno, path=path, hint=hint)
         self.reason = "missing"
+
+
+class EngineError(AtollError):
+    """The engine of containers did not come up or does not answer; the last part of the code is the stage."""
+
+    family = "engine"
 
 
 class CommandTimeoutError(AtollError):

@@ -128,7 +128,9 @@ _UBUNTU = ("noble", "jammy")
 
 RECIPES = {
     "debian": Recipe("trixie", _DEBIAN, "Debian with apt, bash, curl, iproute2 and procps"),
-    "debian-machine": Recipe("trixie", _DEBIAN, "the same with systemd, sshd and sudo", flavour=Flavour.MACHINE),
+    "debian-machine": Recipe(
+        "trixie", _DEBIAN, "the same with systemd, sshd and sudo", flavour=Flavour.MACHINE
+    ),
     "ubuntu": Recipe("noble", _UBUNTU, "Ubuntu, as debian", distribution="ubuntu"),
     "ubuntu-machine": Recipe(
         "noble", _UBUNTU, "Ubuntu, as debian-machine", distribution="ubuntu", flavour=Flavour.MACHINE
@@ -339,7 +341,9 @@ def require_programs(manifest: ImageManifest) -> None:
     wrong = wanting(recipe.programs, manifest.programs) if recipe is not None else ""
     if wrong:
         raise ImageError(
-            f"the image {manifest.name} cannot be used: {wrong}", code="program", hint=_rebuild_hint(manifest.name)
+            f"the image {manifest.name} cannot be used: {wrong}",
+            code="program",
+            hint=_rebuild_hint(manifest.name),
         )
 
 
@@ -349,14 +353,14 @@ def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -
     Args:
         paths: where images are kept.
         file: a tar of a root file system or of an OCI image layout; plain, or compressed by gzip, xz or zstd.
-        name: ``NAME`` or ``NAME:TAG``; of those that Atoll builds itself only such of which it knows what must
-            be in them, as ``engine``.
+        name: ``NAME`` or ``NAME:TAG``; of those that Atoll builds itself only such of which it knows what
+            must be in them, as ``engine``.
         emit: told of progress.
 
     Raises:
         ImageError: ``image.name``; ``image.missing``: there is no such file; ``image.archive``: it is
-            damaged, too large, or names what lies outside of it; ``image.program``: it lacks one that an image
-            of that name must have; ``image.build``.
+            damaged, too large, or names what lies outside of it; ``image.program``: it lacks one that an
+            image of that name must have; ``image.build``.
         PreflightError: a program or a permission is missing.
         StoreError: ``store.full``, or the place for images cannot be written.
     """

@@ -1,7 +1,7 @@
 """The root of the machine in which Docker's engine runs: Debian's packages, and nothing that it does without.
 
-Docker's client is not in it: clients are on the host. What is in it beside the engine itself is what the engine
-calls: iptables, git for builds of a repository, ps for ``docker top``, programs that unpack layers.
+Docker's client is not in it: clients are on the host. What is in it beside the engine itself is what the
+engine calls: iptables, git for builds of a repository, ps for ``docker top``, programs that unpack layers.
 """
 
 from __future__ import annotations

@@ -128,7 +128,9 @@ def check_free(name: str, spec: MachineSpec | None = None) -> str:
     """A name for a machine with that record. Raises ``UsageError``: as ``check_name``; ``usage.reserved``."""
     if check_name(name) in RESERVED and (spec is None or spec.service is None):
         message = f"the name {name} is kept for a machine of Atoll's own"
-        raise UsageError(message, code="reserved", hint=f"choose another name; {RESERVED[name]} uses that machine")
+        raise UsageError(
+            message, code="reserved", hint=f"choose another name; {RESERVED[name]} uses that machine"
+        )
     return name
 
 
