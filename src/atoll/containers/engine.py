@@ -175,12 +175,12 @@ class Engine:
                 await self._machine.close()
 
     async def restart(self, timeout: float = 60.0) -> EngineStatus:  # noqa: ASYNC109 - as for ``ensure_ready``
-        """Stop and start it, with its settings as they are now; containers come back as their policies say."""
+        """Stop and start it with its settings as they are now; containers return as their policies say."""
         await self.stop()
         return await self.start(timeout)
 
     async def suspend(self) -> None:
-        """Have the engine rest, containers and all, until ``ensure_ready``; one that does not run rests already.
+        """Have the engine rest, containers and all, until ``ensure_ready``, unless it rests already.
 
         Raises:
             StateError: a share is in use in it.

@@ -10,10 +10,11 @@ from __future__ import annotations
 import shlex
 
 from atoll.containers.settings import CONTAINERD_SOCKET, EngineSettings, daemon_json, environment, trusted
+from atoll.errors import ConfigError
 from atoll.image.engine import REQUIRED
 from atoll.machine.spec import Service
 
-__all__ = ["DIRECT", "FAILURES", "LOGS", "service"]
+__all__ = ["DIRECT", "FAILURES", "KEEPER", "LOGS", "service"]
 
 _RUN = "/run/atoll-engine"
 
@@ -60,7 +61,11 @@ _SYSCTLS = {
 #: Of a file of a log, bytes, at most.
 _LOG_SIZE = 1 << 20
 
-_KEEPER = f"""\
+#: Bytes of the script that starts all: it travels to the guest in one message of 32 KiB.
+_MOST = 30_000
+
+#: Starts a program again and again; its arguments are a name, and the program's command.
+KEEPER = f"""\
 name=$1
 shift
 log={LOGS}/$name.log
@@ -129,8 +134,12 @@ sync
 
 
 def service(settings: EngineSettings) -> Service:
-    """What the machine runs. Raises ``ConfigError`` as ``daemon_json`` and ``trusted``."""
-    files = {"keeper": _KEEPER, "containerd.toml": _containerd(), "daemon.json": daemon_json(settings) + "\n"}
+    """What the machine runs.
+
+    Raises:
+        ConfigError: ``config.engine``: as ``daemon_json`` and ``trusted``; or it is too much.
+    """
+    files = {"keeper": KEEPER, "containerd.toml": _containerd(), "daemon.json": daemon_json(settings) + "\n"}
     variables = environment(settings)
     lines = [f"printf %s {shlex.quote(text)} > {_RUN}/{name}" for name, text in files.items()]
     authorities = trusted(settings)
@@ -143,6 +152,9 @@ def service(settings: EngineSettings) -> Service:
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     sysctls = "\n    ".join(f"echo {value} > /proc/sys/{path} || :" for path, value in _SYSCTLS.items())
     start = _START.replace("SYSCTLS", sysctls).replace("FILES", "\n".join(lines))
+    if len(start.encode()) > _MOST:
+        hint = "name fewer certificates, or shorten the daemon settings"
+        raise ConfigError(f"the engine's settings have more than {_MOST} bytes", code="engine", hint=hint)
     return Service(start, _STOP, DIRECT)
 
 

@@ -46,9 +46,6 @@ _OURS = frozenset(
     }
 )
 
-#: Bytes of certificates together: they travel to the guest in one command.
-_MOST_CERTIFICATES = 64 << 10
-
 
 class Proxy(msgspec.Struct, frozen=True):
     """Through which proxies images are pulled: addresses, and hosts that are reached without one."""
@@ -137,14 +134,9 @@ def trusted(settings: EngineSettings) -> str:
     """The certificates of ``settings``, one behind the other.
 
     Raises:
-        ConfigError: ``config.engine``: one cannot be read or is none, or they are too large together.
+        ConfigError: ``config.engine``: one cannot be read, or is none.
     """
-    texts = [_certificate(path) for path in settings.certificates]
-    size = sum(len(text) for text in texts)
-    if size > _MOST_CERTIFICATES:
-        hint = f"name only those that the registries need: {_MOST_CERTIFICATES >> 10} KiB at most"
-        raise ConfigError(f"the engine's certificates have {size >> 10} KiB", code="engine", hint=hint)
-    return "\n".join(text.strip() for text in texts)
+    return "\n".join(_certificate(path).strip() for path in settings.certificates)
 
 
 def _certificate(path: Path) -> str:
