@@ -19,6 +19,7 @@
      |    +-- CommandError     a command could not be started in the guest
      |    +-- FileError        a file in the guest could not be read, written, made or removed
      |         +-- FileMissingError   because it does not exist
+     +-- EngineError           the engine of containers did not come up or does not answer
      +-- CommandTimeoutError   a command ran past its time
      +-- CommandFailedError    a command that had to succeed did not (atoll.guest.result)
 

@@ -1,5 +1,7 @@
 """What dockerd answers is taken as hostile: the guest is not trusted."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +62,5 @@ def test_what_dockerd_says_of_a_failure_is_passed_on():
 
 @given(st.binary(max_size=80))
 def test_whatever_comes_is_a_body_or_an_error(answer):
-    try:
+    with contextlib.suppress(EngineError):
         assert isinstance(api.body_of(answer, "GET /"), bytes)
-    except EngineError as error:
-        assert error.code == "engine.answer"

@@ -1,4 +1,4 @@
-"""The root that the engine's machine boots from: checked each time, read as a whole only when it is another file."""
+"""The root of the engine's machine: checked at each start, read as a whole only when it is another file."""
 
 import hashlib
 import os

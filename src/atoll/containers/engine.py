@@ -376,4 +376,6 @@ class Engine:
         said = ""
         with contextlib.suppress(AtollError):
             said = (await self._machine.run(["tail", "-n", "12", f"{guest.LOGS}/{name}.log"])).stdout
-        return EngineError(message, code=name, hint=hint, detail=said.strip())
+        if name == "containerd":
+            return EngineError(message, code="containerd", hint=hint, detail=said.strip())
+        return EngineError(message, code="dockerd", hint=hint, detail=said.strip())
