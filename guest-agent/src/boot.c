@@ -19,6 +19,7 @@
 #include "clock.h"
 #include "console.h"
 #include "device.h"
+#include "directories.h"
 #include "file.h"
 #include "identity.h"
 #include "mounts.h"
@@ -39,6 +40,7 @@ enum {
 #define LOWER "/lower"
 #define UPPER "/upper"
 #define ROOT "/root"
+#define DIRECT "direct" /* of the file system at UPPER */
 
 enum step_result { DONE, AGAIN, WAITING, FAILED };
 
@@ -279,7 +281,45 @@ static enum step_result enter_root(struct agent *agent)
     return result(!*boot->root_device || mount_switch_root(ROOT, &boot->failure));
 }
 
-/* Inside the root, where the root's own symbolic links lead to the right place. */
+/* From here on inside the root, where the root's own symbolic links lead to the right place. */
+
+/* A directory of the root that lies beside the overlay, on the file system that holds its upper part. */
+static bool mount_beside(int mount_of_upper, char *path, struct failure *failed)
+{
+    char source[sizeof(DIRECT) + CMDLINE_PATH_MAX];
+
+    snprintf(source, sizeof(source), DIRECT "%s", path);
+    bool mounted = fchdir(mount_of_upper) == 0 && make_directories(source) && make_directories(path) &&
+                   mount(source, path, NULL, MS_BIND, NULL) == 0;
+    if (!mounted)
+        *failed = failure_os(errno, NULL, "mount %s", path);
+    if (chdir("/") < 0 && mounted) {
+        *failed = failure_os(errno, NULL, "/");
+        return false;
+    }
+    return mounted;
+}
+
+static enum step_result mount_direct(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+    const char *rest = boot->options.direct;
+    char path[CMDLINE_PATH_MAX + 1];
+
+    if (!*boot->root_device)
+        return DONE;
+    while (cmdline_next_path(&rest, path)) {
+        int upper = boot->data_mount >= 0 ? boot->data_mount : boot->memory_mount;
+
+        if (!mount_beside(upper, path, &boot->failure))
+            return FAILED;
+    }
+    if (!*rest)
+        return DONE;
+    boot->failure = failure_os(EINVAL, NULL, "atoll.direct");
+    return FAILED;
+}
+
 static enum step_result mount_modules(struct agent *agent)
 {
     struct boot *boot = &agent->boot;
@@ -402,9 +442,8 @@ static enum step_result await_init(struct agent *agent)
 }
 
 static enum step_result (*const steps[])(struct agent *agent) = {
-    greet_host,  load_modules,  hold,       probe_devices, find_disks,    mount_lower,
-    mount_upper, mount_overlay, enter_root, mount_modules, set_up_system, hand_over,
-    await_init,
+    greet_host,  load_modules,  hold,       probe_devices, find_disks,    mount_lower,   mount_upper,
+    mount_overlay, enter_root, mount_direct, mount_modules, set_up_system, hand_over, await_init,
 };
 
 static enum boot_progress stop(struct boot *boot, enum boot_phase phase)

@@ -9,7 +9,7 @@
 const struct cmdline_parameter cmdline_parameters[] = {
 #define PARAMETER(name) {#name, offsetof(struct cmdline, name), sizeof(((struct cmdline *)0)->name)}
     PARAMETER(root), PARAMETER(rootfs),   PARAMETER(data),       PARAMETER(datafs), PARAMETER(modules),
-    PARAMETER(init), PARAMETER(hostname), PARAMETER(machine_id), {NULL, 0, 0},
+    PARAMETER(init), PARAMETER(direct),   PARAMETER(hostname),   PARAMETER(machine_id), {NULL, 0, 0},
 #undef PARAMETER
 };
 
@@ -66,5 +66,36 @@ bool cmdline_parse(const char *text, struct cmdline *cmdline, const char **wrong
             return false;
         text += length;
     }
+    return true;
+}
+
+/* Absolute, and without a part that is empty, "." or "..". */
+static bool is_plain(const char *path)
+{
+    if (*path != '/')
+        return false;
+    while (*path == '/') {
+        size_t length = strcspn(++path, "/");
+
+        if (length == 0 || equals(path, length, ".") || equals(path, length, ".."))
+            return false;
+        path += length;
+    }
+    return true;
+}
+
+bool cmdline_next_path(const char **list, char path[CMDLINE_PATH_MAX + 1])
+{
+    size_t length = strcspn(*list, ":");
+
+    if (!**list || length > CMDLINE_PATH_MAX)
+        return false;
+    memcpy(path, *list, length);
+    path[length] = '\0';
+    if (!is_plain(path))
+        return false;
+    *list += length;
+    if (**list == ':' && (*list)[1]) /* a colon with nothing behind it is wrong */
+        ++*list;
     return true;
 }

@@ -23,6 +23,7 @@ struct cmdline {
     char datafs[CMDLINE_TYPE_MAX + 1];
     char modules[CMDLINE_SERIAL_MAX + 1];
     char init[CMDLINE_PATH_MAX + 1];
+    char direct[CMDLINE_PATH_MAX + 1];
     char hostname[CMDLINE_HOSTNAME_MAX + 1];
     char machine_id[CMDLINE_MACHINE_ID_SIZE + 1];
     bool lifeline;
@@ -40,5 +41,9 @@ extern const struct cmdline_parameter cmdline_parameters[];
 
 /* False if a value is too long; `wrong` then names its parameter. */
 bool cmdline_parse(const char *text, struct cmdline *cmdline, const char **wrong);
+
+/* Takes the next path of a list with colons between; false at its end, or at one that is not absolute and plain:
+ * `list` is then not at its end. */
+bool cmdline_next_path(const char **list, char path[CMDLINE_PATH_MAX + 1]);
 
 #endif

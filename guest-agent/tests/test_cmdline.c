@@ -55,7 +55,39 @@ static void a_value_that_is_too_long_is_named(void)
     CHECK(strcmp(wrong, "root") == 0);
 }
 
+/* How many paths the list has, or -1 where it is wrong. */
+static int count_paths(const char *list)
+{
+    char path[CMDLINE_PATH_MAX + 1];
+    int count = 0;
+
+    while (cmdline_next_path(&list, path))
+        count++;
+    return *list ? -1 : count;
+}
+
+static void a_list_of_paths_is_taken_apart(void)
+{
+    const char *list = "/var/lib/docker:/srv";
+    char path[CMDLINE_PATH_MAX + 1];
+
+    CHECK(cmdline_next_path(&list, path) && strcmp(path, "/var/lib/docker") == 0);
+    CHECK(cmdline_next_path(&list, path) && strcmp(path, "/srv") == 0);
+    CHECK(!cmdline_next_path(&list, path) && !*list);
+    CHECK(count_paths("") == 0 && count_paths("/a") == 1 && count_paths("/a/..b:/.c") == 2);
+}
+
+static void a_path_that_is_not_plain_stops_the_list(void)
+{
+    static const char *const wrong[] = {"/", "a", "/a:b", "/a/../b", "/a/.", "/a//b", "/a/", "/a:", ":/a", "/.."};
+
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(*wrong); i++)
+        CHECK(count_paths(wrong[i]) == -1);
+}
+
 const struct test cmdline_tests[] = {
+    {"a list of paths is taken apart", a_list_of_paths_is_taken_apart},
+    {"a path that is not plain stops the list", a_path_that_is_not_plain_stops_the_list},
     {"parameters are read and others ignored", parameters_are_read_and_others_ignored},
     {"absent parameters have defaults", absent_parameters_have_defaults},
     {"a template holds, and a machine has an id", a_template_holds_and_a_machine_has_an_id},

@@ -19,6 +19,7 @@
      |    +-- CommandError     a command could not be started in the guest
      |    +-- FileError        a file in the guest could not be read, written, made or removed
      |         +-- FileMissingError   because it does not exist
+     +-- EngineError           the engine of containers did not come up or does not answer
      +-- CommandTimeoutError   a command ran past its time
      +-- CommandFailedError    a command that had to succeed did not (atoll.guest.result)
 
@@ -35,6 +36,7 @@ __all__ = [
     "CommandError",
     "CommandTimeoutError",
     "ConfigError",
+    "EngineError",
     "FileError",
     "FileMissingError",
     "GuestError",
@@ -207,6 +209,12 @@ class FileMissingError(FileError):
     def __init__(self, message: str, *, errno: int = 0, path: str = "", hint: str = "") -> None:
         super().__init__(message, reason="", errno=errno, path=path, hint=hint)
         self.reason = "missing"
+
+
+class EngineError(AtollError):
+    """The engine of containers did not come up or does not answer; the last part of the code is the stage."""
+
+    family = "engine"
 
 
 class CommandTimeoutError(AtollError):

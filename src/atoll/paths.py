@@ -77,6 +77,11 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.directory / "image.json"
 
     @property
+    def checked(self) -> Path:
+        """Which file the root was when its digest was computed last."""
+        return self.directory / "checked.json"
+
+    @property
     def base(self) -> Path:
         """Which snapshot it last made, or went back to."""
         return self.directory / "snapshot.json"
@@ -300,6 +305,11 @@ class Paths(msgspec.Struct, frozen=True):
     def snapshots(self) -> Path:
         """Snapshots: ``snapshots/<id>/``."""
         return self.data / "snapshots"
+
+    @property
+    def engine_lock(self) -> Path:
+        """Held while the engine of containers is brought up or ended."""
+        return self.data / "docker" / "engine.lock"
 
     @property
     def ssh(self) -> Path:

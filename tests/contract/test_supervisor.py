@@ -200,6 +200,32 @@ async def test_a_paused_machine_stops_in_order(dev):
     assert dev.state.phase is Phase.STOPPED
 
 
+async def test_a_guest_is_told_before_it_is_ended_in_order_but_not_by_force(make, tmp_path):
+    told = tmp_path / "told"
+    dev = make(setup=Setup(farewell=f"kill -0 $PPID && sleep 0.1 && echo x >> '{told}'; exit 1"))
+    control = await dev.started()
+    await control.stop(force=True)
+    control.close()
+    await at_rest(dev.place)
+    assert not told.exists()
+    control = await dev.started()
+    stopped = await control.stop()
+    assert [(step.how, step.ended) for step in stopped.steps] == [("agent", True)]
+    control.close()
+    await at_rest(dev.place)
+    assert told.read_text() == "x\n"
+
+
+async def test_a_guest_that_does_not_come_to_the_end_of_it_is_ended_all_the_same(make):
+    dev = make(setup=Setup(farewell="sleep 60"))
+    control = await dev.started()
+    stopped = await control.stop(timeout=0.4)
+    assert (stopped.steps[0].how, stopped.steps[0].ended) == ("agent", False)
+    assert stopped.steps[-1].ended
+    control.close()
+    await at_rest(dev.place)
+
+
 async def test_a_paused_machine_stops_by_force_at_once(dev):
     control = await dev.started()
     await control.pause()

@@ -4,6 +4,7 @@ import struct
 import tarfile
 import threading
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from atoll import store
 from atoll.errors import ImageError, PreflightError, StoreError
 from atoll.image import catalog, debian, machine
 from atoll.image.catalog import ImageManifest, InstalledPackage
+from atoll.image.programs import Program
 from atoll.paths import Paths
 
 MIRROR = "http://mirror.example/ubuntu"
@@ -278,6 +280,33 @@ def test_the_tool_is_told_everything_that_makes_the_image_the_same_everywhere(tm
         assert leak in hook
 
 
+def test_the_engines_image_has_neither_apt_nor_docker_client(tmp_path):
+    argv = debian.arguments(
+        "trixie", "amd64", tmp_path, mode="auto", sources=(), options=(), flavour=catalog.Flavour.ENGINE
+    )
+    assert "--variant=essential" in argv
+    packages = next(word for word in argv if word.startswith("--include=")).partition("=")[2].split(",")
+    assert {"docker.io", "containerd", "runc", "iptables"} <= set(packages)
+    assert not {"docker-cli", "apt", "systemd-sysv"} & set(packages)
+    assert "--dpkgopt=path-exclude=/usr/bin/ctr" in argv
+    assert any("iptables" in word and "-legacy" in word for word in argv if "customize-hook" in word)
+
+
+def test_an_image_that_lacks_a_program_is_named_with_what_brings_it(home):
+    record = manifest("engine:trixie", "trixie", root())
+    found = tuple(
+        Program(name, f"/usr/bin/{name}", 1, 0o100755, "00")
+        for name in catalog.RECIPES["engine"].programs
+        if name != "runc"
+    )
+    with pytest.raises(ImageError) as caught:
+        catalog.require_programs(msgspec.structs.replace(record, programs=found))
+    assert caught.value.code == "image.program"
+    assert "runc is missing" in caught.value.message
+    assert "atoll image build --force engine:trixie" in caught.value.hint
+    catalog.require_programs(manifest("debian:trixie", "trixie", root()))
+
+
 def test_installed_packages_are_read_from_dpkg():
     status = (
         "Package: b\nStatus: install ok installed\nVersion: 2\nArchitecture: amd64\nDescription: x\n more\n\n"
@@ -309,7 +338,14 @@ def test_a_manifest_of_an_older_atoll_has_no_init(home):
 
 def machine_arguments(tmp_path):
     return debian.arguments(
-        "trixie", "amd64", tmp_path, mode="auto", sources=(), options=(), overlay=tmp_path / "a b.tar"
+        "trixie",
+        "amd64",
+        tmp_path,
+        mode="auto",
+        sources=(),
+        options=(),
+        flavour=catalog.Flavour.MACHINE,
+        overlay=tmp_path / "a b.tar",
     )
 
 

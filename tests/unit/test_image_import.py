@@ -316,3 +316,39 @@ def test_a_damaged_imported_image_is_answered_with_the_command_that_imports_it(b
     with pytest.raises(ImageError) as caught:
         catalog.find(home, "mine:1", architecture="x86_64")
     assert "atoll image import FILE mine:1" in caught.value.hint
+
+
+def engine(**changes):
+    """A root with all programs of the engine, but for ``changes``: members, or None to leave one out."""
+    members = {
+        name: member(f"usr/bin/{name}", b"\x7fELF" + name.encode(), mode=0o755)
+        for name in catalog.RECIPES["engine"].programs
+    }
+    members |= {name.replace("_", "-"): changed for name, changed in changes.items()}
+    return tar(member("etc/hostname", b"x"), *(entry for entry in members.values() if entry is not None))
+
+
+def test_a_users_own_engine_is_an_image_of_that_name_if_it_has_every_program(bring):
+    image = bring(engine(iptables=member("usr/bin/iptables", kind=tarfile.SYMTYPE, link="dockerd")), "engine")
+    assert image.manifest.name == "engine:trixie"
+    found = {program.name: program for program in image.manifest.programs}
+    assert found["runc"].sha256 == hashlib.sha256(b"\x7fELFrunc").hexdigest()
+    assert found["iptables"].path == "/usr/bin/dockerd"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (None, "runc is missing"),
+        (member("usr/bin/runc", b"x", mode=0o644), "/usr/bin/runc is not executable"),
+        (member("usr/bin/runc", kind=tarfile.DIRTYPE, mode=0o755), "/usr/bin/runc is no regular file"),
+        (member("usr/bin/runc", b"", mode=0o755), "/usr/bin/runc is empty"),
+        (member("usr/bin/runc", kind=tarfile.SYMTYPE, link="/../../../bin/no-such"), "runc is missing"),
+    ],
+)
+def test_an_engine_that_lacks_a_program_is_not_imported(bring, home, changed, said):
+    with pytest.raises(ImageError) as caught:
+        bring(engine(runc=changed), "engine")
+    assert caught.value.code == "image.program"
+    assert said in caught.value.message
+    assert catalog.installed(home) == []

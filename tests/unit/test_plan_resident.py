@@ -12,6 +12,7 @@ from machines import hosted_spec
 from atoll.hypervisor.model import Accelerator, Architecture, Disk, Forward, UserNetwork
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.machine.planning import setup_script
+from atoll.vm.cloning import identity_of
 from atoll.vm.plan import Bootable, Residence, Shape, plan, plan_resident
 from atoll.vm.stopping import plan_steps
 
@@ -151,3 +152,12 @@ def test_the_setup_of_a_guest_holds_no_word_that_its_shell_would_take_apart():
     script = setup_script("dev", hosted_spec(user="me"))
     assert "'me ALL=" in script
     assert "$(command -v bash" in script
+
+
+def test_directories_that_lie_on_the_disk_itself_are_told_to_the_agent():
+    data = Disk(Path("/m/data.img"), serial="data")
+    machine = plan_resident("dev", FILES, KVM, Residence(data=data, direct=("/var/lib/a", "/srv")))
+    assert "atoll.direct=/var/lib/a:/srv" in machine.cmdline
+    assert identity_of(machine).direct == "/var/lib/a:/srv"
+    plain = plan_resident("dev", FILES, KVM, Residence(data=data))
+    assert not any("direct" in item for item in plain.cmdline)

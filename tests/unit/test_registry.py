@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from atoll import process, store
 from atoll.errors import StoreError, UsageError
 from atoll.machine import registry
+from atoll.machine.spec import Service
 from atoll.paths import Paths
 from atoll.vm.state import Cause, Phase, State, StateError
 
@@ -112,6 +113,7 @@ import sys, time
 from pathlib import Path
 from machines import hosted_spec
 from atoll.machine import registry
+from atoll.machine.spec import Service
 from atoll.paths import Paths
 data = Path(sys.argv[1])
 def fill(place):
@@ -322,3 +324,23 @@ def test_what_is_true_depends_on_locks_not_on_what_is_recorded(paths):
     store.write_record(place.state, stale)
     assert registry.observe(place)[0].cause is Cause.HOST_RESTARTED
     assert store.read_record(place.state, State) == stale, "looking changes nothing"
+
+
+def test_the_name_of_atolls_own_machine_is_not_a_users_to_take_change_or_remove(paths):
+    assert refused(make, paths, "docker", kind=UsageError).code == "usage.reserved"
+    make(paths, "dev")
+    make(paths, "docker", service=Service("true"))
+    with registry.change(paths, "dev") as dev, registry.change(paths, "docker") as own:
+        assert refused(registry.rename, paths, dev, "docker", kind=UsageError).code == "usage.reserved"
+        assert refused(registry.rename, paths, own, "mine", kind=UsageError).code == "usage.reserved"
+        assert refused(registry.require_users, own, "removed", kind=UsageError).code == "usage.reserved"
+        registry.require_users(dev, "removed")
+    assert [entry.name for entry in registry.listed(paths)] == ["dev", "docker"]
+
+
+def test_a_machine_that_a_user_made_under_a_name_that_was_free_then_can_be_renamed(paths):
+    make(paths, "dev")
+    paths.machine("dev").directory.rename(paths.machine("docker").directory)
+    with registry.change(paths, "docker") as machine:
+        registry.rename(paths, machine, "mine")
+    assert registry.find(paths, "mine").spec.service is None

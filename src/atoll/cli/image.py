@@ -18,7 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = commands.add_parser("build", help="build an image, and the kernel if there is none")
-    build.add_argument("image", help="debian, debian-machine, ubuntu or ubuntu-machine; or NAME:SUITE")
+    build.add_argument(
+        "image", help="debian, debian-machine, ubuntu, ubuntu-machine or engine; or NAME:SUITE"
+    )
     build.add_argument("--force", "-f", action="store_true", help="build it also if it is here already")
     build.add_argument("--refresh-kernel", action="store_true", help="ask apt for a newer kernel")
     build.add_argument("--verbose", "-v", action="store_true", help="show the programs that are run")

@@ -17,6 +17,7 @@ import msgspec
 from atoll.containers import demand as d
 from atoll.containers.backend import Backend
 from atoll.containers.demand import Demand, Stage
+from atoll.containers.ports import Port
 from atoll.containers.refusal import MOST, answer, is_request
 from atoll.errors import AtollError, ChannelError
 from atoll.guest.channel import Stream
@@ -72,6 +73,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         closing: it is about to end.
         failure: what went wrong last; None if nothing has since the engine answered last.
         failed: when that was, seconds since the epoch.
+        ports: of this host that containers publish.
+        names: of containers and services, and their addresses in the guest.
     """
 
     pid: int
@@ -86,6 +89,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     closing: bool
     failure: Failure | None = None
     failed: float = 0.0
+    ports: tuple[Port, ...] = ()
+    names: dict[str, tuple[str, ...]] = {}
 
 
 class Listener:
@@ -96,6 +101,7 @@ class Listener:
         backend: the engine; closed by ``close``.
         timing: how long things may take.
         log: told in words of all that happens to the engine.
+        on_ready: told when the engine has been brought up.
     """
 
     def __init__(
@@ -105,11 +111,13 @@ class Listener:
         timing: Timing,
         *,
         log: Callable[[str], None] = lambda _: None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._backend = backend
         self._timing = timing
         self._log = log
+        self._on_ready = on_ready
         self._hangups = Hangups()
         self._clients: dict[int, socket.socket] = {}
         self._splices: dict[int, Splice] = {}
@@ -317,6 +325,7 @@ class Listener:
             return
         self._log(f"the engine is ready after {self._loop.time() - began:.2f} s")
         self._failure = None
+        self._on_ready()
         self._take(d.Started())
 
     async def _suspend_engine(self) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,21 +28,23 @@ from atoll.config import Config, load
 from atoll.containers.backend import Backend
 from atoll.containers.control import control_server
 from atoll.containers.listener import Listener, Status, Timing
+from atoll.containers.ports import Ports, Reached
 from atoll.containers.sockets import bind, inherited
 from atoll.errors import AtollError
-from atoll.events import Emit, Event, Warned
+from atoll.events import Emit, Event, PortClosed, PortOpened, PortRefused, Warned
 from atoll.hypervisor.port import listen
 from atoll.paths import DockerPaths
+from atoll.vm.eventlog import EventLog
 from atoll.vm.logs import RotatedLog
 from atoll.vm.state import StateError
 
-__all__ = ["BUSY", "ENGINE", "Opened", "main", "serve"]
+__all__ = ["BUSY", "ENGINE", "Opened", "Parts", "main", "serve"]
 
 #: Exit status of a listener that found another one at its place.
 BUSY = 75
 
 #: What makes the engine, as ``--backend`` takes it: loaded when the listener has its lock.
-ENGINE = "atoll.containers.engine:Engine"
+ENGINE = "atoll.containers.composing:engine"
 
 #: Seconds in which clients may end when the listener is to.
 GRACE = 10.0
@@ -50,6 +53,13 @@ GRACE = 10.0
 _LOOK = 2.0
 
 Opened = Callable[[Config, Emit], Backend]
+
+
+class Parts(NamedTuple):
+    """What is behind a listener: the engine, and the ports of its containers if it has any."""
+
+    backend: Backend
+    ports: Ports | None
 
 
 class _Log(io.TextIOBase):
@@ -70,7 +80,7 @@ def say(text: str) -> None:
 
 def serve(
     place: DockerPaths,
-    open_backend: Callable[[], Backend],
+    open_parts: Callable[[], Parts],
     timing: Timing,
     *,
     client: socket.socket | None = None,
@@ -80,7 +90,7 @@ def serve(
 
     Args:
         place: where; the socket is a service manager's if one was passed to this process.
-        open_backend: makes the engine's backend, on the event loop.
+        open_parts: makes the engine's, on the event loop.
         timing: how long things may take.
         client: a connection that waits to be served, of whoever started this process.
         log: told in words what happens.
@@ -108,16 +118,14 @@ def serve(
             bound = bind(place)
             stack.callback(bound.remove)
             sock = bound.sock
-            return asyncio.run(
-                _run(place, sock, open_backend, timing, client, lock, log, unname=bound.remove)
-            )
-        return asyncio.run(_run(place, sock, open_backend, timing, client, lock, log, unname=None))
+            return asyncio.run(_run(place, sock, open_parts, timing, client, lock, log, unname=bound.remove))
+        return asyncio.run(_run(place, sock, open_parts, timing, client, lock, log, unname=None))
 
 
 async def _run(
     place: DockerPaths,
     sock: socket.socket,
-    open_backend: Callable[[], Backend],
+    open_parts: Callable[[], Parts],
     timing: Timing,
     client: socket.socket | None,
     lock: int,
@@ -127,10 +135,15 @@ async def _run(
 ) -> int:
     ending: asyncio.Queue[float] = asyncio.Queue()
     path = str(place.socket) if unname is not None else str(sock.getsockname())
-    listener = Listener(sock, open_backend(), timing, log=log)
+    backend, ports = open_parts()
+    rouse = ports.rouse if ports is not None else lambda: None
+    listener = Listener(sock, backend, timing, log=log, on_ready=rouse)
 
     def status() -> Status:
-        return listener.status(pid=os.getpid(), path=path, inherited=unname is None)
+        found = listener.status(pid=os.getpid(), path=path, inherited=unname is None)
+        if ports is None:
+            return found
+        return msgspec.structs.replace(found, ports=ports.listed, names=dict(ports.names))
 
     def stop(grace: float | None = None) -> None:
         ending.put_nowait(GRACE if grace is None else grace)
@@ -158,6 +171,8 @@ async def _run(
     finally:
         watching.cancel()
         try:
+            if ports is not None:
+                await ports.close()
             await listener.close()
         finally:
             await server.close()
@@ -179,6 +194,27 @@ def _listening(place: DockerPaths) -> StateError:
     who = f"process {pid}" if pid.isdigit() else "another process"
     message = f"{who} listens at {place.socket} already"
     return StateError(message, code="listening", hint=f"kill {pid}" if pid.isdigit() else "")
+
+
+def _teller(kept: EventLog) -> Emit:
+    """Says what happens, and keeps what is worth it."""
+
+    def tell(event: Event) -> None:
+        match event:
+            case Warned():
+                say(f"{event.message}; {event.hint}" if event.hint else event.message)
+                return
+            case PortOpened():
+                say(f"port {event.port} leads to {event.container}")
+            case PortRefused():
+                say(f"port {event.port} of {event.container}: {event.reason}")
+            case PortClosed():
+                say(f"port {event.port} is closed")
+            case _:
+                return
+        kept.append(event)
+
+    return tell
 
 
 def _opener(name: str) -> Opened:
@@ -208,12 +244,17 @@ def main(words: Sequence[str]) -> int:
     if client is not None:
         sys.stdout = sys.stderr = _Log(place.log)
 
-    def tell(event: Event) -> None:
-        if isinstance(event, Warned):
-            say(f"{event.message}; {event.hint}" if event.hint else event.message)
+    tell = _teller(EventLog(config.data_dir))
+
+    def parts() -> Parts:
+        backend = _opener(arguments.backend)(config, tell)
+        if not isinstance(backend, Reached):
+            return Parts(backend, None)
+        lan = config.docker_expose_ports_to_lan
+        return Parts(backend, Ports(backend, "docker", lan=lan, emit=tell))
 
     try:
-        return serve(place, lambda: _opener(arguments.backend)(config, tell), timing, client=client)
+        return serve(place, parts, timing, client=client)
     except AtollError as error:
         say(f"error[{error.code}]: {error.message}" + (f"; {error.hint}" if error.hint else ""))
         return BUSY if error.code == "state.listening" else error.exit_code

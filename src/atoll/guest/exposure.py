@@ -60,9 +60,10 @@ class Exposed(Closing):
 class Relay:
     """Connections of clients to ``target`` in the guest."""
 
-    def __init__(self, agent: Agent, target: int | str) -> None:
+    def __init__(self, agent: Agent, target: int | str, inside: str | None = None) -> None:
         self._agent = agent
         self._target = target
+        self._inside = inside
         self._hangups = Hangups()
         self._dialling: dict[asyncio.Task[None], socket.socket] = {}
         self._connections: set[Splice] = set()
@@ -93,7 +94,7 @@ class Relay:
     async def _connect(self, client: socket.socket) -> None:
         stream: Stream | None = None
         try:
-            stream = self._agent.connect(self._target)
+            stream = self._agent.connect(self._target, host=self._inside)
             await stream.reply(Empty)
         except BaseException as error:
             abort(client)
@@ -111,15 +112,24 @@ class Relay:
         self._connections.add(splice)
 
 
-async def listen(agent: Agent, target: int | str, *, host: str, port: int) -> Exposed:
+async def listen(
+    agent: Agent, target: int | str, *, inside: str | None = None, host: str, port: int
+) -> Exposed:
     """Listen on ``host`` and ``port`` and connect each client to ``target``.
+
+    Args:
+        agent: of the guest.
+        target: TCP port, or path of a unix socket, there.
+        inside: address of the port, as the guest reaches it; its own by default.
+        host: address of this host.
+        port: of this host; 0 for any that is free.
 
     Raises:
         UsageError: ``usage.expose``: there is no such port, or this host's is taken or forbidden.
     """
     _check(target, port)
     listener = await _bind(host, port)
-    relay = Relay(agent, target)
+    relay = Relay(agent, target, inside)
     return Exposed(listener, relay)
 
 

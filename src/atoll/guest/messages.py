@@ -108,6 +108,7 @@ class CloneBegin(Request, frozen=True, tag="clone.begin"):
         growth: bytes of memory that it will be given at once, by which its limits are raised.
         root: virtio-blk serial of the root of a boot that is held; ``data`` and ``modules`` likewise.
         init: what becomes process 1 of that root.
+        direct: directories of that root, with colons between, that lie on the data disk itself.
     """
 
     realtime: int
@@ -120,6 +121,7 @@ class CloneBegin(Request, frozen=True, tag="clone.begin"):
     data: str = ""
     modules: str = ""
     init: str = ""
+    direct: str = ""
 
 
 class EntropyReseed(Request, frozen=True, tag="entropy.reseed"):

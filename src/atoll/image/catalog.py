@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,12 +17,14 @@ import msgspec
 from atoll import store
 from atoll.errors import AtollError, ImageError, StoreError
 from atoll.events import Emit, ignore
-from atoll.image import erofs
+from atoll.image import engine, erofs
 from atoll.image.kernel import host_architecture
+from atoll.image.programs import Program, wanting
 from atoll.paths import Paths
 
 __all__ = [
     "RECIPES",
+    "Flavour",
     "Image",
     "ImageManifest",
     "InstalledPackage",
@@ -39,6 +42,7 @@ __all__ = [
     "lock_of",
     "parse",
     "remove",
+    "require_programs",
     "verify",
 ]
 
@@ -71,6 +75,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
         tools: versions of the programs that built it.
         shell: what runs where no command is given.
         init: path of the program that can be process 1; "" if it has none.
+        programs: what was found of the programs that an image of this name must have.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -87,6 +92,15 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str] = {}
     shell: str = "/bin/bash"
     init: str = ""
+    programs: tuple[Program, ...] = ()
+
+
+class Flavour(StrEnum):
+    """What an image is for: throw-away VMs, machines with systemd, or the machine of Docker's engine."""
+
+    PLAIN = "plain"
+    MACHINE = "machine"
+    ENGINE = "engine"
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -97,14 +111,16 @@ class Recipe(msgspec.Struct, frozen=True):
         tags: tags known to work; others are tried.
         about: one line for a list.
         distribution: ``debian`` or ``ubuntu``.
-        machine: it is for machines that stay: systemd is its init.
+        flavour: what it is for.
+        programs: which must be in it. An image with such may also be imported under the recipe's name.
     """
 
     default: str
     tags: tuple[str, ...]
     about: str
     distribution: str = "debian"
-    machine: bool = False
+    flavour: Flavour = Flavour.PLAIN
+    programs: tuple[str, ...] = ()
 
 
 _DEBIAN = ("trixie", "bookworm")
@@ -112,10 +128,19 @@ _UBUNTU = ("noble", "jammy")
 
 RECIPES = {
     "debian": Recipe("trixie", _DEBIAN, "Debian with apt, bash, curl, iproute2 and procps"),
-    "debian-machine": Recipe("trixie", _DEBIAN, "the same with systemd, sshd and sudo", machine=True),
+    "debian-machine": Recipe(
+        "trixie", _DEBIAN, "the same with systemd, sshd and sudo", flavour=Flavour.MACHINE
+    ),
     "ubuntu": Recipe("noble", _UBUNTU, "Ubuntu, as debian", distribution="ubuntu"),
     "ubuntu-machine": Recipe(
-        "noble", _UBUNTU, "Ubuntu, as debian-machine", distribution="ubuntu", machine=True
+        "noble", _UBUNTU, "Ubuntu, as debian-machine", distribution="ubuntu", flavour=Flavour.MACHINE
+    ),
+    "engine": Recipe(
+        "trixie",
+        ("trixie",),
+        "Docker's engine with containerd and runc, for `atoll docker`",
+        flavour=Flavour.ENGINE,
+        programs=engine.REQUIRED,
     ),
 }
 
@@ -299,9 +324,27 @@ def build(
                 mirror=mirror,
                 emit=emit,
             )
+            require_programs(manifest)
             store.write_record(staged / _MANIFEST, manifest)
             store.publish(staged, directory)
     return load(directory)
+
+
+def require_programs(manifest: ImageManifest) -> None:
+    """Refuse an image that lacks a program which one of its name must have.
+
+    Raises:
+        ImageError: ``image.program``: it names the program, and what brings it.
+    """
+    name = parse(manifest.name).name
+    recipe = RECIPES.get(name)
+    wrong = wanting(recipe.programs, manifest.programs) if recipe is not None else ""
+    if wrong:
+        raise ImageError(
+            f"the image {manifest.name} cannot be used: {wrong}",
+            code="program",
+            hint=_rebuild_hint(manifest.name),
+        )
 
 
 def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -> Image:
@@ -310,17 +353,20 @@ def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -
     Args:
         paths: where images are kept.
         file: a tar of a root file system or of an OCI image layout; plain, or compressed by gzip, xz or zstd.
-        name: ``NAME`` or ``NAME:TAG``; none that Atoll builds itself.
+        name: ``NAME`` or ``NAME:TAG``; of those that Atoll builds itself only such of which it knows what
+            must be in them, as ``engine``.
         emit: told of progress.
 
     Raises:
         ImageError: ``image.name``; ``image.missing``: there is no such file; ``image.archive``: it is
-            damaged, too large, or names what lies outside of it; ``image.build``.
+            damaged, too large, or names what lies outside of it; ``image.program``: it lacks one that an
+            image of that name must have; ``image.build``.
         PreflightError: a program or a permission is missing.
         StoreError: ``store.full``, or the place for images cannot be written.
     """
     reference = parse(name)
-    if reference.name in RECIPES:
+    recipe = RECIPES.get(reference.name)
+    if recipe is not None and not recipe.programs:
         hint = "choose another; this one is for images that Atoll builds"
         raise ImageError(f"{name!r} cannot be imported", code="name", hint=hint)
     from atoll.image import rootfs  # noqa: PLC0415 - an image that is here must cost no import
@@ -329,8 +375,15 @@ def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -
     place = directory_of(paths, reference, "import")  # the architecture is known when the file has been read
     with store.lock(lock_of(place)), store.staging(paths.images, place.name) as staged:
         manifest = rootfs.build(
-            staged / _ROOT, file, name=str(reference), architecture=native, tag=reference.tag, emit=emit
+            staged / _ROOT,
+            file,
+            name=str(reference),
+            architecture=native,
+            tag=reference.tag,
+            programs=recipe.programs if recipe is not None else (),
+            emit=emit,
         )
+        require_programs(manifest)
         store.write_record(staged / _MANIFEST, manifest)
         directory = directory_of(paths, reference, manifest.architecture)
         with store.lock(lock_of(directory)):

@@ -1,4 +1,4 @@
-"""The root images of Debian and Ubuntu, built by mmdebstrap(1): plain, or for machines with systemd.
+"""The root images of Debian and Ubuntu, built by mmdebstrap(1): plain, for machines with systemd, the engine.
 
 Debian comes from the host's own mirrors, Ubuntu from the one that is set. A plain image is for VMs whose init
 is Atoll's agent: the essential packages, apt, and what a developer misses at once in a bare system; no
@@ -15,13 +15,15 @@ import shlex
 import time
 from pathlib import Path
 
+import msgspec
+
 from atoll import process, store
 from atoll.errors import ImageError, PreflightError, ProcessError, StoreError
 from atoll.events import Emit, TaskAdvanced, ignore, task
-from atoll.image import apt, deb, erofs, machine, packing
-from atoll.image.catalog import RECIPES, ImageManifest, InstalledPackage, Recipe
+from atoll.image import apt, deb, engine, erofs, machine, packing, programs
+from atoll.image.catalog import RECIPES, Flavour, ImageManifest, InstalledPackage, Recipe
 
-__all__ = ["PACKAGES", "arguments", "build", "installed_packages", "ubuntu_sources"]
+__all__ = ["CONTENTS", "PACKAGES", "Contents", "arguments", "build", "installed_packages", "ubuntu_sources"]
 
 #: Beside the essential packages and apt (mmdebstrap's variant "apt").
 PACKAGES = (
@@ -63,6 +65,30 @@ _UBUNTU_KEYRING = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")  # the 
 _IMAGE_SPACE, _TREE_SPACE = 256 << 20, 1 << 30
 
 
+class Contents(msgspec.Struct, frozen=True):
+    """What of a distribution goes into an image.
+
+    Attributes:
+        variant: mmdebstrap's name for what it begins with.
+        packages: beside those.
+        excluded: patterns of files that are left out of packages.
+        clean: for the shell, in the finished tree.
+    """
+
+    variant: str
+    packages: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+    clean: str = ""
+
+
+#: By the flavour of a recipe.
+CONTENTS = {
+    Flavour.PLAIN: Contents("apt", PACKAGES),
+    Flavour.MACHINE: Contents("apt", (*PACKAGES, *machine.PACKAGES), clean=machine.CLEAN),
+    Flavour.ENGINE: Contents(engine.VARIANT, engine.PACKAGES, engine.EXCLUDED, engine.CLEAN),
+}
+
+
 def arguments(
     suite: str,
     architecture: str,
@@ -71,6 +97,7 @@ def arguments(
     mode: str,
     sources: tuple[str, ...],
     options: tuple[str, ...],
+    flavour: Flavour = Flavour.PLAIN,
     overlay: Path | None = None,
 ) -> list[str]:
     """The arguments of mmdebstrap.
@@ -82,19 +109,21 @@ def arguments(
         mode: mmdebstrap's mode.
         sources: lines for sources.list; mmdebstrap's own default if there are none.
         options: settings for the apt that runs during the build.
+        flavour: of the image.
         overlay: for a machine's image, the archive of `machine.write_archive`.
     """
-    packages = PACKAGES if overlay is None else (*PACKAGES, *machine.PACKAGES)
-    hooks = [_CLEAN] if overlay is None else [f"tar-in {shlex.quote(str(overlay))} /", _CLEAN + machine.CLEAN]
+    contents = CONTENTS[flavour]
+    hooks = [f"tar-in {shlex.quote(str(overlay))} /"] if overlay is not None else []
     argv = [
-        "--variant=apt",
+        f"--variant={contents.variant}",
         f"--mode={mode}",
         "--format=directory",
         f"--architectures={architecture}",
-        f"--include={','.join(packages)}",
+        f"--include={','.join(contents.packages)}",
         *(f"--dpkgopt={option}" for option in _UNDOCUMENTED),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in contents.excluded),
         *(f"--aptopt={option}" for option in options),
-        *(f"--customize-hook={hook}" for hook in hooks),
+        *(f"--customize-hook={hook}" for hook in (*hooks, _CLEAN + contents.clean)),
         suite,
         str(tree),
     ]
@@ -139,7 +168,7 @@ def build(
         name: of the image, for its manifest.
         suite: of the distribution.
         architecture: of the guest. One that the host cannot run needs qemu-user with binfmt_misc.
-        recipe: which distribution, and whether it is for machines.
+        recipe: which distribution, and what for.
         mirror: of Ubuntu; Debian's are those of the host.
         emit: told of progress.
 
@@ -167,12 +196,14 @@ def build(
             mode="unshare" if prefix else "auto",
             sources=sources,
             options=apt.client_options(),
-            overlay=_overlay(work) if recipe.machine else None,
+            flavour=recipe.flavour,
+            overlay=_overlay(work) if recipe.flavour is Flavour.MACHINE else None,
         )
         with task(emit, "image", f"Building {name}", total=_LINES + 1, unit="steps"):
             _bootstrap([program, *argv], emit)
             packages = installed_packages((work / "tree/var/lib/dpkg/status").read_text())
             emit(TaskAdvanced(task="image", done=_LINES, note="packing the root"))
+            found = programs.measure(work / "tree", recipe.programs)
             packing.pack(work, output, prefix, name, emit)
     return ImageManifest(
         name=name,
@@ -184,7 +215,8 @@ def build(
         created=time.time(),
         packages=packages,
         tools={"mmdebstrap": _version(program), "mkfs.erofs": erofs.tool_version()},
-        init=machine.INIT if recipe.machine else "",
+        init=machine.INIT if recipe.flavour is Flavour.MACHINE else "",
+        programs=found,
     )
 
 

@@ -25,6 +25,7 @@ from atoll.image import archive, erofs, oci, packing
 from atoll.image.archive import Budget, refuse
 from atoll.image.catalog import ImageManifest
 from atoll.image.layers import Node, Tree
+from atoll.image.programs import measure
 
 __all__ = ["build"]
 
@@ -56,7 +57,15 @@ class _Layer(msgspec.Struct, frozen=True):
 
 
 def build(
-    output: Path, file: Path, *, name: str, architecture: str, tag: str, emit: Emit, limit: int | None = None
+    output: Path,
+    file: Path,
+    *,
+    name: str,
+    architecture: str,
+    tag: str,
+    emit: Emit,
+    limit: int | None = None,
+    programs: Sequence[str] = (),
 ) -> ImageManifest:
     """Import ``file`` into the EROFS ``output``.
 
@@ -68,6 +77,7 @@ def build(
         tag: of the name.
         emit: told of progress.
         limit: bytes that its files may have together.
+        programs: which are looked for in it, for its manifest.
 
     Raises:
         ImageError: ``image.missing``, ``image.archive`` or ``image.build``.
@@ -95,8 +105,10 @@ def build(
         _unpack(clean, work, prefix, emit)
         clean.unlink()
         emit(TaskAdvanced(task="image", note="packing the root"))
+        found = measure((work / "tree").resolve(), programs)
         packing.pack(work, output, prefix, name, emit)
-    return _manifest(tree, peeked, output, name=name, architecture=architecture, tag=tag)
+    manifest = _manifest(tree, peeked, output, name=name, architecture=architecture, tag=tag)
+    return msgspec.structs.replace(manifest, programs=found)
 
 
 def _plain(file: Path, work: Path, most: int) -> Path:

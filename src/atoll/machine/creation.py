@@ -21,7 +21,7 @@ from atoll.machine.spec import (
     Init,
     MachineSpec,
     Share,
-    check_name,
+    check_free,
     check_user,
     parse_forward,
     parse_idle,
@@ -40,6 +40,7 @@ __all__ = [
     "check_workdir",
     "choose",
     "create",
+    "enter",
     "make_spec",
     "parse_disk",
     "shared",
@@ -105,8 +106,12 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
 
 def create(config: Config, name: str, wishes: Wishes, emit: Emit = ignore) -> VmPaths:
     """Make a machine; its image is built if it is not here. Raises as ``Machine.create``."""
-    check_name(name)
-    spec = make_spec(config, wishes)
+    return enter(config, name, make_spec(config, wishes), emit)
+
+
+def enter(config: Config, name: str, spec: MachineSpec, emit: Emit = ignore) -> VmPaths:
+    """``create`` for who has the record already."""
+    check_free(name, spec)
     if registry.exists(config.paths, name):  # before an image is built for nothing
         raise registry.taken(name)
     image = runtime.ensure_image(config, spec.image, emit)

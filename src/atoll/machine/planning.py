@@ -78,6 +78,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         slots=_SLOTS,
         parameters=_SYSTEMD if init else (),
         machine_id=spec.id,
+        direct=spec.service.direct if spec.service is not None else (),
     )
     network = user_network(mac) if spec.network else None
     machine = plan_resident(name, files, base.shape, residence)
@@ -93,6 +94,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
             shares=spec.shares,
             probe=spec.probe,
             user=spec.user,
+            farewell=spec.service.stop if spec.service is not None else "",
             drivers={name: base.devices[name] for name in _PLUGGED if name in base.devices},
         ),
         policy=spec.restart,
@@ -120,4 +122,6 @@ def setup_script(name: str, spec: MachineSpec) -> str:
     ]
     if spec.user:
         lines.append(_USER.replace("USER", spec.user))  # a name that needs no quotes
+    if spec.service is not None:
+        lines.append(spec.service.start)
     return "\n".join(lines)

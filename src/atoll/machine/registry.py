@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, StoreError
-from atoll.machine.spec import MachineSpec, check_name
+from atoll.errors import AtollError, StoreError, UsageError
+from atoll.machine.spec import RESERVED, MachineSpec, check_free, check_name
 from atoll.paths import Paths, VmPaths
 from atoll.process import boot_id
 from atoll.vm.state import State, StateError, truth
@@ -30,6 +30,7 @@ __all__ = [
     "listed",
     "observe",
     "rename",
+    "require_users",
     "save",
     "taken",
     "undisturbed",
@@ -86,9 +87,10 @@ def add(paths: Paths, name: str, spec: MachineSpec, fill: Fill) -> VmPaths:
         fill: puts further files into the directory before anyone sees it.
 
     Raises:
+        UsageError: ``usage.reserved``: it is the name of a machine of Atoll's own.
         StoreError: ``store.already_exists``; or it cannot be written.
     """
-    check_name(name)
+    check_free(name, spec)
     final = paths.machine(name)
     if exists(paths, name):
         raise taken(name)
@@ -209,10 +211,12 @@ def rename(paths: Paths, machine: Named, name: str) -> None:
     """Give a machine that is at rest another name; the caller changes it.
 
     Raises:
+        UsageError: ``usage.reserved``: one of the names is that of a machine of Atoll's own.
         StoreError: ``store.already_exists``.
         StateError: it is not at rest.
     """
-    check_name(name)
+    check_free(name)
+    require_users(machine, "renamed")
     target = paths.machine(name).directory
     with at_rest(machine, "renamed"):
         if exists(paths, name):
@@ -221,6 +225,14 @@ def rename(paths: Paths, machine: Named, name: str) -> None:
             store.create(machine.place.directory, target)
         except StoreError as error:
             raise taken(name) if error.code == "store.already_exists" else error from error
+
+
+def require_users(machine: Named, done: str) -> None:
+    """Refuse what is for machines of users only. Raises ``UsageError``: ``usage.reserved``."""
+    if machine.name in RESERVED and machine.spec.service is not None:
+        owner = RESERVED[machine.name]
+        message = f"{machine.name} is a machine of Atoll's own: it cannot be {done}"
+        raise UsageError(message, code="reserved", hint=f"see {owner}")
 
 
 def forget(paths: Paths, machine: Named) -> None:

@@ -15,9 +15,12 @@ from atoll.vm.bootplan import Probe, Share
 from atoll.vm.restart import Policy
 
 __all__ = [
+    "RESERVED",
     "Init",
     "MachineSpec",
+    "Service",
     "Share",
+    "check_free",
     "check_guest_path",
     "check_name",
     "check_user",
@@ -32,6 +35,10 @@ __all__ = [
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _GIB = 1 << 30
+
+#: Names of the machines that Atoll itself makes, and which command does it.
+RESERVED = {"docker": "`atoll docker`"}
+
 _IDLE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -41,6 +48,20 @@ class Init(StrEnum):
 
     SYSTEMD = "systemd"
     MINIMAL = "minimal"
+
+
+class Service(msgspec.Struct, frozen=True):
+    """What a machine is for that Atoll itself made: programs that run in it from each start to each stop.
+
+    Attributes:
+        start: for the guest's ``/bin/sh``, as root, at each start.
+        stop: likewise, before the guest is ended in order.
+        direct: directories of the root that lie on the disk itself, beside the overlay.
+    """
+
+    start: str
+    stop: str = ""
+    direct: tuple[str, ...] = ()
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +87,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         probe: what must work before it counts as running.
         boot_timeout: seconds in which the guest must be up.
         idle_suspend: seconds after which a machine that does nothing is suspended; 0 for never.
+        service: of a machine that Atoll itself made; None for a user's.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -91,6 +113,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     probe: Probe | None = None
     boot_timeout: float = 60.0
     idle_suspend: float = 0.0
+    service: Service | None = None
 
 
 def check_name(name: str) -> str:
@@ -98,6 +121,16 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         hint = "use at most 63 lower-case letters, digits and dashes, as web-1"
         raise UsageError(f"{name!r} is no name for a machine", code="name", hint=hint)
+    return name
+
+
+def check_free(name: str, spec: MachineSpec | None = None) -> str:
+    """A name for a machine with that record. Raises ``UsageError``: as ``check_name``; ``usage.reserved``."""
+    if check_name(name) in RESERVED and (spec is None or spec.service is None):
+        message = f"the name {name} is kept for a machine of Atoll's own"
+        raise UsageError(
+            message, code="reserved", hint=f"choose another name; {RESERVED[name]} uses that machine"
+        )
     return name
 
 

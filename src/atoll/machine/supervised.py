@@ -173,8 +173,10 @@ class Supervised(Commands):
         """Remove it with its disk; with ``force`` also while it runs.
 
         Raises:
+            UsageError: ``usage.reserved``: it is a machine of Atoll's own.
             StateError: it is not at rest.
         """
+        registry.require_users(self.find(), "removed")
         if force:
             with contextlib.suppress(ChannelError):
                 await self.stop(force=True)

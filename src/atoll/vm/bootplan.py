@@ -61,6 +61,7 @@ class Setup(msgspec.Struct, frozen=True):
         probe: what is waited for at last, or None.
         user: the machine's user, to whom shares belong; empty for root.
         drivers: modules of devices that may come later, by the device.
+        farewell: for the guest's ``/bin/sh``, as root, before it is ended in order; empty for none.
     """
 
     modules: tuple[str, ...] = ()
@@ -70,6 +71,7 @@ class Setup(msgspec.Struct, frozen=True):
     probe: Probe | None = None
     user: str = ""
     drivers: dict[str, tuple[str, ...]] = {}
+    farewell: str = ""
 
 
 class Beginning(StrEnum):

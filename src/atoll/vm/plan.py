@@ -188,6 +188,7 @@ class Residence(msgspec.Struct, frozen=True):
         slots: devices that can be plugged in.
         parameters: more of the kernel's command line.
         machine_id: of the guest (machine-id(5)); its root's own by default.
+        direct: directories of the root that lie on ``data`` itself, beside the overlay.
     """
 
     data: Disk
@@ -198,6 +199,7 @@ class Residence(msgspec.Struct, frozen=True):
     slots: int = 0
     parameters: tuple[str, ...] = ()
     machine_id: str = ""
+    direct: tuple[str, ...] = ()
 
 
 def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence) -> Machine:
@@ -210,6 +212,8 @@ def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence
     agent = [item for item in machine.cmdline if item.startswith("atoll.")]
     if residence.init:
         agent.append(f"atoll.init={residence.init}")
+    if residence.direct:
+        agent.append(f"atoll.direct={':'.join(residence.direct)}")
     return msgspec.structs.replace(
         machine,
         cmdline=(*parameters, *residence.parameters, *agent, "atoll.data=data"),

@@ -11,6 +11,7 @@ from atoll.events import Emit, StopTried
 from atoll.guest.agent import Agent
 from atoll.hypervisor.port import Resident
 from atoll.vm.messages import StopStep
+from atoll.vm.setup import run_quietly
 
 __all__ = ["plan_steps", "stop_guest"]
 
@@ -37,10 +38,21 @@ async def stop_guest(
     *,
     force: bool,
     timeout: float,  # noqa: ASYNC109 - the guest's own part of the time
+    farewell: str = "",
 ) -> tuple[StopStep, ...]:
-    """End the guest; what was tried. The last step, a kill, always ends it."""
+    """End the guest; what was tried. The last step, a kill, always ends it.
+
+    Args:
+        vm: the guest's.
+        agent: in it, or None.
+        name: of the machine.
+        emit: told of each step.
+        force: without the guest's part.
+        timeout: seconds for that.
+        farewell: what the guest's shell does before its agent ends it, within the agent's share of the time.
+    """
     attempts: dict[str, Callable[[], Awaitable[None]]] = {
-        "agent": lambda: _power_off(agent),
+        "agent": lambda: _power_off(agent, farewell),
         "button": vm.press_power_button,
         "quit": vm.quit,
         "kill": lambda: _kill(vm),
@@ -77,9 +89,11 @@ async def _try(vm: Resident, how: str, attempt: Callable[[], Awaitable[None]], s
     return StopStep(how, time.monotonic() - began, ended=ended, error=error)
 
 
-async def _power_off(agent: Agent | None) -> None:
+async def _power_off(agent: Agent | None, farewell: str) -> None:
     if agent is None:
         raise AtollError("there is no channel to the guest's agent")
+    if farewell:
+        await run_quietly(agent, ("/bin/sh", "-c", farewell))
     await agent.poweroff()
 
 

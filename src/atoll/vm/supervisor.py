@@ -150,11 +150,24 @@ class Supervisor:
             steps: tuple[StopStep, ...] = ()
             if self.vm is not None:
                 steps = await stop_guest(
-                    self.vm, self.agent, self.name, self.emit, force=force, timeout=timeout
+                    self.vm,
+                    self.agent,
+                    self.name,
+                    self.emit,
+                    force=force,
+                    timeout=timeout,
+                    farewell="" if force else self._farewell(),
                 )
             await self._clean_up()
             self._advance(Cause.SUSPENDED if suspended else Cause.STOPPED)
             return Stopped(steps)
+
+    def _farewell(self) -> str:
+        """What is said to the guest before it is ended: nothing where its plan cannot be read any more."""
+        try:
+            return self._read_plan().setup.farewell
+        except StoreError:
+            return ""
 
     async def pause(self) -> None:
         """Stop the vCPUs. Raises ``StateError`` if the machine is not running."""

@@ -1,0 +1,39 @@
+"""The engine as this user's settings say, put together for whoever needs it."""
+
+from __future__ import annotations
+
+from atoll.config import Config
+from atoll.containers.engine import Engine
+from atoll.containers.listener import Timing
+from atoll.containers.settings import EngineSettings, Proxy
+from atoll.events import Emit, ignore
+from atoll.machine.spec import Share
+
+__all__ = ["engine", "engine_settings", "timing"]
+
+
+def engine(config: Config, emit: Emit = ignore) -> Engine:
+    """The engine. Nothing is done before a method is called."""
+    return Engine(engine_settings(config), config=config, on_event=emit)
+
+
+def engine_settings(config: Config) -> EngineSettings:
+    """What is wanted of the engine: directories that are not there are not shared."""
+    proxy = config.docker_proxy
+    shares = [str(path) for path in config.docker_shares if path.is_dir()]
+    return EngineSettings(
+        cpus=config.docker_cpus,
+        memory=config.docker_memory,
+        disk=config.docker_disk,
+        daemon=config.docker_daemon,
+        proxy=Proxy(http=proxy, https=proxy, no=config.docker_no_proxy),
+        mirrors=config.docker_mirrors,
+        insecure=config.docker_insecure_registries,
+        certificates=config.docker_ca,
+        shares=tuple(Share(host=path, guest=path) for path in shares),
+    )
+
+
+def timing(config: Config) -> Timing:
+    """How long the Docker socket's listener waits for what."""
+    return Timing(idle=config.docker_idle)

@@ -1,0 +1,421 @@
+"""Docker's engine in a machine of its own: there when it is asked for, at rest when it is not.
+
+Everything that changes the machine is done under one lock, which other processes respect, too; whoever comes
+second finds it done. What runs in the machine is `atoll.containers.guest`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from atoll import runtime, store
+from atoll.config import Config, load, override
+from atoll.containers import api, guest, root
+from atoll.containers.settings import DOCKER_SOCKET, EngineSettings
+from atoll.errors import AtollError, ChannelError, EngineError, GuestError, StoreError, UsageError
+from atoll.events import Emit, Warned, ignore
+from atoll.guest.agent import Agent
+from atoll.guest.channel import Stream
+from atoll.guest.messages import Empty
+from atoll.guest.wire import WINDOW
+from atoll.image.catalog import ImageManifest
+from atoll.machine import creation, registry
+from atoll.machine.creation import Wishes
+from atoll.machine.machine import Machine
+from atoll.machine.registry import Named
+from atoll.machine.spec import MachineSpec
+from atoll.vm.chain import read_chain
+from atoll.vm.restart import Policy
+from atoll.vm.state import Phase, StateError
+
+__all__ = ["IMAGE", "NAME", "Engine", "EngineStatus"]
+
+NAME = "docker"
+IMAGE = "engine"
+
+#: Seconds in which an engine that runs answers; more, and it is brought up again.
+_ANSWER = 5.0
+
+#: Seconds between two attempts to reach an engine that comes up.
+_PAUSE = 0.02
+
+#: Seconds between two looks at how often the engine's programs have ended meanwhile.
+_LOOK = 1.0
+
+#: So often a program may end while it is waited for.
+_ENDS = 3
+
+#: Seconds in which containers may end when the machine is stopped, beside the guest's own end.
+_STOP = 60.0
+
+_PROGRAMS = ("containerd", "dockerd")
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine is and does.
+
+    Attributes:
+        phase: of its machine; "absent" if there is none.
+        ready: whether it answers.
+        pending: whether settings wait for a restart.
+        image: its root's name and digest; empty without a machine.
+        cpus: vCPUs of the machine; ``memory`` and ``disk`` in bytes.
+    """
+
+    phase: str
+    ready: bool = False
+    pending: bool = False
+    image: str = ""
+    cpus: int = 0
+    memory: int = 0
+    disk: int = 0
+
+
+class _OwnMachine(Machine):
+    """The engine's machine, which its users neither make nor remove."""
+
+    def __init__(self, name: str, *, config: Config | None = None, on_event: Emit = ignore) -> None:
+        super().__init__(name, config=config, on_event=on_event)
+        self._reaching = asyncio.Lock()
+
+    async def settle(self, wanted: MachineSpec) -> None:
+        """Have the machine, which is about to boot, be what is wanted, with a root that is whole.
+
+        One that has snapshots keeps the root that they were made with.
+        """
+        async with self._changing() as machine:
+            if not machine.state.active:
+                if not await asyncio.to_thread(self.snapshots):
+                    await asyncio.to_thread(root.renew, self._paths, machine)
+                await asyncio.to_thread(root.check, machine)
+                registry.save(machine, wanted)
+
+    async def purge(self) -> None:
+        """Remove it, whatever it does."""
+        with contextlib.suppress(ChannelError):
+            await self.stop(force=True)
+        await self.close()
+        async with self._changing() as machine:
+            await asyncio.to_thread(registry.forget, self._paths, machine)
+
+    async def agent(self) -> Agent:
+        """The guest's agent, over the one connection to the supervisor that serves all."""
+        async with self._reaching:
+            await self._reach()
+        return self._reached()
+
+    async def connected(self, path: str) -> Stream:
+        """A stream to the unix socket at ``path`` in the guest, which has taken the connection."""
+        stream = (await self.agent()).connect(path)
+        try:
+            await stream.reply(Empty)
+        except BaseException:
+            stream.cancel()
+            raise
+        return stream
+
+    def allocated(self) -> int:
+        """Bytes of this host that its disk takes."""
+        chain = read_chain(self.find().place)
+        files = [self.find().place.directory / layer.name for layer in chain.files]
+        return sum(file.stat().st_blocks * 512 for file in files)
+
+
+class Engine:
+    """Docker's engine of this user. Nothing is done before a method is called. Belongs to one event loop.
+
+    Args:
+        settings: what is wanted of it; they take effect at its next start.
+        config: resolved settings; by default those of this user.
+        on_event: told of everything that happens, see ``atoll.events``.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings | None = None,
+        *,
+        config: Config | None = None,
+        on_event: Emit = ignore,
+    ) -> None:
+        self.settings = settings or EngineSettings()
+        self._config = load().config if config is None else config
+        self._emit = on_event
+        self._machine = _OwnMachine(NAME, config=self._config, on_event=on_event)
+
+    # Its life.
+
+    async def start(self, timeout: float = 60.0) -> EngineStatus:  # noqa: ASYNC109 - as for ``ensure_ready``
+        """``ensure_ready``, and what the engine is then."""
+        await self.ensure_ready(timeout)
+        return await self.status()
+
+    async def ensure_ready(self, timeout: float = 60.0) -> None:  # noqa: ASYNC109 - a stage is named at its end
+        """Have the engine answer: made, started, resumed or just found. Many may ask at once.
+
+        Args:
+            timeout: seconds in which it must answer once its image and its kernel are here; they are built
+                before, on the first use.
+
+        Raises:
+            EngineError: ``engine.containerd`` or ``engine.dockerd``: that program does not come up, with what
+                it wrote last; ``engine.busy``: another process brings it up or ends it, and does not finish.
+            ImageError: the image cannot be built, or lacks a program.
+            ConfigError: a setting is wrong.
+            UsageError: ``usage.reserved``: a machine of a user's has its name.
+            AtollError: as ``Machine.start``.
+        """
+        if await self._answers():
+            return
+        await asyncio.to_thread(self._provide)
+        deadline = time.monotonic() + timeout
+        async with self._alone(deadline):
+            if not await self._answers():
+                await self._bring_up()
+                await self._await_answer(deadline, timeout)
+
+    async def stop(self, timeout: float = _STOP) -> None:  # noqa: ASYNC109 - the containers' part
+        """End containers, engine and machine in this order within ``timeout`` seconds, else by force."""
+        async with self._alone(time.monotonic() + timeout):
+            if self._exists():
+                await self._machine.stop(timeout=timeout)
+                await self._machine.close()
+
+    async def restart(self, timeout: float = 60.0) -> EngineStatus:  # noqa: ASYNC109 - as for ``ensure_ready``
+        """Stop and start it with its settings as they are now; containers return as their policies say."""
+        await self.stop()
+        return await self.start(timeout)
+
+    async def suspend(self) -> None:
+        """Have the engine rest, containers and all, until ``ensure_ready``, unless it rests already.
+
+        Raises:
+            StateError: a share is in use in it.
+            StoreError: ``store.full``: it cannot be kept, and goes on.
+        """
+        async with self._alone(time.monotonic() + _STOP):
+            if self._exists() and self._machine.state.phase in {Phase.RUNNING, Phase.PAUSED}:
+                await self._machine.suspend()
+                await self._machine.close()
+
+    async def reset(self) -> None:
+        """Remove the engine with all images, containers and volumes."""
+        async with self._alone(time.monotonic() + _STOP):
+            if self._exists():
+                self._require_own()
+                await self._machine.purge()
+
+    async def close(self) -> None:
+        """Let go of the engine, which goes on. Closing twice is fine."""
+        await self._machine.close()
+
+    # What it is.
+
+    async def status(self) -> EngineStatus:
+        """What the engine is and does."""
+        if not self._exists():
+            return EngineStatus(phase="absent")
+        machine = self._machine.find()
+        manifest = store.read_record(machine.place.image, ImageManifest)
+        return EngineStatus(
+            phase=machine.state.phase,
+            ready=await self._answers(),
+            pending=self._is_pending(machine),
+            image=f"{manifest.name}@sha256:{manifest.digest}",
+            cpus=machine.spec.cpus,
+            memory=machine.spec.memory,
+            disk=machine.spec.disk,
+        )
+
+    async def busy(self) -> bool:
+        """Whether a container runs in it. One that does not run is not busy. Raises ``AtollError``."""
+        if not self._exists() or not self._machine.state.active:
+            return False
+        containers = await api.get(await self.connected(), "/containers/json")
+        return bool(msgspec.json.decode(containers, type=list[msgspec.Raw]))
+
+    async def logs(self, lines: int = 200) -> str:
+        """What containerd and dockerd wrote last, so many lines of each. Raises ``StateError`` at rest."""
+        files = [f"{guest.LOGS}/{name}.log" for name in _PROGRAMS]
+        return (await self._machine.run(["tail", "-n", str(lines), *files])).stdout
+
+    async def dial(self, window: int = WINDOW) -> Stream:
+        """A new connection to dockerd's socket, whose reply tells whether it was taken.
+
+        Args:
+            window: bytes that may be under way in either direction.
+
+        Raises:
+            StateError, ChannelError: it does not run.
+        """
+        return (await self.agent()).connect(DOCKER_SOCKET, window=window)
+
+    async def connected(self) -> Stream:
+        """A new connection to dockerd's socket, for ``api``.
+
+        Raises:
+            StateError, ChannelError, GuestError: it does not run, or does not listen now.
+        """
+        return await self._machine.connected(DOCKER_SOCKET)
+
+    async def agent(self) -> Agent:
+        """The agent of its guest. Raises ``StateError`` or ``ChannelError``: it does not run."""
+        return await self._machine.agent()
+
+    def active(self) -> bool:
+        """Whether its machine runs."""
+        return self._exists() and self._machine.state.active
+
+    def allocated(self) -> int:
+        """Bytes of this host that its disk takes. Raises ``StoreError``: there is none."""
+        return self._machine.allocated()
+
+    async def trim(self) -> None:
+        """Give space that nothing uses any more back to this host. Raises as ``dial``, and ``GuestError``."""
+        await (await self.agent()).trim_data()
+
+    # From here on: how it is done.
+
+    def _is_pending(self, machine: Named) -> bool:
+        at_rest = not machine.state.active and machine.state.phase is not Phase.SUSPENDED
+        with contextlib.suppress(AtollError):  # what is wrong with the settings is said at a start
+            return not at_rest and self._wanted(machine.spec) != machine.spec
+        return True
+
+    def _exists(self) -> bool:
+        return registry.exists(self._config.paths, NAME)
+
+    def _require_own(self) -> Named:
+        machine = self._machine.find()
+        if machine.spec.service is None:
+            message = f"the machine {NAME} is not the engine's: somebody made one of that name"
+            raise UsageError(message, code="reserved", hint=f"`atoll rename {NAME} NAME` makes room")
+        return machine
+
+    @asynccontextmanager
+    async def _alone(self, deadline: float) -> AsyncIterator[None]:
+        """Keep other processes from bringing the engine up or ending it meanwhile."""
+        path = self._config.paths.engine_lock
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while (lock := store.hold(path)) is None:
+            if time.monotonic() > deadline:
+                hint = "wait for it, and see `atoll docker status`"
+                message = "another process brings the engine up or ends it"
+                raise EngineError(message, code="busy", hint=hint)
+            await asyncio.sleep(_PAUSE)
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def _provide(self) -> None:
+        """Have image and kernel here before a machine is made or started: to build them takes minutes."""
+        if not self._exists():
+            runtime.ensure_image(self._config, IMAGE, self._emit)
+            runtime.found(self._sized(), emit=self._emit)
+
+    def _sized(self) -> Config:
+        size = f"{self.settings.most_memory >> 20}M"
+        return override(self._config, {"cpus": self.settings.vcpus, "memory": size})
+
+    def _wanted(self, former: MachineSpec) -> MachineSpec:
+        """What the machine shall be. Its disk can only grow."""
+        settings = self.settings
+        return msgspec.structs.replace(
+            former,
+            cpus=settings.vcpus,
+            memory=settings.most_memory,
+            disk=max(former.disk, settings.disk),
+            shares=tuple(creation.shared(share) for share in settings.shares),
+            service=guest.service(settings),
+            restart=Policy.ON_FAILURE,
+        )
+
+    async def _bring_up(self) -> None:
+        if not self._exists():
+            wishes = Wishes(image=IMAGE, init="minimal", disk=self.settings.disk)
+            spec = self._wanted(creation.make_spec(self._sized(), wishes))
+            await asyncio.to_thread(creation.enter, self._config, NAME, spec, self._emit)
+        machine = self._require_own()
+        if machine.state.phase is Phase.SUSPENDED:
+            await asyncio.to_thread(root.check, machine)
+            if await self._wake():
+                return
+        elif machine.state.phase is Phase.PAUSED:
+            await self._machine.resume()
+            return
+        if not self._machine.state.active:
+            await self._machine.settle(self._wanted(machine.spec))
+        await self._machine.start(discard=True)
+
+    async def _wake(self) -> bool:
+        """Go on where it was; False if this host cannot, as after an update of QEMU."""
+        try:
+            await self._machine.start()
+        except (StoreError, StateError) as error:
+            if error.code not in {"store.corrupt", "state.mismatch"}:
+                raise
+            self._emit(Warned(message=f"the engine boots anew: {error.message}", hint=error.hint))
+            return False
+        return True
+
+    async def _answers(self) -> bool:
+        """Whether dockerd answers."""
+        with contextlib.suppress(AtollError, TimeoutError):
+            async with asyncio.timeout(_ANSWER):
+                if self._exists() and self._machine.state.phase is Phase.RUNNING:
+                    return await api.get(await self.connected(), "/_ping") == b"OK"
+        return False
+
+    async def _await_answer(self, deadline: float, limit: float) -> None:
+        """Wait until dockerd answers; a program that ends again and again is not waited for."""
+        began = await self._ends()
+        look = time.monotonic() + _LOOK
+        while not await self._answers():
+            now = time.monotonic()
+            state = self._machine.state
+            if not state.active:
+                said = state.failure.message if state.failure else state.cause
+                raise EngineError(f"the engine's machine is {state.phase}: {said}", code="machine")
+            if now > look:
+                ends = await self._ends()
+                failing = next((name for name in _PROGRAMS if ends[name] - began[name] >= _ENDS), "")
+                if failing:
+                    raise await self._failure(failing, f"{failing} ends again and again")
+                look = now + _LOOK
+            if now > deadline:
+                name = await self._waited_for()
+                raise await self._failure(name, f"{name} has not come up within {limit:g} s")
+            await asyncio.sleep(_PAUSE)
+
+    async def _ends(self) -> dict[str, int]:
+        """How often each program has ended without being asked."""
+        counts = dict.fromkeys(_PROGRAMS, 0)
+        for name in _PROGRAMS:
+            with contextlib.suppress(GuestError, ValueError):
+                counts[name] = int(await self._machine.files.read_text(f"{guest.FAILURES}/{name}"))
+        return counts
+
+    async def _waited_for(self) -> str:
+        """The program that does not listen."""
+        try:
+            stream = await self._machine.connected("/run/containerd/containerd.sock")
+        except AtollError:
+            return "containerd"
+        stream.cancel()
+        return "dockerd"
+
+    async def _failure(self, name: str, message: str) -> EngineError:
+        hint = "see `atoll docker logs`; a wrong key of the daemon settings is named there"
+        said = ""
+        with contextlib.suppress(AtollError):
+            said = (await self._machine.run(["tail", "-n", "12", f"{guest.LOGS}/{name}.log"])).stdout
+        if name == "containerd":
+            return EngineError(message, code="containerd", hint=hint, detail=said.strip())
+        return EngineError(message, code="dockerd", hint=hint, detail=said.strip())

@@ -1,0 +1,151 @@
+"""What the user wants of the engine, and the files that its programs read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from atoll.errors import ConfigError
+from atoll.machine.spec import Share
+
+__all__ = [
+    "CONTAINERD_SOCKET",
+    "DOCKER_SOCKET",
+    "EngineSettings",
+    "Proxy",
+    "daemon_json",
+    "environment",
+    "trusted",
+]
+
+_GIB = 1 << 30
+
+#: vCPUs by default: more than the host has make an emulated guest slower.
+_CPUS = 2
+
+DOCKER_SOCKET = "/run/docker.sock"
+CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+
+#: Keys of daemon.json by which the engine would be where nobody looks for it.
+_OURS = frozenset(
+    {
+        "containerd",
+        "data-root",
+        "exec-root",
+        "hosts",
+        "pidfile",
+        "tls",
+        "tlscacert",
+        "tlscert",
+        "tlskey",
+        "tlsverify",
+    }
+)
+
+
+class Proxy(msgspec.Struct, frozen=True):
+    """Through which proxies images are pulled: addresses, and hosts that are reached without one."""
+
+    http: str = ""
+    https: str = ""
+    no: tuple[str, ...] = ()
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user wants of the engine.
+
+    Attributes:
+        cpus: vCPUs; 0 for two, or as many as the host has if that is fewer.
+        memory: bytes that the machine has at most, of which the host gives what is used; 0 for 2 GiB, or
+            half of what the host has if that is less.
+        disk: bytes that images, volumes and containers take at most; it can grow, not shrink.
+        daemon: keys of daemon.json (dockerd(8)); they win over what the other settings say.
+        proxy: for pulls and pushes.
+        mirrors: addresses of mirrors of Docker Hub.
+        insecure: registries that are reached without TLS, or without knowing their certificate.
+        certificates: files of certificates (PEM) of authorities that are believed beside the usual ones.
+        shares: directories of the host.
+    """
+
+    cpus: int = 0
+    memory: int = 0
+    disk: int = 64 * _GIB
+    daemon: Mapping[str, Any] = {}
+    proxy: Proxy = Proxy()
+    mirrors: tuple[str, ...] = ()
+    insecure: tuple[str, ...] = ()
+    certificates: tuple[Path, ...] = ()
+    shares: tuple[Share, ...] = ()
+
+    @property
+    def vcpus(self) -> int:
+        """How many there are."""
+        return self.cpus or min(_CPUS, os.cpu_count() or 1)
+
+    @property
+    def most_memory(self) -> int:
+        """How much memory, bytes: whole MiB."""
+        half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return self.memory or min(2 * _GIB, half >> 20 << 20)
+
+
+def daemon_json(settings: EngineSettings) -> str:
+    """The content of daemon.json, in one line.
+
+    Raises:
+        ConfigError: ``config.engine``: a key is not the user's to set, or a value has no form in JSON.
+    """
+    wrong = sorted(_OURS & set(settings.daemon))
+    if wrong:
+        hint = "take it out of the engine's daemon settings: Atoll sets it"
+        raise ConfigError(f"daemon.{wrong[0]} cannot be set", code="engine", hint=hint)
+    wanted: dict[str, Any] = {"hosts": [f"unix://{DOCKER_SOCKET}"], "containerd": CONTAINERD_SOCKET}
+    if settings.mirrors:
+        wanted["registry-mirrors"] = settings.mirrors
+    if settings.insecure:
+        wanted["insecure-registries"] = settings.insecure
+    proxies = {
+        "http-proxy": settings.proxy.http,
+        "https-proxy": settings.proxy.https,
+        "no-proxy": ",".join(settings.proxy.no),
+    }
+    if any(proxies.values()):
+        wanted["proxies"] = {name: value for name, value in proxies.items() if value}
+    wanted |= settings.daemon
+    try:
+        return msgspec.json.encode(wanted, order="sorted").decode()
+    except (TypeError, ValueError, OverflowError) as error:
+        hint = "use texts, numbers, true and false, lists and tables"
+        raise ConfigError(f"the engine's daemon settings: {error}", code="engine", hint=hint) from error
+
+
+def environment(settings: EngineSettings) -> dict[str, str]:
+    """Variables of the engine's programs: containerd has no proxy settings of its own."""
+    proxy = settings.proxy
+    named = {"HTTP_PROXY": proxy.http, "HTTPS_PROXY": proxy.https, "NO_PROXY": ",".join(proxy.no)}
+    return {name: value for name, value in named.items() if value}
+
+
+def trusted(settings: EngineSettings) -> str:
+    """The certificates of ``settings``, one behind the other.
+
+    Raises:
+        ConfigError: ``config.engine``: one cannot be read, or is none.
+    """
+    return "\n".join(_certificate(path).strip() for path in settings.certificates)
+
+
+def _certificate(path: Path) -> str:
+    hint = "name a file of certificates in PEM form"
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"the engine's certificate {path}: {why}", code="engine", hint=hint) from error
+    if "-----BEGIN CERTIFICATE-----" not in text or "\0" in text:
+        raise ConfigError(f"the engine's certificate {path}: there is none in it", code="engine", hint=hint)
+    return text

@@ -1,0 +1,65 @@
+"""The root of the machine in which Docker's engine runs: Debian's packages, and nothing that it does without.
+
+Docker's client is not in it: clients are on the host. What is in it beside the engine itself is what the
+engine calls: iptables, git for builds of a repository, ps for ``docker top``, programs that unpack layers.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CLEAN", "EXCLUDED", "PACKAGES", "REQUIRED", "VARIANT"]
+
+#: mmdebstrap's variant: the essential packages, without apt.
+VARIANT = "essential"
+
+PACKAGES = (
+    "ca-certificates",
+    "containerd",
+    "docker.io",
+    "git",
+    "iptables",
+    "kmod",  # loads modules from the kernel bundle
+    "mount",
+    "netbase",  # /etc/services and /etc/protocols
+    "pigz",  # unpacks layers with more than one thread
+    "procps",
+    "runc",
+    "tini",
+    "xz-utils",
+)
+
+#: dpkg's path-exclude for files of these packages: what no program of the engine reads.
+EXCLUDED = (
+    "/usr/bin/containerd-shim",  # of former versions
+    "/usr/bin/containerd-shim-runc-v1",
+    "/usr/bin/containerd-stress",
+    "/usr/bin/ctr",
+    "/usr/lib/*/perl/5*",  # git's commands in Perl are for mail and Subversion
+    "/usr/share/bash-completion/*",
+    "/usr/share/git-core/contrib/*",
+    "/usr/share/gitweb/*",
+    "/usr/share/perl/*",
+    "/usr/share/zsh/*",
+)
+
+#: What must be there before the machine starts, each in one of ``programs.SEARCH``.
+REQUIRED = (
+    "containerd",
+    "containerd-shim-runc-v2",
+    "docker-init",
+    "docker-proxy",
+    "dockerd",
+    "iptables",
+    "runc",
+)
+
+#: Run in the tree: the older iptables, since each call of it takes half the time, and the module of the newer
+#: one need not be loaded.
+CLEAN = """
+for name in iptables ip6tables; do
+    for what in '' -save -restore; do
+        ln -sf "/usr/sbin/$name-legacy$what" "etc/alternatives/$name$what"
+    done
+done
+rm -rf usr/share/docker.io var/lib/containerd/* var/lib/docker
+mkdir -p etc/docker etc/containerd
+"""

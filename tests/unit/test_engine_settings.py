@@ -1,0 +1,112 @@
+"""What the engine is told: daemon.json, variables, certificates, and the scripts that carry them."""
+
+import json
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.containers import guest
+from atoll.containers.settings import EngineSettings, Proxy, daemon_json, environment, trusted
+from atoll.errors import ConfigError
+
+PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+
+
+def rendered(**wishes):
+    return json.loads(daemon_json(EngineSettings(**wishes)))
+
+
+def test_without_wishes_dockerd_is_told_where_to_be():
+    assert rendered() == {
+        "containerd": "/run/containerd/containerd.sock",
+        "hosts": ["unix:///run/docker.sock"],
+    }
+
+
+def test_mirrors_registries_and_proxies_have_dockerds_names():
+    proxy = Proxy(http="http://p:3128", no=("localhost", ".example"))
+    settings = EngineSettings(mirrors=("https://m",), insecure=("r:5000",), proxy=proxy)
+    told = json.loads(daemon_json(settings))
+    assert told["registry-mirrors"] == ["https://m"]
+    assert told["insecure-registries"] == ["r:5000"]
+    assert told["proxies"] == {"http-proxy": "http://p:3128", "no-proxy": "localhost,.example"}
+    assert environment(settings) == {"HTTP_PROXY": "http://p:3128", "NO_PROXY": "localhost,.example"}
+
+
+def test_a_key_of_the_users_wins():
+    assert rendered(mirrors=("https://m",), daemon={"registry-mirrors": [], "debug": True})["debug"] is True
+    assert rendered(mirrors=("https://m",), daemon={"registry-mirrors": []})["registry-mirrors"] == []
+
+
+@pytest.mark.parametrize("key", ["hosts", "data-root", "containerd", "tlscert"])
+def test_a_key_that_would_move_the_engine_is_refused_by_name(key):
+    with pytest.raises(ConfigError) as caught:
+        rendered(daemon={key: "x"})
+    assert caught.value.code == "config.engine"
+    assert key in caught.value.message
+
+
+def test_what_has_no_form_in_json_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        rendered(daemon={"x": object()})
+    assert caught.value.code == "config.engine"
+
+
+def test_certificates_are_joined_and_others_refused(tmp_path):
+    (tmp_path / "a").write_text(PEM)
+    (tmp_path / "b").write_text("no certificate")
+    (tmp_path / "c").write_bytes(b"\xff")
+    one = tmp_path / "a"
+    assert trusted(EngineSettings(certificates=(one, one))) == f"{PEM}{PEM}".strip()
+    for wrong in ("b", "c", "none"):
+        with pytest.raises(ConfigError) as caught:
+            trusted(EngineSettings(certificates=(tmp_path / wrong,)))
+        assert wrong in caught.value.message
+
+
+def test_a_machine_has_no_more_than_the_host():
+    settings = EngineSettings()
+    assert 1 <= settings.vcpus <= 2
+    assert 0 < settings.most_memory <= 2 << 30
+    assert EngineSettings(cpus=7, memory=1 << 30).vcpus == 7
+    assert EngineSettings(memory=1 << 30).most_memory == 1 << 30
+
+
+def test_settings_that_do_not_fit_in_a_message_are_refused(tmp_path):
+    (tmp_path / "many").write_text(PEM * 1000)
+    with pytest.raises(ConfigError) as caught:
+        guest.service(EngineSettings(certificates=(tmp_path / "many",)))
+    assert caught.value.code == "config.engine"
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text() | st.integers(-9, 9) | st.booleans(), max_size=4))
+def test_whatever_a_value_holds_the_shell_hands_it_on_as_it_is(wishes):
+    wishes = {f"x-{key}": value for key, value in wishes.items()}
+    start = guest.service(EngineSettings(daemon=wishes)).start
+    first = start.index("printf %s", start.index("containerd.toml"))
+    end = start.index(" > /run/atoll-engine/daemon.json", first)
+    said = subprocess.run(["/bin/sh", "-c", start[first:end]], capture_output=True, check=True).stdout
+    assert json.loads(said).items() >= wishes.items()
+
+
+def test_the_shell_understands_the_scripts(tmp_path):
+    (tmp_path / "a").write_text(PEM)
+    proxy = Proxy(http="http://it's:1")
+    service = guest.service(EngineSettings(proxy=proxy, certificates=(tmp_path / "a",)))
+    for script in (service.start, service.stop, guest.KEEPER):
+        subprocess.run(["/bin/sh", "-n", "-c", script], check=True)
+
+
+def test_a_keeper_starts_again_what_ends_and_keeps_little_of_what_it_writes(tmp_path):
+    script = guest.KEEPER.replace("/run/atoll-engine", str(tmp_path)).replace(guest.LOGS, str(tmp_path))
+    script = script.replace("sleep 0.5", ":").replace(str(1 << 20), "200")
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "keeper").write_text(script)
+    ends = f"test $(cat {tmp_path}/failures/x 2>/dev/null || echo 0) -lt 20 || : > {tmp_path}/ending"
+    subprocess.run(["/bin/sh", tmp_path / "keeper", "x", "sh", "-c", f"echo ran; {ends}; exit 3"], check=True)
+    assert (tmp_path / "failures/x").read_text() == "20\n"
+    logs = [(tmp_path / name).read_text() for name in ("x.log", "x.log.1")]
+    assert max(map(len, logs)) < 400
+    assert "x has ended with status 3; it is started again" in "".join(logs)
