@@ -70,7 +70,7 @@ def test_a_fifo_is_not_opened(tmp_path):
         ((Program("tool", "/bin/tool", 1, 0o040755, "d"),), "/bin/tool is no regular file"),
         ((Program("tool", "/bin/tool", 1, 0o100644, "d"),), "/bin/tool is not executable"),
         ((Program("tool", "/bin/tool", 0, 0o100755, "d"),), "/bin/tool is empty"),
-        ((Program("tool", "/bin/tool", 1, 0o100755, ""),), "/bin/tool is empty"),
+        ((Program("tool", "/bin/tool", 1, 0o100755, ""),), "/bin/tool cannot be read"),
         ((GOOD,), ""),
     ],
 )

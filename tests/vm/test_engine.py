@@ -60,10 +60,18 @@ async def ask(engine, method, path, body=None, **options):
 
 
 async def create(engine, *command, **wishes):
-    made = await ask(engine, "POST", "/containers/create", {"Image": "tiny", "Cmd": list(command), **wishes})
+    wanted = {"Image": "tiny", "Cmd": list(command), "HostConfig": {"NetworkMode": "none"}, **wishes}
+    made = await ask(engine, "POST", "/containers/create", wanted)
     name = msgspec.json.decode(made)["Id"]
     await ask(engine, "POST", f"/containers/{name}/start")
     return name
+
+
+async def bring(engine, name):
+    """Make the image ``name``, which has a shell."""
+    archive = (await engine._machine.run(["sh", "-c", PACK], check=True)).stdout_bytes
+    path = f"/images/create?fromSrc=-&repo={name}"
+    await ask(engine, "POST", path, archive, kind="application/x-tar")
 
 
 async def images(engine):
@@ -86,9 +94,8 @@ async def test_many_that_want_it_at_once_get_one_engine_which_users_cannot_remov
 
 async def test_a_container_runs_and_what_it_keeps_lies_on_the_disk_itself(engine):
     await engine.ensure_ready(LIMIT)
-    archive = (await engine._machine.run(["sh", "-c", PACK], check=True)).stdout_bytes
-    await ask(engine, "POST", "/images/create?fromSrc=-&repo=tiny", archive, kind="application/x-tar")
-    name = await create(engine, "/usr/bin/sh", "-c", "echo $((6 * 7))", HostConfig={"NetworkMode": "none"})
+    await bring(engine, "tiny")
+    name = await create(engine, "/usr/bin/sh", "-c", "echo $((6 * 7))")
     assert msgspec.json.decode(await ask(engine, "POST", f"/containers/{name}/wait"))["StatusCode"] == 0
     assert b"42\n" in await ask(engine, "GET", f"/containers/{name}/logs?stdout=1")
     info = msgspec.json.decode(await ask(engine, "GET", "/info"))
@@ -128,9 +135,10 @@ async def test_each_of_its_programs_comes_back_when_it_is_killed(engine):
 
 async def test_a_machine_that_is_killed_boots_with_every_image_unless_a_program_is_missing(engine):
     await engine.ensure_ready(LIMIT)
-    before = await images(engine)
     status = await engine._machine.status()
     place = engine._machine.find().place
+    await bring(engine, "fresh")
+    before = await images(engine)
     os.kill(status.supervisor, KILL)
     os.kill(status.vm, KILL)
     await gone(status.vm)
@@ -145,6 +153,8 @@ async def test_a_machine_that_is_killed_boots_with_every_image_unless_a_program_
     store.write_record(place.image, record)
     await engine.ensure_ready(LIMIT)
     assert await images(engine) == before
+    name = await create(engine, "/usr/bin/sh", "-c", "exit 7", Image="fresh")
+    assert msgspec.json.decode(await ask(engine, "POST", f"/containers/{name}/wait"))["StatusCode"] == 7
 
 
 async def test_an_engine_that_cannot_start_is_told_with_its_own_words_and_can_be_reset(engine, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -56,7 +57,8 @@ def _read(tree: Path, place: str, name: str) -> Program:
     status = file.lstat()
     if not stat.S_ISREG(status.st_mode):
         return Program(name, f"/{place}", 0, status.st_mode)
-    with file.open("rb") as opened:
+    digest = ""
+    with contextlib.suppress(PermissionError), file.open("rb") as opened:  # files of a user namespace
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return Program(name, f"/{place}", status.st_size, status.st_mode, digest)
 
@@ -102,6 +104,8 @@ def wanting(required: Sequence[str], recorded: Iterable[Program]) -> str:
             return f"{program.path} is no regular file"
         if not program.mode & 0o111:
             return f"{program.path} is not executable"
-        if not program.size or not program.sha256:
+        if not program.size:
             return f"{program.path} is empty"
+        if not program.sha256:
+            return f"{program.path} cannot be read"
     return ""
