@@ -83,7 +83,7 @@ async def copy(monitor: Monitor, pid: int, fd: int, *, leave_out_shared: bool) -
     except _HinderedError as hindrance:
         return Standstill(await stand_still(), str(hindrance))
     try:
-        return await _to_its_end(_stream(monitor, pid, fd, "copy", _nothing, instead))
+        return await _to_its_end(_stream(monitor, pid, fd, "copy", None, instead))
     except AtollError:
         await _to_its_end(_forget(monitor, pid, leave_out_shared=leave_out_shared))
         raise
@@ -98,11 +98,11 @@ async def _forget(monitor: Monitor, pid: int, *, leave_out_shared: bool) -> None
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         stack.callback(os.close, nowhere)
         await set_capabilities(monitor, leave_out_shared=leave_out_shared, background=True)
-        await _stream(monitor, pid, nowhere, "copy", _nothing, _nothing)
+        await _stream(monitor, pid, nowhere, "copy", None, _nothing)
 
 
 async def _nothing() -> None:
-    """The disk of a sandbox is in its memory."""
+    """There is nothing more to do while it stands still."""
 
 
 async def _capture(
@@ -137,7 +137,7 @@ async def _stream(
     pid: int,
     fd: int,
     stage: str,
-    branch: Callable[[], Awaitable[None]],
+    branch: Callable[[], Awaitable[None]] | None,
     instead: Callable[[], Awaitable[None]],
 ) -> Standstill:
     """Have the guest stand still for as long as ``branch`` and QEMU need, and QEMU write it down.
@@ -147,20 +147,23 @@ async def _stream(
         pid: of its process.
         fd: of the file.
         stage: of errors.
-        branch: called while the guest stands still.
+        branch: called while the guest stands still; with None QEMU stops it by itself, when it has read
+            all RAM.
         instead: done while it stands still, if it turns out that QEMU cannot protect the RAM.
     """
-    await monitor.execute("stop")
+    if branch is not None:
+        await monitor.execute("stop")
     began = time.monotonic()
     with Watch(monitor) as watch:
         try:
-            await branch()
+            if branch is not None:
+                await branch()
             await begin(monitor, fd)
             await watch.resume_or_end()
             if watch.resumed is None:
                 reason = await why(monitor)
                 await instead()
-                return Standstill(time.monotonic() - began, reason)
+                return Standstill(time.monotonic() - (watch.stopped or began), reason)
             await watch.end()
             if watch.outcome != "completed":
                 raise BootError(f"QEMU: {await why(monitor)}", stage=stage)
@@ -172,7 +175,7 @@ async def _stream(
             if watch.resumed is None:
                 with contextlib.suppress(BootError):  # it ended meanwhile: whoever uses it is told
                     await freezing.go_on(monitor)
-    return Standstill(watch.resumed - began)
+    return Standstill(watch.resumed - (watch.stopped or began))
 
 
 def _take_off(pid: int, stage: str) -> None:

@@ -34,13 +34,15 @@ class Watch:
         monitor: of the QEMU.
 
     Attributes:
-        resumed: when the guest went on, by the monotonic clock; None if it did not.
+        stopped: when QEMU stopped the guest, by the monotonic clock; None if it did not.
+        resumed: when the guest went on, likewise.
         outcome: ``completed``, or how it failed; empty if it is not over.
     """
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._heard = asyncio.Event()
+        self.stopped: float | None = None
         self.resumed: float | None = None
         self.outcome = ""
 
@@ -54,6 +56,8 @@ class Watch:
         self._monitor.unlisten(self._on_event)
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "STOP" and self.stopped is None:
+            self.stopped = time.monotonic()
         if name == "RESUME" and self.resumed is None:
             self.resumed = time.monotonic()
         if name == "MIGRATION" and data.get("status") in {"completed", "failed", "cancelling", "cancelled"}:
