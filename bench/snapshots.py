@@ -2,6 +2,7 @@
 
 "QEMU" is `migrate` to a file of a guest of the same size, which stands still meanwhile, flushed to the disk.
 "copy" is what `cp` does to a file of as many bytes as the guest's RAM holds, likewise flushed.
+Last come snapshots with a pause and without one (``pauses``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+import pauses
 
 from atoll import aio, store
 from atoll.config import Config, load
@@ -54,6 +57,8 @@ def main(runs: int) -> None:
     with asyncio.Runner() as runner:
         for memory, data in ((512, False), (2048, False), (512, True)):
             runner.run(_guest(memory, rounds, data=data))
+        with tempfile.TemporaryDirectory(dir=Path.home()) as place:
+            runner.run(pauses.main(_apart(Path(place)), rounds))
 
 
 async def _guest(memory: int, rounds: int, *, data: bool) -> None:

@@ -10,7 +10,7 @@
      +-- StoreError            a record on disk is missing, taken, corrupt or newer than this program
      +-- ProcessError          a program that Atoll ran failed
      +-- StateError            a machine is in a state in which this cannot be done (atoll.vm.state)
-     +-- StreamError           a migration stream cannot be taken apart (atoll.snapshot.stream)
+     +-- StreamError           a migration stream cannot be taken apart (atoll.hypervisor.qemu.stream)
      +-- BootError             the guest did not come up; ``stage`` says how far it got
      +-- ChannelError          the guest channel broke
      |    +-- ProtocolError    the peer broke the agent protocol

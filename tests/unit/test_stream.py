@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.snapshot.stream import PAGE, Block, StreamError, split
+from atoll.hypervisor.qemu.stream import PAGE, Block, StreamError, block_names, split
 
 MACHINE = b"pc-q35-7.2"
 CAPABILITIES = b"\x05\x1aconfiguration/capabilities" + struct.pack(">II", 1, 1) + b"\x0fx-ignore-shared"
@@ -27,8 +27,11 @@ def head(subsections=CAPABILITIES):
     return b"QEVM\x00\x00\x00\x03\x07" + struct.pack(">I", len(MACHINE)) + MACHINE + subsections
 
 
-def start(blocks):
-    listed = b"".join(string(name) + struct.pack(">QQ", size, place) for name, size, place in blocks)
+def start(blocks, *, addressed=True):
+    listed = b"".join(
+        string(name) + struct.pack(">Q", size) + (struct.pack(">Q", place) if addressed else b"")
+        for name, size, place in blocks
+    )
     total = sum(size for _, size, _ in blocks)
     return b"\x01\x00\x00\x00\x02\x03ram" + struct.pack(">IIQ", 0, 4, total | 4) + listed + EOS + FOOTER
 
@@ -240,11 +243,70 @@ def test_what_is_not_known_and_what_cannot_be_is_refused(stream, code):
     assert code_of(stream) == code
 
 
-def test_a_stream_without_addresses_is_refused():
-    """As QEMU writes it if RAM in shared files is not left out."""
-    listed = b"".join(string(name) + struct.pack(">Q", size) for name, size, _ in BLOCKS)
-    ram = b"\x01\x00\x00\x00\x02\x03ram" + struct.pack(">IIQ", 0, 4, sum(SIZES.values()) | 4) + listed
-    assert code_of(head(b"") + ram + EOS + FOOTER + section([], last=True) + tail()) == "invalid"
+def of_one_that_runs_on(*sections):
+    """A stream of a VM that runs on, with RAM in shared files that is not left out."""
+    return head(b"") + start(BLOCKS, addressed=False) + b"".join(sections) + tail()
+
+
+@settings(deadline=None)
+@given(st.lists(records, min_size=1, max_size=3), names)
+def test_of_a_vm_that_runs_on_the_same_is_left_as_of_one_that_stands_still(parts, wanted):
+    sections = [section([(*place, content) for place, content in part], last=False) for part in parts]
+    addresses = {name: place for name, _, place in BLOCKS}
+    images = Images()
+    done = split(
+        memoryview(of_one_that_runs_on(*sections)),
+        {name: name for name in sorted(wanted)},
+        images.write,
+        addresses=addresses,
+    )
+    other, others = taken(whole(*sections), sorted(wanted))
+    assert done == other
+    assert images.content == others.content
+
+
+@settings(deadline=None)
+@given(records, names)
+def test_what_was_passed_is_not_needed_any_more(part, wanted):
+    stream = whole(section([(*place, content) for place, content in part], last=True))
+    expected, others = taken(stream, sorted(wanted))
+    written, images = bytearray(stream), Images()
+
+    def forget(end):
+        written[:end] = b"\xee" * end
+
+    names_of = {name: name for name in sorted(wanted)}
+    done = split(memoryview(written), names_of, images.write, passed=forget)
+    assert done == expected
+    assert images.content == others.content
+
+
+def test_a_long_run_is_passed_while_it_is_read():
+    many = [("ram", number, page(1)) for number in range(3000)]
+    stream = memoryview(head() + start([("ram", 3000 * PAGE, 0)]) + section(many, last=True) + tail())
+    passed = []
+    split(stream, {"ram": "ram"}, lambda *_: None, passed=passed.append)
+    assert len(passed) == 3
+    assert passed == sorted(passed)
+    assert passed[0] > 1000 * PAGE
+    assert passed[-1] > 2999 * PAGE
+
+
+@pytest.mark.parametrize("addresses", [None, {}])
+def test_a_stream_in_the_other_form_is_refused(addresses):
+    stream = (
+        of_one_that_runs_on(section([], last=False)) if addresses is None else whole(section([], last=True))
+    )
+    with pytest.raises(StreamError) as caught:
+        split(memoryview(stream), {}, lambda *_: None, addresses=addresses)
+    assert caught.value.code == "snapshot.stream.unknown"
+
+
+def test_the_blocks_of_a_stream_can_be_asked_for_before():
+    found = [name for name, *_ in BLOCKS]
+    assert list(block_names(memoryview(whole(section([], last=True))), addressed=True)) == found
+    live = of_one_that_runs_on(section([], last=False))
+    assert list(block_names(memoryview(live), addressed=False)) == found
 
 
 def test_with_pages_of_4_kib_named_as_on_arm64_it_is_read():

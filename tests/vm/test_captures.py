@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from atoll import aio
 from atoll.hypervisor.model import MemoryFile
-from atoll.snapshot.stream import split
+from atoll.hypervisor.qemu.stream import split
 from atoll.vm.spawning import Clone, spawn_clone
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]

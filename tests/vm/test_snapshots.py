@@ -147,6 +147,23 @@ def test_a_second_snapshot_takes_what_has_changed(dev):
     assert dev.snapshot("more").stored < size / 4
 
 
+def test_one_made_without_a_pause_is_like_the_others(dev):
+    whole = dev.snapshot("with")
+    size = sum(path.stat().st_size for path in whole.place.directory.glob("*.pack"))
+    mark(dev, "live")
+    live = dev.snapshot("without", pause=False)
+    assert live.stored < size / 4
+    assert live.manifest.stopped > 0
+    mark(dev, "later")
+    dev.restore("without")
+    assert marks(dev) == ["live", "live"]
+    dev.pause()
+    assert dev.snapshot("paused-live", pause=False).manifest.ram  # there is nothing to go on
+    dev.resume()
+    for one in (whole, live):
+        catalog.verify(one)
+
+
 def test_each_snapshot_is_whole_without_the_others(dev, config):
     mark(dev, "kept")
     doomed = [dev.snapshot("before"), dev.snapshot("after")]

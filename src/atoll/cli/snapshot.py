@@ -38,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--label", dest="labels", action="append", default=[], metavar="KEY=VALUE", help="may be repeated"
     )
     create.add_argument("--disk-only", action="store_true", help="leave out RAM and devices")
+    create.add_argument("--no-pause", action="store_true", help="have it go on while its RAM is copied")
     create.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
     add_json(create, "the snapshot")
     create.set_defaults(act=_create)
@@ -113,6 +114,7 @@ def _create(arguments: argparse.Namespace) -> int:
                 description=arguments.description,
                 labels=labels,
                 disk_only=arguments.disk_only,
+                pause=not arguments.no_pause,
             )
 
     try:

@@ -156,7 +156,12 @@ class FakeResident:
         """Let the process go on."""
         self.process.send(signal.SIGCONT)
 
-    async def capture(self, branch: Callable[[], Awaitable[None]]) -> Instant:  # noqa: ARG002
+    async def capture(
+        self,
+        branch: Callable[[], Awaitable[None]],  # noqa: ARG002
+        *,
+        live: bool = False,  # noqa: ARG002
+    ) -> Instant:
         """What a process of the host has open cannot be written down."""
         message = "an agent alone cannot be written down"
         raise BootError(message, stage="capture", hint="use QEMU")

@@ -38,6 +38,7 @@ __all__ = [
     "Position",
     "Resident",
     "ResidentHypervisor",
+    "Standstill",
     "VirtualMachine",
     "at_directory",
     "connect",
@@ -146,16 +147,17 @@ class FreezableVm(VirtualMachine, Protocol):
             BootError: stage ``freeze``: it cannot be written.
         """
 
-    async def copy(self, fd: int, *, leave_out_shared: bool = False) -> float:
+    async def copy(self, fd: int, *, leave_out_shared: bool = False, live: bool = False) -> Standstill:
         """Write devices and RAM to an open file; the guest stands still meanwhile, and then goes on.
 
         Args:
-            fd: of the file.
+            fd: of the file, which is in memory.
             leave_out_shared: without RAM that is in a shared file; and in the form that
-                ``atoll.snapshot.stream`` takes apart.
+                ``atoll.hypervisor.qemu.stream`` takes apart.
+            live: have it go on while its RAM is written, if it can be.
 
         Returns:
-            Seconds for which the vCPUs stood still.
+            For how long it stood still.
 
         Raises:
             BootError: stage ``copy``: it cannot be written; the guest goes on.
@@ -195,6 +197,18 @@ class Frozen(msgspec.Struct, frozen=True):
     own: bool = False
 
 
+class Standstill(NamedTuple):
+    """For how long a VM stood still while it was written down.
+
+    Attributes:
+        seconds: for which its vCPUs did.
+        reason: why it did all the while, if it was not to; empty otherwise.
+    """
+
+    seconds: float
+    reason: str = ""
+
+
 class Instant(msgspec.Struct, frozen=True):
     """A VM as it was at one instant. Its descriptors, of files in memory, are its owner's to close.
 
@@ -205,7 +219,7 @@ class Instant(msgspec.Struct, frozen=True):
         devices: as in ``Frozen``.
         vcpus: that it was started with.
         memory: likewise, bytes.
-        stopped: seconds for which the vCPUs stood still.
+        stopped: for how long it stood still.
     """
 
     ram: int
@@ -214,7 +228,7 @@ class Instant(msgspec.Struct, frozen=True):
     devices: tuple[dict[str, Any], ...]
     vcpus: int
     memory: int
-    stopped: float
+    stopped: Standstill
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -347,11 +361,13 @@ class Resident(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs go on. Raises as ``attach``."""
 
-    async def capture(self, branch: Callable[[], Awaitable[None]]) -> Instant:
+    async def capture(self, branch: Callable[[], Awaitable[None]], *, live: bool = False) -> Instant:
         """Write all of the VM down, which then goes on as it was.
 
         Args:
             branch: called while the vCPUs stand still and nothing is under way to a disk.
+            live: have it go on while its RAM is written, if it can be: its memory takes its whole size on
+                the host from then on.
 
         Raises:
             BootError: stage ``capture``: it cannot be written; the guest goes on.

@@ -79,6 +79,7 @@ class Checkpoints(Supervised):
         description: str = "",
         labels: Mapping[str, str] | None = None,
         disk_only: bool = False,
+        pause: bool = True,
     ) -> Snapshot:
         """Keep what the machine is now: its disk and, if it runs, its RAM and devices at the same instant.
 
@@ -89,6 +90,9 @@ class Checkpoints(Supervised):
             description: what is said of it.
             labels: likewise.
             disk_only: leave out RAM and devices; the file system is whole on the disk then.
+            pause: have it stand still while its RAM is copied. Else it does for as long as its disk and
+                devices need, and its RAM takes its whole size on the host from then on. Where the host
+                cannot do that it does stand still, and ``Warned`` tells why.
 
         Raises:
             StoreError: ``store.already_exists``: it has one of that name; ``store.full``: nothing is left.
@@ -108,7 +112,7 @@ class Checkpoints(Supervised):
             if disk_only:
                 disk = Disk(*msgspec.structs.astuple(await control.branch()))
                 return await self._make(machine, wish, disk, None)
-            async with control.capture(flush=True) as captured:
+            async with control.capture(flush=True, live=not pause) as captured:
                 disk = Disk(captured.layers, captured.size)
                 return await self._make(machine, wish, disk, captured)
 

@@ -232,7 +232,12 @@ class Sandbox(Commands):
         return copies
 
     async def snapshot(
-        self, name: str, *, description: str = "", labels: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+        pause: bool = True,
     ) -> Snapshot:
         """Keep what this sandbox is: memory, processes and files. It stands still for a moment and goes on.
 
@@ -242,6 +247,8 @@ class Sandbox(Commands):
             name: of the snapshot; no two of sandboxes have the same.
             description: what is said of it.
             labels: what programs keep with it.
+            pause: have it stand still while its memory is copied. Else it goes on at once, if the host can do
+                that: not with a template on a disk. ``Warned`` tells why it did stand still.
 
         Raises:
             UsageError: ``usage.snapshot``: that is no name; ``usage.state``: the sandbox was closed.
@@ -258,7 +265,9 @@ class Sandbox(Commands):
                 raise UsageError("the sandbox was closed", code="state", hint="open a new one")
             self._id = self._id or os.urandom(16).hex()
             subject = snapshots.Subject(id=self._id, image=self.image)
-            return await snapshots.make(self._config.paths, self.vm, subject, wish, self._emit)
+            return await snapshots.make(
+                self._config.paths, self.vm, subject, wish, self._emit, live=not pause
+            )
 
     def _like(self, spawned: Spawned) -> Self:
         """A sandbox with the same settings."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import os
 import threading
 import time
@@ -17,10 +16,11 @@ import msgspec
 
 from atoll import store
 from atoll.errors import StoreError, UsageError
-from atoll.events import Emit, VmCaptured, task
+from atoll.events import Emit, task
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.qemu.argv import RAM_ID, ram_block
 from atoll.hypervisor.qemu.backend import QemuHypervisor
+from atoll.hypervisor.qemu.unpacking import put, unpack
 from atoll.paths import Paths, SnapshotPaths
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
@@ -34,7 +34,7 @@ from atoll.snapshot.storing import (
     take_held,
     with_memory,
 )
-from atoll.snapshot.stream import PAGE, split
+from atoll.vm.capturing import report
 from atoll.vm.life import Vm
 
 __all__ = ["Record", "Subject", "make"]
@@ -92,7 +92,9 @@ class _Copied(msgspec.Struct, frozen=True, kw_only=True):
     stopped: float
 
 
-async def make(paths: Paths, vm: Vm, subject: Subject, wish: Wish, emit: Emit) -> Snapshot:
+async def make(
+    paths: Paths, vm: Vm, subject: Subject, wish: Wish, emit: Emit, *, live: bool = False
+) -> Snapshot:
     """Keep what a sandbox is. It stands still while its memory is copied, and goes on while that is stored.
 
     Args:
@@ -101,6 +103,7 @@ async def make(paths: Paths, vm: Vm, subject: Subject, wish: Wish, emit: Emit) -
         subject: the sandbox; the caller makes no two snapshots of it at once.
         wish: what its user says of the snapshot.
         emit: told of the copy and of progress.
+        live: it goes on while its memory is copied, if it can.
 
     Raises:
         UsageError: ``usage.snapshot``: it writes to a disk; the name is none.
@@ -113,8 +116,8 @@ async def make(paths: Paths, vm: Vm, subject: Subject, wish: Wish, emit: Emit) -
     size = (await vm.freezable.plugging.memory()).now
     fd = os.memfd_create("atoll-copy", os.MFD_CLOEXEC)
     try:
-        stopped = await vm.freezable.copy(fd, leave_out_shared=True)
-        emit(VmCaptured(vm=vm.name, stopped=stopped))
+        stopped = await vm.freezable.copy(fd, leave_out_shared=True, live=live)
+        report(stopped, vm.name, emit)
         copied = _Copied(
             name=vm.name,
             machine=vm.machine,
@@ -122,7 +125,7 @@ async def make(paths: Paths, vm: Vm, subject: Subject, wish: Wish, emit: Emit) -
             parent=vm.clone.snapshot if vm.clone is not None else "",
             size=size,
             version=cast(QemuHypervisor, vm.hypervisor).host.version,
-            stopped=stopped,
+            stopped=stopped.seconds,
         )
         return await _to_the_end(lambda ended: _store(paths, subject, wish, copied, fd, emit, ended))
     finally:
@@ -230,21 +233,8 @@ def _taken_apart(stack: ExitStack, fd: int, machine: Machine) -> tuple[int, int]
     stack.callback(os.close, state)
     stack.callback(os.close, ram)
 
-    def write(_: str, offset: int, pages: Sequence[memoryview]) -> None:
-        done = os.pwritev(ram, pages, offset)
-        if done < len(pages) * PAGE:
-            _write(ram, memoryview(b"".join(pages))[done:], offset + done)
-
     with store.refusing(Path(f"/proc/self/fd/{ram}")):
         os.truncate(ram, machine.memory)
-        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as stream:
-            devices = split(stream, {ram_block(machine): RAM_ID}, write).devices
-        os.truncate(fd, 0)
-        _write(state, memoryview(devices), 0)
+        block = ram_block(machine)
+        put(state, memoryview(unpack(fd, {block: ram}, called={block: RAM_ID})))
     return state, ram
-
-
-def _write(fd: int, data: memoryview, at: int) -> None:
-    while data:
-        done = os.pwrite(fd, data, at)
-        data, at = data[done:], at + done

@@ -13,14 +13,14 @@ from atoll import store
 from atoll.errors import AtollError, ChannelError, GuestError
 from atoll.events import Emit, VmCaptured, Warned
 from atoll.guest.agent import Agent
-from atoll.hypervisor.port import Instant, Pluggable, Resident
+from atoll.hypervisor.port import Instant, Pluggable, Resident, Standstill
 from atoll.paths import VmPaths
 from atoll.vm.branching import Branch, finish_branch, finish_switch, prepare_branch
 from atoll.vm.chain import SERIAL
 from atoll.vm.shares import Shares
 from atoll.vm.state import StateError
 
-__all__ = ["Aside", "Taken", "branch", "capture", "set_aside"]
+__all__ = ["Aside", "Taken", "branch", "capture", "report", "set_aside"]
 
 #: Seconds in which the guest's file system stands still, and for which it does at most.
 _STILL = 10.0
@@ -46,6 +46,7 @@ async def capture(
     *,
     flushed: Agent | None = None,
     hold: bool = False,
+    live: bool = False,
 ) -> Taken:
     """Write ``vm`` down, which goes on.
 
@@ -53,9 +54,10 @@ async def capture(
         vm: the machine's VM.
         place: where its disk is.
         shares: of the machine; no VM can be written down with the daemon of a share.
-        emit: told for how long it stood still.
+        emit: told for how long it stood still, and why, if it was not to.
         flushed: the agent of a guest whose files shall be whole on the disk alone.
         hold: it is paused then and without its shares, and its disk is not branched.
+        live: else it goes on while its RAM is written, if it can.
 
     Raises:
         StateError: ``state.share_busy``: a share is in use in the guest; ``state.unsupported``.
@@ -67,10 +69,17 @@ async def capture(
     async with set_aside(shares, name, emit) as aside:
         if flushed is not None and not await vm.paused():
             await _flush(flushed)
-        taken = await (_held(vm) if hold else _branched(vm, place, plugging))
+        taken = await (_held(vm) if hold else _branched(vm, place, plugging, live=live))
         aside.stays = hold
-    emit(VmCaptured(vm=name, stopped=taken.instant.stopped))
+    report(taken.instant.stopped, name, emit)
     return taken
+
+
+def report(stopped: Standstill, name: str, emit: Emit) -> None:
+    """Say for how long a VM stood still, and why, if it was not to."""
+    if stopped.reason:
+        emit(Warned(message=f"{name}: it stood still while its RAM was copied: {stopped.reason}"))
+    emit(VmCaptured(vm=name, stopped=stopped.seconds))
 
 
 async def _held(vm: Resident) -> Taken:
@@ -96,13 +105,13 @@ async def _nothing() -> None:
     """Nobody writes to the disk of a VM that is about to be ended."""
 
 
-async def _branched(vm: Resident, place: VmPaths, plugging: Pluggable) -> Taken:
+async def _branched(vm: Resident, place: VmPaths, plugging: Pluggable, *, live: bool) -> Taken:
     branch = await _begin(place, plugging)
 
     async def switch() -> None:
         await plugging.branch_disk(SERIAL, place.directory / branch.after.active.name)
 
-    instant = await vm.capture(switch)
+    instant = await vm.capture(switch, live=live)
     try:
         await asyncio.to_thread(finish_branch, place)
     except BaseException:

@@ -51,9 +51,11 @@ class Control:
         return await self._call(messages.Branch(), messages.Branched)
 
     @asynccontextmanager
-    async def capture(self, *, hold: bool = False, flush: bool = False) -> AsyncIterator[messages.Captured]:
+    async def capture(
+        self, *, hold: bool = False, flush: bool = False, live: bool = False
+    ) -> AsyncIterator[messages.Captured]:
         """Have the VM written down, as ``Capture`` says; what was written is there until the block ends."""
-        stream = self._channel.open(messages.Capture(hold=hold, flush=flush))
+        stream = self._channel.open(messages.Capture(hold=hold, flush=flush, live=live))
         try:
             yield await stream.reply(messages.Captured)
         finally:

@@ -45,7 +45,7 @@ async def fork(parent: Vm, names: Sequence[str], emit: Emit) -> Forked:
             child = _spawn(parent, name, fd, hypervisor, emit)
             undo.callback(child.vm.discard)
             children.append(child)
-        stopped = await parent.freezable.copy(fd)
+        stopped = (await parent.freezable.copy(fd)).seconds
         for child in children:
             cast(FreezableVm, child.vm).proceed()
         undo.pop_all()

@@ -85,11 +85,13 @@ class Capture(Request, frozen=True, tag="vm.capture"):
     """Have the VM written down. What was written is there until the stream is closed.
 
     With ``hold`` the VM stands still until then, without its shares, and its disk is not branched. With
-    ``flush`` the guest's files are whole on the disk alone.
+    ``flush`` the guest's files are whole on the disk alone. With ``live`` it goes on while its RAM is
+    written, if it can; one that is held does not.
     """
 
     hold: bool = False
     flush: bool = False
+    live: bool = False
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True):

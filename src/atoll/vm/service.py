@@ -117,7 +117,7 @@ class Service:
             if held:
                 self._supervisor.release_soon()
 
-        capture = self._supervisor.capture(hold=hold, flush=request.flush)
+        capture = self._supervisor.capture(hold=hold, flush=request.flush, live=request.live)
         branch, instant = await _to_its_end(capture, unwanted=drop)
         try:
             files = messages.Files(
@@ -135,7 +135,7 @@ class Service:
                     size=branch.size if branch is not None else 0,
                     vcpus=instant.vcpus,
                     memory=instant.memory,
-                    stopped=instant.stopped,
+                    stopped=instant.stopped.seconds,
                 ),
                 end=False,
             )

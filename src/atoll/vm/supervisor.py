@@ -184,10 +184,11 @@ class Supervisor:
             self._advance(Cause.RESUMED)
         await self._set_clock()
 
-    async def capture(self, *, hold: bool = False, flush: bool = False) -> Taken:
+    async def capture(self, *, hold: bool = False, flush: bool = False, live: bool = False) -> Taken:
         """Write the VM down, which goes on; with ``hold`` it stands still, unshared, until ``release_soon``.
 
-        With ``flush`` the guest's files are whole on the disk alone.
+        With ``flush`` the guest's files are whole on the disk alone. With ``live`` it goes on while its RAM
+        is written, if it can.
 
         Raises:
             StateError: the machine has no VM, or it cannot be written down.
@@ -199,7 +200,7 @@ class Supervisor:
                 raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
             vm = self._up("written down")
             agent = self.agent if flush else None
-            taken = await capture(vm, self.place, self.shares, self.emit, flushed=agent, hold=hold)
+            taken = await capture(vm, self.place, self.shares, self.emit, flushed=agent, hold=hold, live=live)
             if hold and self.state.phase is Phase.RUNNING:
                 self._advance(Cause.PAUSED)
             return taken

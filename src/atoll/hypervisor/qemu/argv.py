@@ -24,6 +24,7 @@ from atoll.hypervisor.model import (
 
 __all__ = [
     "MORE",
+    "MORE_ID",
     "RAM",
     "RAM_ID",
     "SANDBOX",
@@ -96,6 +97,9 @@ RAM, MORE = "atoll-ram", "atoll-more"
 
 #: What QEMU calls RAM that it is given: its backend.
 RAM_ID = "ram"
+
+#: What QEMU calls what can be plugged in: the backend of its virtio-mem device.
+MORE_ID = "more"
 
 #: How QEMU is confined by seccomp.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -188,10 +192,12 @@ def _memory(machine: Machine) -> tuple[str, ...]:
         arguments += ["-object", f"{kind},id={RAM_ID},size={size}{share}"]
     if more:
         room = f"{more // _MIB}M"
-        anonymous = f"{kind},id=more,size={room},reserve=off{share}"
-        backend = anonymous if machine.more is None else f"{_backend('more', machine.more, room)},reserve=off"
+        anonymous = f"{kind},id={MORE_ID},size={room},reserve=off{share}"
+        backend = (
+            anonymous if machine.more is None else f"{_backend(MORE_ID, machine.more, room)},reserve=off"
+        )
         arguments += ["-object", backend]
-        arguments += ["-device", "virtio-mem-pci,id=memory,memdev=more,requested-size=0"]
+        arguments += ["-device", f"virtio-mem-pci,id=memory,memdev={MORE_ID},requested-size=0"]
     return tuple(arguments)
 
 

@@ -17,7 +17,7 @@ from atoll.errors import BootError, ProcessError
 from atoll.hypervisor.cgroups import bounds_of
 from atoll.hypervisor.confinement import Confinement, confine
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, ChannelEnd, Frozen, Position, end, wait_for_exit
+from atoll.hypervisor.port import Capture, ChannelEnd, Frozen, Position, Standstill, end, wait_for_exit
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
 from atoll.hypervisor.qemu.orders import Order, going_on, open_frozen, orders
@@ -205,11 +205,14 @@ class QemuVm:
         """Let the vCPUs go on."""
         await self._connected().execute("cont")
 
-    async def copy(self, fd: int, *, leave_out_shared: bool = False) -> float:
+    async def copy(self, fd: int, *, leave_out_shared: bool = False, live: bool = False) -> Standstill:
         """Have QEMU write devices and RAM, and go on."""
-        from atoll.hypervisor.qemu import freezing  # noqa: PLC0415
+        from atoll.hypervisor.qemu import background, freezing  # noqa: PLC0415
 
-        return await freezing.copy(self._connected(), fd, leave_out_shared=leave_out_shared)
+        monitor = self._connected()
+        if live:
+            return await background.copy(monitor, self.process.pid, fd, leave_out_shared=leave_out_shared)
+        return Standstill(await freezing.copy(monitor, fd, leave_out_shared=leave_out_shared))
 
     async def freeze(self, state: Path) -> None:
         """Have QEMU write its devices' state; RAM in a shared file is left out."""

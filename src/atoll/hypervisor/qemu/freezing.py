@@ -9,23 +9,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atoll.errors import BootError
-from atoll.hypervisor.port import Instant
+from atoll.hypervisor.port import Instant, Standstill
 from atoll.hypervisor.qemu.argv import MORE, RAM
 from atoll.hypervisor.qemu.memory import Copy, find_memory
+from atoll.hypervisor.qemu.migrating import wait_for_former, write
 from atoll.hypervisor.qemu.qmp import Monitor
 
-__all__ = ["capture", "copy", "freeze"]
-
-#: Bytes a second: QEMU's own limit is meant for networks.
-_BANDWIDTH = 1 << 40
-
-#: Seconds for all of it.
-_PATIENCE = 60.0
-
-_NAME = "state"
+__all__ = ["Shape", "capture", "copy", "freeze", "go_on", "shape_of"]
 
 
 async def freeze(monitor: Monitor, state: Path) -> None:
@@ -39,7 +32,7 @@ async def freeze(monitor: Monitor, state: Path) -> None:
     except OSError as error:
         raise BootError(f"{state}: {error.strerror}", stage="freeze") from error
     try:
-        await _write(monitor, fd, "freeze", leave_out_shared=True)
+        await write(monitor, fd, "freeze", leave_out_shared=True)
     finally:
         os.close(fd)
 
@@ -53,8 +46,8 @@ async def copy(monitor: Monitor, fd: int, *, leave_out_shared: bool = False) -> 
     Args:
         monitor: of the QEMU.
         fd: of the file.
-        leave_out_shared: without RAM that is in a shared file; and in the form that ``atoll.snapshot.stream``
-            takes apart.
+        leave_out_shared: without RAM that is in a shared file; and in the form that
+            ``atoll.hypervisor.qemu.stream`` takes apart.
 
     Returns:
         Seconds.
@@ -63,10 +56,10 @@ async def copy(monitor: Monitor, fd: int, *, leave_out_shared: bool = False) -> 
         BootError: stage ``copy``; the guest goes on.
     """
 
-    async def write() -> None:
-        await _write(monitor, fd, "copy", leave_out_shared=leave_out_shared)
+    async def work() -> None:
+        await write(monitor, fd, "copy", leave_out_shared=leave_out_shared)
 
-    return await _stopped(monitor, write)
+    return await _stopped(monitor, work)
 
 
 async def _stopped(monitor: Monitor, work: Callable[[], Awaitable[None]]) -> float:
@@ -86,7 +79,7 @@ async def _stopped(monitor: Monitor, work: Callable[[], Awaitable[None]]) -> flo
     finally:
         if status["running"]:
             with contextlib.suppress(BootError):  # it ended meanwhile: whoever uses it is told
-                await _go_on(monitor)
+                await go_on(monitor)
     return time.monotonic() - began
 
 
@@ -101,26 +94,26 @@ async def capture(monitor: Monitor, pid: int, branch: Callable[[], Awaitable[Non
     Raises:
         BootError: stage ``capture``; the guest goes on.
     """
-    vcpus, devices = await _vcpus(monitor)
-    memory = int((await monitor.execute("query-memory-size-summary"))["base-memory"])
+    await wait_for_former(monitor)
+    shape = await shape_of(monitor)
     with ExitStack() as sources, ExitStack() as made:
         state = os.memfd_create("atoll-state", os.MFD_CLOEXEC)
         made.callback(os.close, state)
         copies = await asyncio.to_thread(_copies, pid, sources, made)
 
-        async def write() -> None:
+        async def work() -> None:
             settled = asyncio.create_task(asyncio.to_thread(_settle, copies.values()))
             try:
                 await branch()
-                await _write(monitor, state, "capture", leave_out_shared=True)
+                await write(monitor, state, "capture", leave_out_shared=True)
             finally:
                 await asyncio.wait([settled])
             await settled
 
-        stopped = await _stopped(monitor, write)
+        stopped = await _stopped(monitor, work)
         made.pop_all()
     more = copies[MORE].fd if MORE in copies else -1
-    return Instant(copies[RAM].fd, state, more, devices, vcpus, memory, stopped)
+    return Instant(copies[RAM].fd, state, more, shape.devices, shape.vcpus, shape.memory, Standstill(stopped))
 
 
 def _copies(pid: int, sources: ExitStack, made: ExitStack) -> dict[str, Copy]:
@@ -149,46 +142,28 @@ def _settle(copies: Iterable[Copy]) -> None:
         raise BootError(f"the RAM cannot be copied: {error.strerror}", stage="capture") from error
 
 
-async def _vcpus(monitor: Monitor) -> tuple[int, tuple[dict[str, Any], ...]]:
-    """How many vCPUs it was started with, and those plugged in since, each as ``device_add`` takes it."""
+class Shape(NamedTuple):
+    """What a VM was started with, and the vCPUs plugged in since, each as ``device_add`` takes it."""
+
+    vcpus: int
+    memory: int
+    devices: tuple[dict[str, Any], ...]
+
+
+async def shape_of(monitor: Monitor) -> Shape:
+    """Ask QEMU. Raises ``BootError``."""
     every = await monitor.execute("query-hotpluggable-cpus")
     present = [one for one in reversed(every) if "qom-path" in one]
     plugged = [one for one in present if "/peripheral/" in one["qom-path"]]
-    return len(present) - len(plugged), tuple(
+    memory = int((await monitor.execute("query-memory-size-summary"))["base-memory"])
+    devices = tuple(
         {"driver": one["type"], "id": one["qom-path"].rpartition("/")[2], **one["props"]} for one in plugged
     )
+    return Shape(len(present) - len(plugged), memory, devices)
 
 
-async def _go_on(monitor: Monitor) -> None:
+async def go_on(monitor: Monitor) -> None:
     """Let the vCPUs go on. For a moment after its last event a migration is not over yet."""
     while (await monitor.execute("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - no event
         await asyncio.sleep(0)
     await monitor.execute("cont")
-
-
-async def _write(monitor: Monitor, fd: int, stage: str, *, leave_out_shared: bool) -> None:
-    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def on_event(name: str, data: dict[str, Any]) -> None:
-        over = name == "MIGRATION" and data.get("status") in {"completed", "failed", "cancelled"}
-        if over and not ended.done():
-            ended.set_result(str(data["status"]))
-
-    monitor.listen(on_event)
-    capabilities = [
-        {"capability": "events", "state": True},
-        {"capability": "x-ignore-shared", "state": leave_out_shared},
-    ]
-    try:
-        await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
-        await monitor.execute("migrate-set-parameters", {"max-bandwidth": _BANDWIDTH})
-        await monitor.lend(_NAME, fd)
-        await monitor.execute("migrate", {"uri": f"fd:{_NAME}"})
-        async with asyncio.timeout(_PATIENCE):
-            if await ended != "completed":
-                answer = await monitor.execute("query-migrate")
-                raise BootError(f"QEMU: {answer.get('error-desc', 'it failed')}", stage=stage)
-    except TimeoutError:
-        raise BootError("QEMU does not come to an end", stage=stage) from None
-    finally:
-        monitor.unlisten(on_event)

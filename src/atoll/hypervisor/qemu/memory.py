@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 
 from atoll import store
 
-__all__ = ["Copy", "find_memory"]
+__all__ = ["PIECE", "Copy", "find_memory", "provide", "unmapped"]
 
 #: Bytes that are compared at once: they stay in the CPU's cache.
 _PIECE = 65_536
+
+#: Bytes whose mapping is looked at together.
+PIECE = 4 << 20
 
 
 class Copy:
@@ -62,12 +69,64 @@ class Copy:
             target[first:last] = bytes(last - first)
 
 
-def find_memory(pid: int, name: str) -> int:
+def find_memory(pid: int, name: str, flags: int = os.O_RDONLY) -> int:
     """A descriptor of a process's file in memory of that name; -1 if it has none. Raises ``OSError``."""
     directory = f"/proc/{pid}/fd"
     wanted = f"/memfd:{name} (deleted)"
     for entry in os.listdir(directory):
         with contextlib.suppress(FileNotFoundError):  # it was closed just now
             if os.readlink(f"{directory}/{entry}") == wanted:
-                return os.open(f"{directory}/{entry}", os.O_RDONLY | os.O_CLOEXEC)
+                return os.open(f"{directory}/{entry}", flags | os.O_CLOEXEC)
     return -1
+
+
+def provide(pid: int, names: Mapping[str, int | None]) -> None:
+    """Have the host provide memory for a process's files in memory, where they have holes.
+
+    Args:
+        pid: of the process.
+        names: how much of each file, bytes from its beginning; None for all of it.
+
+    Raises:
+        OSError: ``ENOMEM``: there is less than these and a copy of them take.
+    """
+    with ExitStack() as stack:
+        wanted = []
+        for name, size in names.items():
+            fd = find_memory(pid, name, os.O_RDWR)
+            if fd >= 0:
+                stack.callback(os.close, fd)
+                wanted.append((fd, os.fstat(fd).st_size if size is None else size))
+        if sum(size for _, size in wanted) > _available():
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        for fd, size in wanted:
+            if size:
+                os.posix_fallocate(fd, 0, size)
+
+
+def unmapped(pid: int, name: str) -> Iterator[int]:
+    """Which pieces of ``PIECE`` bytes of a file in memory a process has not mapped as a whole.
+
+    By one page in sixteen: that many the kernel maps at once, if they are there. By their offsets, those that
+    lie in one mapping (proc(5), ``/proc/pid/maps`` and ``/proc/pid/pagemap``). Raises ``OSError``.
+    """
+    for line in Path(f"/proc/{pid}/maps").read_bytes().splitlines():
+        if not line.endswith(f"/memfd:{name} (deleted)".encode()):
+            continue
+        where, _, offset, *_ = line.split()
+        start, end = (int(word, 16) for word in where.split(b"-"))
+        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+            for at in range(start, end, PIECE):
+                count = min(PIECE, end - at) // mmap.PAGESIZE
+                entries = os.pread(pagemap.fileno(), count * 8, at // mmap.PAGESIZE * 8)
+                if not all(high & 0x80 for high in entries[7 :: 8 * 16]):
+                    yield int(offset, 16) + at - start
+
+
+def _available() -> int:
+    """Bytes that can be had on this host without swapping (proc(5), ``MemAvailable``)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) << 10
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

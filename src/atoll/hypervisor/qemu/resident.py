@@ -236,10 +236,12 @@ class QemuResident:
         """Let the vCPUs go on."""
         await self._attached().execute("cont")
 
-    async def capture(self, branch: Callable[[], Awaitable[None]]) -> Instant:
+    async def capture(self, branch: Callable[[], Awaitable[None]], *, live: bool = False) -> Instant:
         """Have QEMU write its devices down; its RAM is copied meanwhile."""
-        from atoll.hypervisor.qemu import freezing  # noqa: PLC0415 - for captures only
+        from atoll.hypervisor.qemu import background, freezing  # noqa: PLC0415 - for captures only
 
+        if live:
+            return await background.capture(self._attached(), self.process.pid, branch)
         return await freezing.capture(self._attached(), self.process.pid, branch)
 
     async def press_power_button(self) -> None:

@@ -1,20 +1,23 @@
 """QEMU's migration stream, taken apart: guest RAM to images, and a stream of devices that goes with them.
 
 A VM whose RAM lies in a shared file is migrated without it (capability ``x-ignore-shared``). One whose RAM is
-private has it in the stream, page by page. What is left when those pages are taken out is the stream of a VM
-whose RAM is in files: QEMU takes it up beside the images that the pages were written to.
+private has it in the stream, page by page, and so has one that runs on meanwhile (capability
+``background-snapshot``). What is left when those pages are taken out is the stream of a VM whose RAM is in
+files: QEMU takes it up beside the images that the pages were written to.
 
 Without I/O, of QEMU 7.2 and later, for guests with pages of 4 KiB. Sources: "Stream structure" in QEMU's
 docs/devel/migration.rst (docs/devel/migration/main.rst); headers and footers of sections and the order in
-which they come, migration/savevm.c; the section ``ram``, migration/ram.c (``ram_save_setup``,
+which they come, migration/savevm.c, and of a VM that runs on, ``bg_migration_thread`` in
+migration/migration.c; the section ``ram``, migration/ram.c (``ram_save_setup``,
 ``save_page_header``, ``ram_load_precopy``). All numbers are big-endian::
 
     u32 0x5145564d "QEVM", u32 3
     u8 7 configuration: u32 length, name of the machine; subsections
     u8 1 section start: u32 id, string "ram", u32 instance 0, u32 version 4
         u64 bytes | MEM_SIZE; for each block: string name, u64 size, u64 address; u64 EOS; footer
+        (no address without ``x-ignore-shared``)
     u8 2 section part: u32 id; pages; u64 EOS; footer             any number of them
-    u8 3 section end: u32 id; pages; u64 EOS; footer
+    u8 3 section end: u32 id; pages; u64 EOS; footer              not of a VM that runs on
     u8 4 section full: a device; footer                           any number of them, of no known length
     u8 0 end; u8 6 description: u32 length, JSON
 
@@ -34,7 +37,7 @@ import msgspec
 
 from atoll.errors import AtollError
 
-__all__ = ["PAGE", "Block", "Split", "StreamError", "Write", "split"]
+__all__ = ["PAGE", "Block", "Split", "StreamError", "Write", "block_names", "split"]
 
 #: Bytes of a page of the guest.
 PAGE = 4096
@@ -52,6 +55,10 @@ _EOF, _START, _PART, _END, _FULL, _SUBSECTION, _DESCRIPTION, _CONFIGURATION, _FO
     0x7E,
 )
 _RAM_VERSION = 4
+
+#: By which a stream says that it was written with ``x-ignore-shared``: name, version, how many, which.
+_CAPABILITIES = "configuration/capabilities"
+_LEFT_OUT = ("x-ignore-shared",)
 
 #: migration/ram.c, ``RAM_SAVE_FLAG_``.
 _ZERO, _MEM_SIZE, _DATA, _EOS, _CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
@@ -91,7 +98,7 @@ class Block(msgspec.Struct, frozen=True):
     Attributes:
         name: by which QEMU knows it: of a memory backend, its id.
         size: bytes.
-        address: in the guest's physical memory.
+        address: in the region of memory that it is a part of.
     """
 
     name: str
@@ -117,8 +124,15 @@ class _Description(msgspec.Struct, frozen=True):
     page_size: int
 
 
-def split(stream: memoryview, images: Mapping[str, str], write: Write) -> Split:
-    """Take the pages of some blocks out of a stream that was written with ``x-ignore-shared``.
+def split(
+    stream: memoryview,
+    images: Mapping[str, str],
+    write: Write,
+    *,
+    addresses: Mapping[str, int] | None = None,
+    passed: Callable[[int], None] | None = None,
+) -> Split:
+    """Take the pages of some blocks out of a stream.
 
     Args:
         stream: all of it, bytes in a row: of a file that is mapped, say.
@@ -126,6 +140,9 @@ def split(stream: memoryview, images: Mapping[str, str], write: Write) -> Split:
         write: given the pages of those blocks, in the order of the stream. Images begin as zeroes: a page of
             zeroes is given only if the page had other content before. What it is given are views of
             ``stream``.
+        addresses: of the blocks that are taken out, where the stream was written without ``x-ignore-shared``
+            and does not have them; None if it was written with it.
+        passed: told up to where the stream is of no more use; nobody needs to keep that.
 
     Raises:
         StreamError: ``snapshot.stream.short``: it is cut off; ``snapshot.stream.unknown``: it has what is
@@ -133,25 +150,54 @@ def split(stream: memoryview, images: Mapping[str, str], write: Write) -> Split:
             ``images``. What was written by then is of no use.
     """
     reader = _Reader(stream)
-    head = bytes(stream[: _skip_head(reader)])
-    number = _start_of_ram(reader)
-    ram = _Ram(reader, images, write)
-    ram.read_blocks()
-    reader.footer(number)
+    head, number, ram = _begin(reader, images, write, addresses)
+    ram.require_images()
+    ram.passed = passed
+    kind = reader.byte()
     while True:
-        kind = reader.byte()
         if kind not in {_PART, _END}:
             raise _unknown(f"a section of type {kind} before the end of RAM")
         if reader.long() != number:
             raise _invalid("a section of something else before the end of RAM")
         ram.read_pages()
         reader.footer(number)
-        if kind == _END:
+        last, kind = kind, reader.peek()
+        if last == _END or kind not in {_PART, _END}:  # of a VM that runs on, the last one is like the others
             break
+        reader.skip(1)
     rest = bytes(stream[reader.at :])
     _check_rest(rest)
     devices = b"".join([head, *_sections(number, ram), rest])
     return Split(tuple(ram.blocks.values()), devices)
+
+
+def block_names(stream: memoryview, *, addressed: bool) -> tuple[str, ...]:
+    """Names of the blocks of memory in a stream, with their addresses or without. Raises as ``split``."""
+    addresses: dict[str, int] | None = None if addressed else {}
+    return tuple(_begin(_Reader(stream), {}, lambda *_: None, addresses)[2].blocks)
+
+
+def _begin(
+    reader: _Reader, images: Mapping[str, str], write: Write, addresses: Mapping[str, int] | None
+) -> tuple[bytes, int, _Ram]:
+    """Read up to the pages: how the stream of the rest begins, the number of the section, and the RAM."""
+    left_out, configured = _skip_head(reader)
+    if left_out != (addresses is None):
+        raise _unknown("blocks with addresses" if left_out else "blocks without addresses")
+    head = bytes(reader.data[: reader.at])
+    if not left_out:
+        head = head[:configured] + _left_out() + head[configured:]
+    number = _start_of_ram(reader)
+    ram = _Ram(reader, images, write)
+    ram.read_blocks(addresses)
+    reader.footer(number)
+    return head, number, ram
+
+
+def _left_out() -> bytes:
+    """The subsection that says so."""
+    named = b"".join(_string(name) for name in _LEFT_OUT)
+    return bytes([_SUBSECTION]) + _string(_CAPABILITIES) + struct.pack(">II", 1, len(_LEFT_OUT)) + named
 
 
 def _sections(number: int, ram: _Ram) -> Iterable[bytes | memoryview]:
@@ -222,31 +268,40 @@ class _Reader:
         except UnicodeDecodeError:
             raise _invalid("a name that is none") from None
 
+    def peek(self) -> int:
+        """The next byte, which is still to be read."""
+        at = self.skip(1)
+        self.at = at
+        return self.data[at]
+
     def footer(self, number: int) -> None:
         if self.byte() != _FOOTER or self.long() != number:
             raise _invalid("a section that does not end where it should")
 
 
-def _skip_head(reader: _Reader) -> int:
-    """Where the first section begins."""
+def _skip_head(reader: _Reader) -> tuple[bool, int]:
+    """Go to the first section; whether shared RAM is left out, and where the subsections begin."""
     if reader.long() != _MAGIC or reader.long() != _VERSION:
         raise _unknown("another format")
     if reader.byte() != _CONFIGURATION:
         raise _unknown("no configuration")
     reader.skip(reader.long())
+    configured, left_out = reader.at, False
     while reader.byte() == _SUBSECTION:
         name = reader.string()
         reader.long()  # version
-        if name == "configuration/capabilities":
-            for _ in range(reader.long()):
-                reader.string()
+        if name == _CAPABILITIES:
+            found = tuple(reader.string() for _ in range(reader.long()))
+            if found != _LEFT_OUT:
+                raise _unknown(f"the capabilities {' '.join(found)}")
+            left_out = True
         elif name == "configuration/target-page-bits":
             if reader.long() != PAGE.bit_length() - 1:
                 raise _unknown("pages of another size than 4 KiB")
         else:
             raise _unknown(f"the configuration {name!r}")
     reader.at -= 1
-    return reader.at
+    return left_out, configured
 
 
 def _start_of_ram(reader: _Reader) -> int:
@@ -289,6 +344,7 @@ class _Ram:
         blocks: all blocks, by their names.
         images: names of those that are taken out, and what they are called then.
         kept: pages of the others, as they are to be in a stream.
+        passed: told up to where the stream has been read and is not kept.
     """
 
     def __init__(self, reader: _Reader, images: Mapping[str, str], write: Write) -> None:
@@ -303,22 +359,28 @@ class _Ram:
         self._run: list[memoryview] = []
         self._run_of = ""
         self._run_end = 0
+        self.passed: Callable[[int], None] | None = None
 
-    def read_blocks(self) -> None:
-        """Which blocks there are."""
+    def read_blocks(self, addresses: Mapping[str, int] | None) -> None:
+        """Which blocks there are; the stream does not have their addresses if they are given."""
         reader = self._reader
         total = reader.word()
         if total & (PAGE - 1) != _MEM_SIZE:
             raise _unknown("no list of blocks")
         left = total - _MEM_SIZE
         while left:
-            block = Block(reader.string(), reader.word(), reader.word())
+            name, size = reader.string(), reader.word()
+            address = reader.word() if addresses is None else addresses.get(name, 0)
+            block = Block(name, size, address)
             if block.name in self.blocks or not 0 < block.size <= left or block.size % PAGE:
                 raise _invalid("a list of blocks that cannot be")
             self.blocks[block.name] = block
             left -= block.size
         if reader.word() != _EOS:
             raise _invalid("a list of blocks that cannot be")
+
+    def require_images(self) -> None:
+        """All blocks are there that are to be taken out."""
         missing = self.images.keys() - self.blocks.keys()
         if missing:
             raise _invalid(f"no block {' or '.join(sorted(missing))}")
@@ -374,7 +436,8 @@ class _Ram:
         reader = self._reader
         at = reader.skip(_CONTENT[form])
         self._skip_more(block)
-        self.kept.append(reader.data[at : reader.at])
+        pages = reader.data[at : reader.at]
+        self.kept.append(pages if self.passed is None else bytes(pages))
 
     def _skip_more(self, block: Block) -> None:
         """The pages of the same block that come next, as they are."""
@@ -423,8 +486,8 @@ class _Ram:
             if offset >= block.size:
                 raise _invalid("a page beyond its block")
             at += 8 + PAGE
+            reader.at = at
             self._take(block, offset, data[at - PAGE : at])
-        reader.at = at
 
     def _take(self, block: Block, offset: int, page: memoryview) -> None:
         if offset != self._run_end or block.name != self._run_of or len(self._run) == _AT_ONCE:
@@ -438,3 +501,5 @@ class _Ram:
         if self._run:
             self._write(self._run_of, self._run_end - PAGE * len(self._run), self._run)
             self._run = []
+            if self.passed is not None:
+                self.passed(self._reader.at - PAGE)  # the last page may be of the next run
