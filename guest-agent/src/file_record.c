@@ -20,7 +20,7 @@ size_t file_record_end(uint8_t *buffer, const struct mp_writer *writer)
     return FILE_LENGTH_SIZE + mp_written(writer);
 }
 
-static const char *type_of(mode_t mode)
+const char *file_type(mode_t mode)
 {
     switch (mode & S_IFMT) {
     case S_IFREG:
@@ -53,7 +53,7 @@ static int64_t nanoseconds(const struct timespec *time)
 
 void file_put_status(struct mp_writer *writer, const struct stat *status)
 {
-    mp_put_str(writer, "type", type_of(status->st_mode));
+    mp_put_str(writer, "type", file_type(status->st_mode));
     mp_put_int(writer, "mode", status->st_mode & 07777);
     mp_put_int(writer, "uid", status->st_uid);
     mp_put_int(writer, "gid", status->st_gid);

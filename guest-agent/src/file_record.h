@@ -15,6 +15,9 @@ enum {
     FILE_LINK_MAX = 4095, /* bytes of a symbolic link's text */
 };
 
+/* What a file is, by its mode, in one word. */
+const char *file_type(mode_t mode);
+
 /* A record of `count` keys, the length of which is filled in by file_record_end(). The buffer has room for
  * FILE_LENGTH_SIZE + FILE_RECORD_MAX bytes. */
 struct mp_writer file_record_begin(uint8_t *buffer, size_t count);

@@ -10,6 +10,7 @@
 #include <linux/fiemap.h>
 #include <linux/fs.h>
 
+#include "file_record.h"
 #include "msgpack.h"
 #include "survey.h"
 #include "wire.h"
@@ -185,26 +186,6 @@ bool survey_look(struct survey *survey, int directory, const char *name, bool up
 
 /* Records. */
 
-static const char *type_of(mode_t mode)
-{
-    switch (mode & S_IFMT) {
-    case S_IFREG:
-        return "file";
-    case S_IFDIR:
-        return "directory";
-    case S_IFLNK:
-        return "symlink";
-    case S_IFIFO:
-        return "fifo";
-    case S_IFSOCK:
-        return "socket";
-    case S_IFBLK:
-        return "block";
-    default:
-        return "character";
-    }
-}
-
 static void put_bytes(struct mp_writer *writer, const char *key, const void *bytes, size_t size)
 {
     mp_write_str(writer, key);
@@ -218,7 +199,7 @@ static void put_file(struct mp_writer *writer, const char *key, const struct sur
 
     mp_write_str(writer, key);
     mp_write_map(writer, 8 + (file->place_size > 0));
-    mp_put_str(writer, "type", type_of(status->st_mode));
+    mp_put_str(writer, "type", file_type(status->st_mode));
     mp_put_int(writer, "mode", status->st_mode & 07777);
     mp_put_int(writer, "uid", status->st_uid);
     mp_put_int(writer, "gid", status->st_gid);

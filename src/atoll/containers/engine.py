@@ -23,7 +23,6 @@ from atoll.errors import AtollError, ChannelError, EngineError, GuestError, Stor
 from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
-from atoll.guest.messages import Empty
 from atoll.guest.wire import WINDOW
 from atoll.image.catalog import ImageManifest
 from atoll.machine import creation, registry
@@ -113,13 +112,7 @@ class _OwnMachine(Machine):
 
     async def connected(self, path: str) -> Stream:
         """A stream to the unix socket at ``path`` in the guest, which has taken the connection."""
-        stream = (await self.agent()).connect(path)
-        try:
-            await stream.reply(Empty)
-        except BaseException:
-            stream.cancel()
-            raise
-        return stream
+        return await (await self.agent()).connect(path).accepted()
 
     def allocated(self) -> int:
         """Bytes of this host that its disk takes."""

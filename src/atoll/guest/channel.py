@@ -13,13 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
 
 from atoll.errors import AtollError, ChannelError, GuestError, ProtocolError, revive
 from atoll.guest import wire
-from atoll.guest.messages import HOST_ERROR, LINK_RESET, Refusal, Request
+from atoll.guest.messages import HOST_ERROR, LINK_RESET, Empty, Refusal, Request
 from atoll.guest.session import Data, Replied, Reset, Session, SessionEvent, Welcomed, Writable
 
 __all__ = ["Channel", "LinkResetError", "Receiver", "Stream"]
@@ -399,6 +399,15 @@ class Stream:
         """
         payload = await asyncio.shield(self._reply)
         return _decode(payload, kind)
+
+    async def accepted(self) -> Self:
+        """Wait until the request is accepted; this stream, which is over if not. Errors as of ``reply``."""
+        try:
+            await self.reply(Empty)
+        except BaseException:
+            self.cancel()
+            raise
+        return self
 
     async def read(self) -> bytes:
         """Wait for data and return all that has come; empty at the end.

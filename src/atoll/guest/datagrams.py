@@ -17,7 +17,7 @@ from atoll.errors import AtollError, UsageError
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
 from atoll.guest.messages import Empty
-from atoll.guest.opening import Closing
+from atoll.guest.opening import Listening
 
 __all__ = ["LONGEST", "Forwarded", "Unframer", "forward", "frame"]
 
@@ -57,24 +57,12 @@ class Unframer:
             yield packet
 
 
-class Forwarded(Closing):
+class Forwarded(Listening):
     """A UDP server of the guest that programs reach at ``host`` and ``port``; made by ``forward``."""
 
     def __init__(self, sock: socket.socket, relay: _Relay) -> None:
+        super().__init__(sock)
         self._relay = relay
-        self._host: str
-        self._port: int
-        self._host, self._port = sock.getsockname()[:2]
-
-    @property
-    def host(self) -> str:
-        """The address of this host that it is bound to."""
-        return self._host
-
-    @property
-    def port(self) -> int:
-        """The port of this host that it is bound to."""
-        return self._port
 
     async def close(self) -> None:
         """Give the port back. Closing twice is fine."""

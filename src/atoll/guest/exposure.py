@@ -9,7 +9,7 @@ from atoll.errors import AtollError, UsageError
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
 from atoll.guest.messages import Empty
-from atoll.guest.opening import Closing
+from atoll.guest.opening import Listening
 from atoll.guest.splicing import Acceptor, Hangups, Splice, abort
 
 __all__ = ["Exposed", "listen"]
@@ -18,26 +18,14 @@ __all__ = ["Exposed", "listen"]
 _BACKLOG = 512
 
 
-class Exposed(Closing):
+class Exposed(Listening):
     """A server of the guest that this host's programs reach at ``host`` and ``port``; made by ``expose``."""
 
     def __init__(self, listener: socket.socket, relay: Relay) -> None:
+        super().__init__(listener)
         self._relay = relay
-        self._host: str
-        self._port: int
-        self._host, self._port = listener.getsockname()[:2]
         self._acceptor = Acceptor(listener, relay.accept)
         self._watching = asyncio.create_task(self._watch())
-
-    @property
-    def host(self) -> str:
-        """The address of this host that it listens on."""
-        return self._host
-
-    @property
-    def port(self) -> int:
-        """The port of this host that it listens on."""
-        return self._port
 
     @property
     def url(self) -> str:

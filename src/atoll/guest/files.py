@@ -363,13 +363,7 @@ class Files:
             async with self._agent(path) as agent:
                 actor, cwd = self._actor(user)
                 request = messages.FileWatch(path=raw_path(path), recursive=recursive, user=actor, cwd=cwd)
-                stream = agent.open(request, end=True)
-                try:
-                    await stream.reply(Empty)
-                except BaseException:
-                    stream.cancel()
-                    raise
-                return stream
+                return await agent.open(request, end=True).accepted()
 
         async def explain(error: AtollError) -> AtollError:
             return await self._explained(error, shown_path(path))

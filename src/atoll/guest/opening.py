@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-__all__ = ["Closing", "Opening", "opening"]
+__all__ = ["Closing", "Listening", "Opening", "opening"]
 
 
 class Closing:
@@ -24,6 +25,29 @@ class Closing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+class Listening(Closing):
+    """Base of what leads from a port of this host into a guest.
+
+    Args:
+        sock: bound to the port.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._host: str
+        self._port: int
+        self._host, self._port = sock.getsockname()[:2]
+
+    @property
+    def host(self) -> str:
+        """The address of this host that it listens on."""
+        return self._host
+
+    @property
+    def port(self) -> int:
+        """The port of this host that it listens on."""
+        return self._port
 
 
 P = ParamSpec("P")
