@@ -16,8 +16,13 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def cgroups(owners: Iterable[int] = ()) -> set[Path]:
     """Those of this process's VMs, and of the VMs of ``owners``."""
-    pids = {os.getpid(), *owners}
-    return {path for pid in pids for path in CGROUPS.glob(f"**/atoll-{pid}-*")}
+    beginnings = tuple(f"atoll-{pid}-" for pid in (os.getpid(), *owners))
+    return {
+        Path(place, name)
+        for place, names, _ in os.walk(CGROUPS)  # those of others come and go meanwhile
+        for name in names
+        if name.startswith(beginnings)
+    }
 
 
 def traces(*directories: Path, owners: Iterable[int] = ()) -> set[str]:

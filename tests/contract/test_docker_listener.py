@@ -144,7 +144,7 @@ def test_whatever_is_sent_arrives_in_both_directions(
         async with serving(tmp_path_factory.mktemp("x") / "s", serve) as docker:
             reader, writer = await docker.dial()
             if vanishes and not server_ends_first:  # who says all and closes is heard all the same
-                await docker.until(lambda: docker.seen)
+                await docker.until(lambda: docker.listener._splices)
                 await send(writer, to_server)
                 writer.close()
             else:
