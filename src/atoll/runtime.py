@@ -12,7 +12,7 @@ from atoll.errors import BootError, PreflightError, StoreError, UsageError
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Architecture, Machine, UserNetwork, parse_architecture
 from atoll.hypervisor.qemu.backend import QemuHypervisor
-from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, inspect_host
+from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory, inspect_host
 from atoll.image import catalog, kernel
 from atoll.template import cache
 from atoll.template.cache import Template
@@ -368,11 +368,6 @@ def _held(config: Config, base: Foundation, machine: Machine, kind: str, emit: E
         hypervisor=base.host.version,
     )
     return _usable(config, Recipe(base.hypervisor, held, manifest, (), config.boot_timeout, held=True), emit)
-
-
-def host_memory() -> int:
-    """Bytes of memory that this host has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _size(path: Path) -> int:

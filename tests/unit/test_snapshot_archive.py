@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -10,6 +11,8 @@ import shutil
 import struct
 import subprocess
 import threading
+from array import array
+from contextlib import ExitStack
 
 import msgspec
 import pytest
@@ -55,7 +58,7 @@ from atoll.machine import registry, restoring
 from atoll.machine.spec import mac_of
 from atoll.paths import Paths
 from atoll.sandbox import adopting as sandboxes
-from atoll.snapshot import archive, blocks, catalog, exporting
+from atoll.snapshot import archive, blocks, catalog, exporting, thawing
 from atoll.snapshot.index import decode, encode
 from atoll.snapshot.manifest import Kind, id_of
 from atoll.vm.bootplan import BootPlan, Share
@@ -229,16 +232,18 @@ def test_an_archive_that_was_put_together_by_others_is_refused(home, other, chan
     assert_refused(other, rewritten(exported(home, keep(home)), change))
 
 
+def roomy(data, room):
+    """An archive that says it needs so many bytes."""
+    header = json.dumps({**json.loads(members(data)[0][1]), "room": room}).encode()
+    return rewritten(data, with_member(archive.HEADER, header))
+
+
 def test_no_more_is_written_than_was_said_and_than_there_is_room_for(home, other):
     data = exported(home, keep(home))
     said = json.loads(members(data)[0][1])
     for room in (said["room"] - MIB, 100):
-        header = json.dumps({**said, "room": room}).encode()
-        assert "more than it said" in assert_refused(
-            other, rewritten(data, with_member(archive.HEADER, header))
-        )
-    header = json.dumps({**said, "room": 1 << 45}).encode()
-    assert_refused(other, rewritten(data, with_member(archive.HEADER, header)), code="store.full")
+        assert "more than it said" in assert_refused(other, roomy(data, room))
+    assert_refused(other, roomy(data, 1 << 45), code="store.full")
     header = json.dumps({**said, "version": 2}).encode()
     assert_refused(other, rewritten(data, with_member(archive.HEADER, header)), code="store.newer")
 
@@ -309,6 +314,8 @@ HOSTILE_VMS = {
     "slots": {"slots": 10_000},
     "memory": {"memory": 1 << 50},
     "odd memory": {"memory": MIB + 1},
+    "more memory than it had": {"memory": 2 * MIB},
+    "memory that may come": {"max_memory": 1 << 45},
     "vcpus": {"vcpus": 1 << 40},
     "name": {"name": "a,b"},
     "cmdline": {"cmdline": ("a\nb",)},
@@ -365,11 +372,27 @@ def test_memory_that_would_grow_beyond_its_vm_is_refused(home, other):
     packs, (state, ram) = decode(path.read_bytes())
     many = replace_image(ram, size=1 << 40)
     data = encode(packs, [state, many])
-    import hashlib
-
     manifest = replace(made.manifest, packs=hashlib.sha256(data).hexdigest())
     changed = rewritten(exported(home, made), with_member("index", data))
     assert "memory" in assert_refused(other, forged(changed, manifest))
+
+
+def test_one_chunk_that_stands_for_more_than_the_host_has_fills_no_memory(home, other, monkeypatch):
+    """A pack of some bytes, and runs that name it over and over."""
+    made = keep(home, plan=plan_of(machine=machine_of(Kind.MACHINE, max_memory=1 << 40)))
+    packs, (state, ram) = decode((made.place.directory / "index").read_bytes())
+    runs = 40_000
+    at, first = array("I", range(runs)), array("I", bytes(4 * runs))
+    pack, count = array("H", bytes(2 * runs)), array("H", [1] * runs)
+    more = replace_image(ram, size=1 << 40, at=at, first=first, pack=pack, count=count)
+    data = encode(packs, [state, ram, more])
+    manifest = replace(made.manifest, packs=hashlib.sha256(data).hexdigest())
+    changed = roomy(rewritten(exported(home, made), with_member("index", data)), 8 * MIB)
+    found = taken(other, forged(changed, manifest))
+    monkeypatch.setattr(thawing, "host_memory", lambda: runs * 16_384 - 1)
+    monkeypatch.setattr(os, "memfd_create", None)
+    with ExitStack() as stack, pytest.raises(StateError, match="needs 625 MiB"):
+        thawing.thaw(found, stack)
 
 
 def replace_image(image, **changes):
@@ -435,8 +458,6 @@ def test_an_overlay_has_exactly_what_lies_below_it(tmp_path):
 
 def installed(paths, *, modules=b"modules"):
     """A kernel of this host, and the digest of its modules."""
-    import hashlib
-
     files = {"vmlinux": b"kernel", "initramfs": b"agent", "modules.erofs": modules}
     directory = paths.kernel(KEY)
     directory.mkdir(parents=True, exist_ok=True)
@@ -534,6 +555,14 @@ def test_a_kernel_that_is_not_here_or_is_another_one_is_a_mismatch_and_the_disk_
         place = restoring.add_from(here, snapshot, name, ram=False)
         assert not place.boot.exists()
         assert (place.directory / LAYERS[0].name).exists()
+
+
+def test_a_host_that_is_too_small_is_told_before_any_memory_is_filled(home, other, here, monkeypatch):
+    snapshot = moved(home, other)
+    monkeypatch.setattr(thawing, "host_memory", lambda: MIB - 1)
+    with pytest.raises(StateError) as caught:
+        restoring.require_fit(snapshot, here)
+    assert (caught.value.code, "--disk-only" in caught.value.hint) == ("state.mismatch", True)
 
 
 def test_a_sandbox_of_it_has_nothing_of_the_other_host(home, other, here):

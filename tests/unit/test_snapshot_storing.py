@@ -237,6 +237,7 @@ def test_another_hypervisor_or_cpu_or_a_lost_kernel_does_not_fit(home, tmp_path)
         (replace(good, hypervisor="9.0"), {}, "QEMU 9.0"),
         (replace(good, cpu="another"), {}, "another CPU"),
         (good, {"lost": [tmp_path / "modules"]}, "modules are gone"),
+        (replace(good, memory=1 << 45), {}, "this host has"),
     ):
         with pytest.raises(StateError, match=what) as caught:
             fit(manifest, **options)

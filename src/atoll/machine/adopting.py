@@ -30,7 +30,7 @@ from atoll.snapshot.vetting import LARGEST, require
 from atoll.vm.bootplan import BootPlan, user_network
 from atoll.vm.state import StateError
 
-__all__ = ["adopted", "adopted_spec", "lost", "modules_of", "vet"]
+__all__ = ["adopted", "adopted_spec", "lost", "modules_of", "require_host", "vet"]
 
 _KEY = re.compile(r"[0-9a-f]{20}")
 _ACCELERATORS = {"auto", *Accelerator}
@@ -117,6 +117,18 @@ def adopted_spec(spec: MachineSpec) -> MachineSpec:
     return replace(spec, shares=(), forwards=(), kernel="")
 
 
+def require_host(machine: Machine) -> None:
+    """See that this host can run a VM from elsewhere.
+
+    Raises:
+        StateError: ``state.mismatch``: it is too small, or of another kind.
+    """
+    if machine.architecture is not runtime.host_architecture() or machine.memory > runtime.host_memory():
+        message = f"it was made of {machine.architecture} with {machine.memory >> 20} MiB of memory"
+        hint = "`atoll snapshot restore --disk-only` takes its disk alone"
+        raise StateError(message, code="mismatch", hint=hint)
+
+
 def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
     """A plan from elsewhere, for a machine of this host.
 
@@ -129,12 +141,8 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
         StateError: ``state.mismatch``: this host is too small, or of another kind.
         AtollError: its kernel is not here.
     """
-    native = runtime.host_architecture()
     machine = plan.machine
-    if machine.architecture is not native or machine.memory > runtime.host_memory():
-        message = f"it was made of {machine.architecture} with {machine.memory >> 20} MiB of memory"
-        hint = "`atoll snapshot restore --disk-only` takes its disk alone"
-        raise StateError(message, code="mismatch", hint=hint)
+    require_host(machine)
     bundle = kernel.load(config.paths, _key_of(machine))
     network = machine.network is not None
     return BootPlan(
@@ -147,7 +155,7 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
             ram=None,
             more=None,
         ),
-        host=inspect_host(native, config.cache_dir),
+        host=inspect_host(machine.architecture, config.cache_dir),
         setup=msgspec.structs.replace(
             plan.setup,
             network=user_network(mac_of(spec.id)) if network else None,

@@ -70,6 +70,7 @@ def require_fit(snapshot: Snapshot, config: Config) -> None:
     machine = store.read_record(snapshot.place.plan, BootPlan).machine
     lost: Sequence[Path]
     if snapshot.imported:
+        adopting.require_host(machine)
         host = inspect_host(runtime.host_architecture(), config.cache_dir)
         lost = adopting.lost(snapshot, config.paths)
     else:

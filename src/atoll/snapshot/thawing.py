@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from atoll.errors import StoreError
-from atoll.hypervisor.qemu.host import QemuHost, cpu_identity
+from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.vm.state import StateError
 
@@ -45,9 +45,11 @@ def require_fit(snapshot: Snapshot, host: QemuHost, *, lost: Sequence[Path] = ()
         hint: what can be done instead.
 
     Raises:
-        StateError: ``state.mismatch``: with which other QEMU, CPU or kernel it was made.
+        StateError: ``state.mismatch``: with which other QEMU, CPU or kernel it was made, or that
+            it had more memory than this host.
     """
     manifest = manifest_of(snapshot)
+    _require_memory(snapshot, manifest.memory, hint)
     reasons = (
         (host.version != manifest.hypervisor, f"QEMU {manifest.hypervisor}; this host has {host.version}"),
         (cpu_identity() != manifest.cpu, "another CPU"),
@@ -57,6 +59,15 @@ def require_fit(snapshot: Snapshot, host: QemuHost, *, lost: Sequence[Path] = ()
         if differs:
             message = f"snapshot {manifest.name} was made with {what}"
             raise StateError(message, code="mismatch", hint=hint)
+
+
+def _require_memory(snapshot: Snapshot, count: int, hint: str = "use a host with more memory") -> None:
+    """See that this host has as much memory: one that had not would kill programs half-way."""
+    most = host_memory()
+    if count > most:
+        name = manifest_of(snapshot).name
+        message = f"snapshot {name} needs {count >> 20} MiB of memory; this host has {most >> 20}"
+        raise StateError(message, code="mismatch", hint=hint)
 
 
 def thaw(snapshot: Snapshot, stack: ExitStack, *, sealed: bool = False) -> Thawed:
@@ -69,10 +80,13 @@ def thaw(snapshot: Snapshot, stack: ExitStack, *, sealed: bool = False) -> Thawe
 
     Raises:
         StoreError: ``store.corrupt``: it was changed, or has no RAM; ``store.full``: no memory is left.
+        StateError: ``state.mismatch``: what is stored is more than this host's memory.
     """
     from atoll.snapshot import packs  # noqa: PLC0415 - for snapshots only, and slow to load
 
     index = packs.load(snapshot.place.directory, manifest_of(snapshot).packs)
+    # Chunks that are stored once may stand for any number of bytes.
+    _require_memory(snapshot, sum(image.data for image in index.images))
     fds = []
     for name, image in zip(Thawed.__struct_fields__, index.images, strict=False):
         fd = os.memfd_create(f"atoll-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

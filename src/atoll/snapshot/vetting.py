@@ -28,6 +28,9 @@ LARGEST = 1 << 46
 #: Bytes that the state of devices has at most, beside memory that was plugged in.
 _STATE = 256 << 20
 
+#: Up to how many bytes, or how many times what it had, a VM may grow at most: several times what is planned.
+_GROWTH, _GROWN = 1 << 40, 16
+
 #: The year 10000.
 _END_OF_TIME = 253_402_300_800
 
@@ -130,7 +133,9 @@ def check_machine(manifest: Manifest, machine: Machine) -> None:
     resident = manifest.kind is Kind.MACHINE
     require(_HOST_NAME.fullmatch(machine.name), "its VM has no proper name")
     require(machine.memory % _MIB == 0 and 0 < machine.memory <= LARGEST, "the memory of its VM")
-    require(0 <= machine.max_memory <= LARGEST, "the memory of its VM")
+    require(machine.memory <= manifest.memory, "the memory of its VM")
+    # QEMU keeps records of memory that may come: a small part of it, but of that.
+    require(0 <= machine.max_memory <= max(_GROWTH, _GROWN * manifest.memory), "the memory of its VM")
     require(0 < machine.vcpus <= _MOST_VCPUS and 0 <= machine.max_vcpus <= _MOST_VCPUS, "the vCPUs of its VM")
     require(0 <= machine.slots <= (_MOST_SLOTS if resident else 0), "the slots of its VM")
     # A sandbox that has begun with a template still names that.

@@ -13,7 +13,7 @@ from atoll.errors import PreflightError, ProcessError, StoreError
 from atoll.hypervisor.model import Architecture
 from atoll.hypervisor.qemu.argv import SANDBOX
 
-__all__ = ["QemuHost", "cpu_identity", "find_program", "inspect_host", "install_hint"]
+__all__ = ["QemuHost", "cpu_identity", "find_program", "host_memory", "inspect_host", "install_hint"]
 
 _PACKAGES = {Architecture.X86_64: "qemu-system-x86", Architecture.AARCH64: "qemu-system-arm"}
 
@@ -50,6 +50,11 @@ def cpu_identity() -> str:
     wanted = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU implementer", b"Features")
     lines = [line for line in first.splitlines() if line.startswith(wanted)]
     return b"\n".join(lines).decode(errors="replace")
+
+
+def host_memory() -> int:
+    """Bytes of memory that this host has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def install_hint(architecture: Architecture) -> str:
