@@ -18,13 +18,13 @@ from atoll import store
 from atoll.config import Config, load
 from atoll.errors import StoreError, UsageError
 from atoll.events import Emit, Event, TaskAdvanced, ignore, task
+from atoll.hypervisor.model import Machine
 from atoll.machine import adopting as machines
 from atoll.machine.patience import to_its_end
 from atoll.paths import Paths, SnapshotPaths
 from atoll.sandbox import adopting as sandboxes
 from atoll.snapshot import catalog, exporting, importing
 from atoll.snapshot.catalog import Snapshot
-from atoll.snapshot.index import Image
 from atoll.snapshot.manifest import Kind, Manifest, check_name
 
 __all__ = ["Exported", "export_snapshot", "import_snapshot", "read_archive", "write_archive"]
@@ -178,9 +178,9 @@ def read_archive(
             raise UsageError(message, code="archive", hint="check the path") from error
 
 
-def _vet(place: SnapshotPaths, manifest: Manifest, images: tuple[Image, ...]) -> None:
+def _vet(place: SnapshotPaths, manifest: Manifest) -> Machine | None:
     of_kind = machines.vet if manifest.kind is Kind.MACHINE else sandboxes.vet
-    of_kind(place, manifest, images)
+    return of_kind(place, manifest)
 
 
 def _telling(emit: Emit, name: str) -> Callable[[int], None]:

@@ -330,6 +330,26 @@ def test_what_the_plan_of_a_machine_may_not_have_is_refused(home, other, said):
     assert_refused(other, exported(home, keep(home, plan=plan)))
 
 
+def test_an_index_is_not_read_before_the_records_and_the_room_allow_it(home, other, monkeypatch):
+    """Memory of 16 TiB would allow an index of 16 GiB."""
+    monkeypatch.setattr(store, "require_space", lambda *_: None)
+    claim = archive.member(archive.INDEX, 16 << 30)
+    for slots, room, what in (
+        (4, 1 << 20, "more than it said"),
+        (4, 1 << 36, "too large"),
+        (99, 1 << 36, "slots"),
+    ):
+        plan = plan_of(machine=machine_of(Kind.MACHINE, memory=1 << 44, slots=slots))
+        made = keep(home, plan=plan, memory=1 << 44, name=f"with-{slots}-of-{room}")
+        parts = roomy(exported(home, made), room)
+        before = parts[: parts.index(archive.member(archive.INDEX, size_of_index(made)))]
+        assert what in assert_refused(other, before + claim)
+
+
+def size_of_index(snapshot):
+    return (snapshot.place.directory / archive.INDEX).stat().st_size
+
+
 HOSTILE_SANDBOXES = {name: said for name, said in HOSTILE_VMS.items() if name != "another kernel"} | {
     "traversal": {"disks": (Disk("/x", "../../root", read_only=True),)},
     "console": {"consoles": True},

@@ -24,7 +24,6 @@ from atoll.paths import Paths, SnapshotPaths
 from atoll.snapshot import vetting
 from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.importing import read_mark
-from atoll.snapshot.index import Image
 from atoll.snapshot.manifest import Manifest
 from atoll.snapshot.vetting import LARGEST, require
 from atoll.vm.bootplan import BootPlan, user_network
@@ -41,8 +40,8 @@ _DAY, _LONG = 86_400.0, 3_155_760_000.0
 _MODULES = "modules.erofs"
 
 
-def vet(place: SnapshotPaths, manifest: Manifest, images: tuple[Image, ...]) -> None:
-    """See that the records of a snapshot are such as are written of machines.
+def vet(place: SnapshotPaths, manifest: Manifest) -> Machine | None:
+    """See that the records of a snapshot are such as are written of machines; its VM, if it has RAM.
 
     Raises:
         ValueError: what is wrong.
@@ -52,13 +51,13 @@ def vet(place: SnapshotPaths, manifest: Manifest, images: tuple[Image, ...]) -> 
     _check_spec(store.read_record(place.spec, MachineSpec), manifest)
     store.read_record(place.image, ImageManifest)
     if not manifest.ram:
-        return
+        return None
     plan = store.read_record(place.plan, BootPlan)
     require(plan.origin is None, "its VM begins with a template")
     require(0 <= plan.disk <= LARGEST, "the disk of its VM")
     vetting.check_machine(manifest, plan.machine)
-    vetting.check_images(manifest, plan.machine, images)
     _key_of(plan.machine)
+    return plan.machine
 
 
 def _check_spec(spec: MachineSpec, manifest: Manifest) -> None:

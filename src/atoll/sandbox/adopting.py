@@ -11,7 +11,6 @@ from atoll.hypervisor.model import Disk, Machine, UserNetwork
 from atoll.paths import SnapshotPaths
 from atoll.sandbox.snapshots import Record
 from atoll.snapshot import vetting
-from atoll.snapshot.index import Image
 from atoll.snapshot.manifest import Manifest
 from atoll.snapshot.vetting import require
 from atoll.vm.state import StateError
@@ -19,8 +18,8 @@ from atoll.vm.state import StateError
 __all__ = ["adopted", "vet"]
 
 
-def vet(place: SnapshotPaths, manifest: Manifest, images: tuple[Image, ...]) -> None:
-    """See that the record of a snapshot is such as is written of sandboxes.
+def vet(place: SnapshotPaths, manifest: Manifest) -> Machine:
+    """See that the record of a snapshot is such as is written of sandboxes; its VM.
 
     Raises:
         ValueError: what is wrong.
@@ -30,7 +29,7 @@ def vet(place: SnapshotPaths, manifest: Manifest, images: tuple[Image, ...]) -> 
     record = store.read_record(place.vm, Record)
     require(record.image.isprintable() and len(record.image) <= 256, "its image")
     vetting.check_machine(manifest, record.machine)
-    vetting.check_images(manifest, record.machine, images)
+    return record.machine
 
 
 def adopted(machine: Machine) -> Machine:

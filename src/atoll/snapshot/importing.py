@@ -17,11 +17,12 @@ import msgspec
 
 from atoll import store
 from atoll.errors import ImageError, StoreError, UsageError
+from atoll.hypervisor.model import Machine
+from atoll.hypervisor.qemu.host import host_memory
 from atoll.paths import Paths, SnapshotPaths
 from atoll.snapshot import archive, blocks, catalog, digests, vetting
 from atoll.snapshot.archive import ArchiveError, Header
 from atoll.snapshot.catalog import Snapshot
-from atoll.snapshot.index import Image
 from atoll.snapshot.index import decode as decode_index
 from atoll.snapshot.manifest import MOST, Kind, Manifest, decode, encode, id_of
 from atoll.snapshot.pack import Pack
@@ -29,8 +30,9 @@ from atoll.snapshot.storing import require_fresh, staging
 
 __all__ = ["Imported", "Source", "Vet", "read", "read_mark"]
 
-#: Sees that the records of a snapshot are such as Atoll writes; raises ``ValueError`` or ``AtollError``.
-Vet: TypeAlias = Callable[[SnapshotPaths, Manifest, tuple[Image, ...]], None]
+#: Sees that the records of a snapshot are such as Atoll writes; its VM, if it has RAM. Raises ``ValueError``
+#: or ``AtollError``.
+Vet: TypeAlias = Callable[[SnapshotPaths, Manifest], Machine | None]
 
 #: Bytes read at once.
 _STEP = 1 << 20
@@ -173,21 +175,14 @@ def _fill(
     room = header.room
     names = sorted(manifest.files)
     for name in filter(archive.is_record, names):
-        data = stream.member(name, manifest.files[name].size)
-        _write(place.directory / name, data)
-        room -= len(data)
+        room = _left(room, manifest.files[name].size)
+        _write(place.directory / name, stream.member(name, manifest.files[name].size))
+    machine = vet(place, manifest)
     packs: tuple[Pack, ...] = ()
-    images: tuple[Image, ...] = ()
-    if manifest.packs:
-        index = stream.member(archive.INDEX, _INDEX + manifest.memory // 1024)
-        if hashlib.sha256(index).hexdigest() != manifest.packs:
-            raise ArchiveError("its index is another one")
-        packs, images = decode_index(index)
-        _write(place.directory / archive.INDEX, index)
-        room -= len(index)
-    vet(place, manifest, images)
-    if sum(pack.size for pack in packs) > room:
-        raise ArchiveError("it holds more than it said")
+    if machine is not None:
+        room = _left(room, stream.size(archive.INDEX))
+        packs = _fill_index(stream, place, manifest, machine)
+    _left(room, sum(pack.size for pack in packs))
     for pack in packs:
         with store.refusing(place.directory), _created(place.directory / pack.file) as file:
             for data in stream.pieces(pack.file, pack.size):
@@ -196,6 +191,26 @@ def _fill(
     for name in names:
         if not archive.is_record(name):
             room -= _fill_sparse(stream, place.directory / name, manifest.files[name].size, room)
+    return packs
+
+
+def _left(room: int, size: int) -> int:
+    """What is left of the room that was said to be needed."""
+    if size > room:
+        raise ArchiveError("it holds more than it said")
+    return room - size
+
+
+def _fill_index(
+    stream: _Stream, place: SnapshotPaths, manifest: Manifest, machine: Machine
+) -> tuple[Pack, ...]:
+    """The packs by the index, which is held in memory: no host has one for more memory than its own."""
+    index = stream.member(archive.INDEX, _INDEX + min(manifest.memory, host_memory()) // 1024)
+    if hashlib.sha256(index).hexdigest() != manifest.packs:
+        raise ArchiveError("its index is another one")
+    packs, images = decode_index(index)
+    vetting.check_images(manifest, machine, images)
+    _write(place.directory / archive.INDEX, index)
     return packs
 
 
@@ -276,6 +291,13 @@ class _Stream:
         if found != name or size > most:
             raise ArchiveError(f"{name} does not follow, or is too large")
         return b"".join(self.pieces(name, size))
+
+    def size(self, name: str) -> int:
+        """The bytes of the next member, which must have this name."""
+        found, size = self._peek()
+        if found != name:
+            raise ArchiveError(f"{name} does not follow")
+        return size
 
     def pieces(self, name: str, size: int) -> Iterator[bytes]:
         """The content of the next member, which must have this name and size, in pieces."""
