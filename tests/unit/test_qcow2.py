@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import subprocess
+import tracemalloc
 from contextlib import contextmanager
 
 import pytest
@@ -196,6 +197,35 @@ def test_one_cluster_cannot_be_read_any_number_of_times(overlay):
         file.write(struct.pack(">Q", 5 * CLUSTER) * 256)
     with pytest.raises(ImageError, match="more clusters"):
         extents(overlay)
+
+
+def with_many_runs(path, tables):
+    """An overlay whose tables have zeroes and nothing in turns: 4,096 runs each."""
+    qcow2.create(path, tables << 29, "layer.raw", "raw")
+    first = path.stat().st_size // CLUSTER
+    with path.open("r+b") as file:
+        file.seek(3 * CLUSTER)
+        file.write(struct.pack(f">{tables}Q", *((first + number) * CLUSTER for number in range(tables))))
+        file.seek(first * CLUSTER)
+        file.write(struct.pack(">QQ", 1, 0) * (CLUSTER // 16) * tables)
+
+
+def test_a_file_from_elsewhere_is_looked_through_in_little_memory(tmp_path):
+    with_many_runs(tmp_path / "x", 12)
+    tracemalloc.start()
+    try:
+        qcow2.require_plain(tmp_path / "x", "layer.raw", "raw")
+        assert tracemalloc.get_traced_memory()[1] < 4 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_of_more_runs_than_can_be_held_is_refused(tmp_path, monkeypatch):
+    with_many_runs(tmp_path / "x", 2)
+    assert len(extents(tmp_path / "x")) == 8192
+    monkeypatch.setattr(qcow2, "_MOST_RUNS", 8191)
+    with pytest.raises(ImageError, match="runs"):
+        extents(tmp_path / "x")
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,10 @@ _REACH = _PER_TABLE * CLUSTER
 #: Most entries of an L1 table: QEMU reads no larger one (32 MiB).
 _MOST_L1 = (32 << 20) // _ENTRY
 
+#: Most runs of which an overlay may consist: each takes 150 bytes here. A guest that writes every second
+#: cluster of its disk of 256 GiB has as many.
+_MOST_RUNS = 1 << 21
+
 _COPIED, _COMPRESSED, _ZERO = 1 << 63, 1 << 62, 1
 _OFFSET = (1 << 56) - (1 << 9)
 
@@ -276,7 +280,8 @@ def require_plain(path: Path, backing: str, backing_format: str) -> Header:
             raise _damaged(path, "it does not say what lies below it")
         if extensions.keys() - {_NAMES_EXTENSION}:
             raise _damaged(path, "its header has an extension that is not used here")
-        read_extents(fd, path, 0)
+        for _ in _tables(fd, path, header, 0):
+            pass
         return header
 
 
@@ -338,8 +343,17 @@ def read_extents(fd: int, path: Path, source: int) -> list[Extent]:
         OSError: it cannot be read.
     """
     header = _header(fd, path)
-    end = os.fstat(fd).st_size
     found: list[Extent] = []
+    for table in _tables(fd, path, header, source):
+        found += table
+        if len(found) > _MOST_RUNS:
+            raise _damaged(path, f"it has more than {_MOST_RUNS:,} runs")
+    return joined(_until(found, header.size))
+
+
+def _tables(fd: int, path: Path, header: Header, source: int) -> Iterator[list[Extent]]:
+    """The runs of each L2 table, of whole clusters, in order. Raises as ``read_extents``."""
+    end = os.fstat(fd).st_size
     seen: set[int] = set()
     most = _over(end, CLUSTER)
     clusters = 0
@@ -357,8 +371,7 @@ def read_extents(fd: int, path: Path, source: int) -> list[Extent]:
         clusters += sum(one.length for one in table if one.source != ZEROES) // CLUSTER
         if clusters > most:
             raise _damaged(path, "it has more clusters than its file")
-        found += table
-    return joined(_until(found, header.size))
+        yield table
 
 
 def _extents_of(table: array[int], start: int, source: int, end: int, path: Path) -> list[Extent]:
