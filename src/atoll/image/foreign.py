@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import struct
 
-from atoll.errors import ImageError
-
 __all__ = ["FOREIGN", "PACKAGE", "PLATFORMS", "interpreter", "refusal", "register", "registration"]
 
 #: What a guest of one architecture emulates.
@@ -90,14 +88,12 @@ fi
 
 
 def refusal(native: str, message: str) -> bytes:
-    """An executable of ``native`` that writes ``message`` to its standard error and ends with status 126.
+    """An executable of ``native`` that writes ``message``, of a few lines, to its standard error.
 
-    Raises:
-        ImageError: ``image.program``: the message is longer than 4,000 bytes.
+    It ends with status 126.
     """
     text = f"{message}\n".encode()
-    if len(text) > 4000:
-        raise ImageError("the message of a program is too long", code="program")
+    assert len(text) < 1 << 16  # what one instruction holds on arm64
     body = {"x86_64": _x86_64, "aarch64": _aarch64}[native](len(text)) + text
     size = _HEADERS + len(body)
     header = struct.pack(
