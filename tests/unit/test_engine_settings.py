@@ -21,6 +21,7 @@ def rendered(**wishes):
 def test_without_wishes_dockerd_is_told_where_to_be():
     assert rendered() == {
         "containerd": "/run/containerd/containerd.sock",
+        "host-gateway-ip": "10.0.2.2",
         "hosts": ["unix:///run/docker.sock"],
     }
 
@@ -31,8 +32,28 @@ def test_mirrors_registries_and_proxies_have_dockerds_names():
     told = json.loads(daemon_json(settings))
     assert told["registry-mirrors"] == ["https://m"]
     assert told["insecure-registries"] == ["r:5000"]
-    assert told["proxies"] == {"http-proxy": "http://p:3128", "no-proxy": "localhost,.example"}
-    assert environment(settings) == {"HTTP_PROXY": "http://p:3128", "NO_PROXY": "localhost,.example"}
+    direct = "localhost,.example,host.docker.internal,host.atoll.internal"
+    assert told["proxies"] == {"http-proxy": "http://p:3128", "no-proxy": direct}
+    assert environment(settings) == {"HTTP_PROXY": "http://p:3128", "NO_PROXY": direct}
+
+
+def test_localhost_in_the_settings_is_this_host_and_not_the_machine():
+    settings = EngineSettings(
+        mirrors=("http://localhost:5000",),
+        insecure=("localhost:5001",),
+        proxy=Proxy(https="http://127.0.0.1:1"),
+    )
+    told = json.loads(daemon_json(settings))
+    assert told["registry-mirrors"] == ["http://host.docker.internal:5000"]
+    assert told["insecure-registries"] == ["host.docker.internal:5001", "host.atoll.internal:5001"]
+    assert (
+        told["proxies"]["https-proxy"]
+        == environment(settings)["HTTPS_PROXY"]
+        == "http://host.docker.internal:1"
+    )
+    with pytest.raises(ConfigError) as caught:
+        daemon_json(EngineSettings(mirrors=("http://[::1]:5000",)))
+    assert caught.value.code == "config.engine"
 
 
 def test_a_key_of_the_users_wins():

@@ -144,6 +144,10 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 def _restart(arguments: argparse.Namespace) -> int:
     async def work(engine: Engine, config: Config) -> None:
+        await engine.check()
+        if units.enabled(config):
+            await asyncio.to_thread(units.enable, config, composing.timing(config))
+        await launching.stop(config.paths.docker)
         await engine.stop()
         await _up(engine, config, 120.0)
 
@@ -187,6 +191,8 @@ def _say(found: dict[str, Any], refused: list[dict[str, Any]]) -> None:
             ("size", f"{engine['cpus']} vCPUs, {size(engine['memory'])}, disk {size(engine['disk'])}")
         )
         rows.append(("image", engine["image"]))
+        emulated = ", ".join(engine["emulated"])
+        rows.append(("emulates", emulated or "nothing; `atoll image build --force engine` brings it"))
     if engine["pending"]:
         rows.append(("settings", "changed: `atoll docker restart` applies them"))
     how = "systemd holds it" if found["enabled"] else "nobody listens; `atoll docker start`"
@@ -198,6 +204,8 @@ def _say(found: dict[str, Any], refused: list[dict[str, Any]]) -> None:
     client = found["overridden"] and f" (but {found['overridden']} is set)"
     rows.append(("context", f"{found['context']}{client}"))
     rows += [("port", f"{_shown(one)} is refused: {one['refused']}") for one in refused]
+    for one in (listening or {}).get("unshared", ()):
+        rows.append(("not shared", f"{one['source']} of {one['container']} is no directory of this host"))
     print_table(("", ""), rows)
 
 

@@ -7,12 +7,11 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
 
-import msgspec
-
 from atoll import process, runtime
+from atoll.cli import docker_checks
+from atoll.cli.checks import Check, Outcome
 from atoll.cli.main import version
 from atoll.cli.options import add_json, add_vm_options, resolve
 from atoll.cli.output import listener, print_json, size
@@ -24,27 +23,10 @@ from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import catalog, kernel
 from atoll.vm import accelerator, serving
 
-__all__ = ["Check", "Outcome", "configure", "run"]
+__all__ = ["configure", "run"]
 
 #: Free space below which builds may fail, bytes.
 _ROOM = 2 << 30
-
-
-class Outcome(StrEnum):
-    """How a check came out. Only ``fail`` makes the command fail."""
-
-    OK = "ok"
-    NOTE = "note"
-    FAIL = "fail"
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One finding."""
-
-    name: str
-    outcome: Outcome
-    finding: str
-    fix: str = ""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +56,7 @@ def _guarded(examine: Callable[[Config], Iterator[Check]], config: Config) -> It
     try:
         yield from examine(config)
     except AtollError as error:
-        name = examine.__name__.removeprefix("_check_")
+        name = examine.__name__.rpartition("check_")[2]
         yield Check(name, Outcome.FAIL, error.message, error.hint)
 
 
@@ -188,6 +170,7 @@ _CHECKS = (
     _check_memory,
     _check_space,
     _check_images,
+    *docker_checks.CHECKS,
 )
 
 

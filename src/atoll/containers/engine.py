@@ -18,8 +18,16 @@ import msgspec
 from atoll import runtime, store
 from atoll.config import Config, load, override
 from atoll.containers import api, guest, root
-from atoll.containers.settings import DOCKER_SOCKET, EngineSettings
-from atoll.errors import AtollError, ChannelError, EngineError, GuestError, StoreError, UsageError
+from atoll.containers.settings import DOCKER_SOCKET, EngineSettings, daemon_json
+from atoll.errors import (
+    AtollError,
+    ChannelError,
+    ConfigError,
+    EngineError,
+    GuestError,
+    StoreError,
+    UsageError,
+)
 from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
@@ -30,6 +38,7 @@ from atoll.machine.creation import Wishes
 from atoll.machine.machine import Machine
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
+from atoll.vm import serving
 from atoll.vm.chain import read_chain
 from atoll.vm.restart import Policy
 from atoll.vm.state import Phase, StateError
@@ -66,6 +75,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
         pending: whether settings wait for a restart.
         image: its root's name and digest; empty without a machine.
         cpus: vCPUs of the machine; ``memory`` and ``disk`` in bytes.
+        emulated: Docker's platforms that its root emulates.
     """
 
     phase: str
@@ -75,6 +85,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int = 0
     memory: int = 0
     disk: int = 0
+    emulated: tuple[str, ...] = ()
 
 
 class _OwnMachine(Machine):
@@ -181,9 +192,34 @@ class Engine:
                 await self._machine.close()
 
     async def restart(self, timeout: float = 60.0) -> EngineStatus:  # noqa: ASYNC109 - as for ``ensure_ready``
-        """Stop and start it with its settings as they are now; containers return as their policies say."""
+        """Stop and start it with its settings as they are now; containers return as their policies say.
+
+        Raises:
+            ConfigError: as ``check``, before anything is stopped; and as ``start``.
+        """
+        await self.check()
         await self.stop()
         return await self.start(timeout)
+
+    async def check(self) -> None:
+        """Refuse settings with which the engine would not start, as far as that is known before it is tried.
+
+        An engine that runs is asked what it thinks of them (dockerd(8), ``--validate``); it goes on as it is.
+
+        Raises:
+            ConfigError: ``config.engine``, with dockerd's own words if they are.
+            PreflightError: a directory is to be shared, and this host lacks what that takes.
+        """
+        wanted = daemon_json(self.settings)
+        guest.service(self.settings)
+        if self.settings.shares:
+            serving.check()
+        if not self._exists() or self._machine.state.phase is not Phase.RUNNING:
+            return
+        done = await self._machine.run(["/bin/sh", "-c", guest.VALIDATE], input=wanted)
+        if done.code:
+            message, hint = "dockerd refuses the daemon settings", "nothing was stopped; mend docker_daemon"
+            raise ConfigError(message, code="engine", hint=hint, detail=done.stderr.strip())
 
     async def suspend(self) -> None:
         """Have the engine rest, containers and all, until ``ensure_ready``, unless it rests already.
@@ -224,6 +260,7 @@ class Engine:
             cpus=machine.spec.cpus,
             memory=machine.spec.memory,
             disk=machine.spec.disk,
+            emulated=root.emulated(manifest),
         )
 
     async def busy(self) -> bool:
@@ -264,6 +301,10 @@ class Engine:
     def active(self) -> bool:
         """Whether its machine runs."""
         return self._exists() and self._machine.state.active
+
+    def shared(self) -> tuple[str, ...]:
+        """Paths in its machine that are directories of this host."""
+        return tuple(share.guest for share in self._machine.find().spec.shares) if self._exists() else ()
 
     def allocated(self) -> int:
         """Bytes of this host that its disk takes. Raises ``StoreError``: there is none."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import shlex
 
+from atoll.containers.hosting import NAMING
 from atoll.containers.settings import CONTAINERD_SOCKET, EngineSettings, daemon_json, environment, trusted
 from atoll.errors import ConfigError
+from atoll.image import foreign
 from atoll.image.engine import REQUIRED
+from atoll.image.kernel import host_architecture
 from atoll.machine.spec import Service
 
-__all__ = ["DIRECT", "FAILURES", "KEEPER", "LOGS", "service"]
+__all__ = ["DIRECT", "FAILURES", "KEEPER", "LOGS", "VALIDATE", "service"]
 
 _RUN = "/run/atoll-engine"
 
@@ -24,6 +27,9 @@ LOGS = "/var/log/atoll-engine"
 #: How often a program has ended without being asked since the machine has started: a number, in ``NAME``.
 FAILURES = f"{_RUN}/failures"
 
+#: Has dockerd look through the daemon settings on its input, and do nothing else.
+VALIDATE = f"cat > {_RUN}/wanted.json && exec dockerd --validate --config-file {_RUN}/wanted.json"
+
 #: On the disk itself: what the engine keeps is not to lie on an overlay, under which it could make none.
 DIRECT = ("/var/lib/docker", "/var/lib/containerd")
 
@@ -32,7 +38,7 @@ _MODULES = (
     *("overlay", "bridge", "br_netfilter", "veth"),
     *("ip_tables", "iptable_filter", "iptable_nat", "iptable_mangle"),
     *("xt_addrtype", "xt_conntrack", "xt_MASQUERADE", "xt_nat", "xt_tcpudp", "xt_mark", "xt_comment"),
-    *("nf_conntrack_netlink", "xfrm_user"),
+    *("nf_conntrack_netlink", "xfrm_user", "binfmt_misc"),
 )
 
 #: Parts of containerd that dockerd does not use.
@@ -114,10 +120,12 @@ mount -o remount,noatime,discard,nodelalloc /var/lib/docker
 echo -500 > /proc/self/oom_score_adj
 ulimit -n 1048576
 ulimit -c unlimited
+NAMING
 FILES
 /bin/sh {_RUN}/keeper containerd containerd --config {_RUN}/containerd.toml > /dev/null 2>&1 < /dev/null &
 {{
     modprobe -a -q {" ".join(_MODULES)} || :
+    FOREIGN
     SYSCTLS
     exec /bin/sh {_RUN}/keeper dockerd dockerd --config-file {_RUN}/daemon.json
 }} > /dev/null 2>&1 < /dev/null &
@@ -154,11 +162,22 @@ def service(settings: EngineSettings) -> Service:
         variables["SSL_CERT_FILE"] = f"{_RUN}/certificates.pem"
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     sysctls = "\n    ".join(f"echo {value} > /proc/sys/{path} || :" for path, value in _SYSCTLS.items())
-    start = _START.replace("SYSCTLS", sysctls).replace("FILES", "\n".join(lines))
+    start = _START.replace("SYSCTLS", sysctls).replace("NAMING\n", NAMING).replace("FOREIGN\n", _emulation())
+    start = start.replace("FILES", "\n".join(lines))
     if len(start.encode()) > _MOST:
         hint = "name fewer certificates, or shorten the daemon settings"
         raise ConfigError(f"the engine's settings have more than {_MOST} bytes", code="engine", hint=hint)
     return Service(start, _STOP, DIRECT)
+
+
+def _emulation() -> str:
+    native = host_architecture()
+    platform = foreign.PLATFORMS[foreign.FOREIGN[native]]
+    message = (
+        f"atoll: {platform} does not run here: the engine's image lacks Debian's package {foreign.PACKAGE};"
+        f" `atoll image build --force engine` and `atoll docker restart` bring it"
+    )
+    return foreign.register(native, _RUN, message)
 
 
 def _containerd() -> str:

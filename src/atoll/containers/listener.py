@@ -17,6 +17,7 @@ import msgspec
 from atoll.containers import demand as d
 from atoll.containers.backend import Backend
 from atoll.containers.demand import Demand, Stage
+from atoll.containers.mounts import Unshared
 from atoll.containers.ports import Port
 from atoll.containers.refusal import MOST, answer, is_request
 from atoll.errors import AtollError, ChannelError
@@ -75,6 +76,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         failed: when that was, seconds since the epoch.
         ports: of this host that containers publish.
         names: of containers and services, and their addresses in the guest.
+        unshared: what containers have from the machine where this host may have been meant.
     """
 
     pid: int
@@ -91,6 +93,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     failed: float = 0.0
     ports: tuple[Port, ...] = ()
     names: dict[str, tuple[str, ...]] = {}
+    unshared: tuple[Unshared, ...] = ()
 
 
 class Listener:

@@ -1,4 +1,7 @@
-"""Ports of this host that lead to containers, kept as the engine says, by its own events."""
+"""Ports of this host that lead to containers, kept as the engine says, by its own events.
+
+Whoever asks the engine for its containers sees their mounts, too: what is not this host's is told.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from urllib.parse import quote
 import msgspec
 
 from atoll.containers import api
+from atoll.containers.mounts import Unshared, unshared
 from atoll.containers.publishing import Publication, decode, names, publications
 from atoll.errors import AtollError, EngineError
-from atoll.events import Emit, PortClosed, PortOpened, PortRefused, ignore
+from atoll.events import Emit, PortClosed, PortOpened, PortRefused, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
 from atoll.guest.datagrams import Forwarded, forward
@@ -48,6 +52,9 @@ class Reached(Protocol):
     def active(self) -> bool:
         """Whether its machine runs."""
 
+    def shared(self) -> tuple[str, ...]:
+        """Paths in its machine that are directories of this host."""
+
 
 class Port(msgspec.Struct, frozen=True):
     """A port that a container publishes; ``refused`` says why it is not this host's, empty if it is."""
@@ -76,6 +83,7 @@ class Ports:
         self._changed = asyncio.Event()
         self._roused = asyncio.Event()
         self.names: Mapping[str, tuple[str, ...]] = {}
+        self.unshared: tuple[Unshared, ...] = ()
         self._following = asyncio.create_task(self._run())
 
     def rouse(self) -> None:
@@ -101,6 +109,7 @@ class Ports:
                     with contextlib.suppress(AtollError):
                         await self._follow()
                     await self._apply(())
+                    self.unshared = ()
                     await asyncio.sleep(_BREATH)
                 await self._roused.wait()
         finally:
@@ -137,7 +146,15 @@ class Ports:
     async def _refresh(self) -> None:
         containers = decode(await api.get(await self._engine.connected(), "/containers/json"))
         self.names = names(containers)
+        self._tell(unshared(containers, self._engine.shared()))
         await self._apply(publications(containers, lan=self._lan))
+
+    def _tell(self, found: tuple[Unshared, ...]) -> None:
+        before, self.unshared = self.unshared, found
+        for one in found:
+            if one not in before:
+                hint = "add it to docker_shares, then `atoll docker restart`; Docker made what was not there"
+                self._emit(Warned(message=str(one), hint=hint))
 
     async def _apply(self, wanted: tuple[Publication, ...]) -> None:
         for one in set(self._open) - set(wanted):

@@ -11,7 +11,7 @@ import msgspec
 
 from atoll.errors import EngineError
 
-__all__ = ["DOMAIN", "Container", "Publication", "decode", "names", "publications"]
+__all__ = ["DOMAIN", "Container", "Mount", "Publication", "decode", "names", "publications"]
 
 #: Where names of containers and of machines live: ICANN keeps ``internal`` for private use.
 DOMAIN = "atoll.internal"
@@ -31,6 +31,13 @@ class _Published(msgspec.Struct, frozen=True, rename="pascal"):
     ip: str = msgspec.field(name="IP", default="")
 
 
+class Mount(msgspec.Struct, frozen=True, rename="pascal"):
+    """What is mounted into a container: of the type ``bind`` a path of the machine's."""
+
+    type: str = ""
+    source: str = ""
+
+
 class _Endpoint(msgspec.Struct, frozen=True):
     four: str = msgspec.field(name="IPAddress", default="")
     six: str = msgspec.field(name="GlobalIPv6Address", default="")
@@ -48,6 +55,7 @@ class Container(msgspec.Struct, frozen=True):
     ports: tuple[_Published, ...] = msgspec.field(name="Ports", default=())
     labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
     settings: _Settings = msgspec.field(name="NetworkSettings", default=_Settings())
+    mounts: tuple[Mount, ...] = msgspec.field(name="Mounts", default=())
 
     @property
     def name(self) -> str:

@@ -9,12 +9,12 @@ import msgspec
 
 from atoll import store
 from atoll.errors import ImageError, StoreError
-from atoll.image import catalog, packing
+from atoll.image import catalog, foreign, packing
 from atoll.image.catalog import Image, ImageManifest
 from atoll.machine.registry import Named
 from atoll.paths import Paths, VmPaths
 
-__all__ = ["check", "renew"]
+__all__ = ["check", "emulated", "renew"]
 
 
 class _Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +64,14 @@ def check(machine: Named) -> None:
         message = f"the root of {machine.name} is not what it was when the image {manifest.name} was made"
         hint = f"build it again with `atoll image build --force {manifest.name}`"
         raise ImageError(message, code="corrupt", hint=hint)
+
+
+def emulated(manifest: ImageManifest) -> tuple[str, ...]:
+    """Docker's platforms of which a root of the engine emulates programs."""
+    there = {program.name for program in manifest.programs if program.path}
+    return tuple(
+        foreign.PLATFORMS[one] for one in sorted(foreign.FOREIGN) if foreign.interpreter(one) in there
+    )
 
 
 def _is_whole(place: VmPaths, manifest: ImageManifest) -> bool:

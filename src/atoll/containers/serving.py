@@ -143,7 +143,9 @@ async def _run(
         found = listener.status(pid=os.getpid(), path=path, inherited=unname is None)
         if ports is None:
             return found
-        return msgspec.structs.replace(found, ports=ports.listed, names=dict(ports.names))
+        return msgspec.structs.replace(
+            found, ports=ports.listed, names=dict(ports.names), unshared=ports.unshared
+        )
 
     def stop(grace: float | None = None) -> None:
         ending.put_nowait(GRACE if grace is None else grace)

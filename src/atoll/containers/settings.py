@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from atoll.containers.hosting import ADDRESS, NAMES, address_inside, registry_inside
 from atoll.errors import ConfigError
 from atoll.machine.spec import Share
 
@@ -97,24 +98,27 @@ def daemon_json(settings: EngineSettings) -> str:
     """The content of daemon.json, in one line.
 
     Raises:
-        ConfigError: ``config.engine``: a key is not the user's to set, or a value has no form in JSON.
+        ConfigError: ``config.engine``: a key is not the user's to set, a value has no form in JSON, or the
+            guest cannot reach an address.
     """
     wrong = sorted(_OURS & set(settings.daemon))
     if wrong:
         hint = "take it out of the engine's daemon settings: Atoll sets it"
         raise ConfigError(f"daemon.{wrong[0]} cannot be set", code="engine", hint=hint)
-    wanted: dict[str, Any] = {"hosts": [f"unix://{DOCKER_SOCKET}"], "containerd": CONTAINERD_SOCKET}
-    if settings.mirrors:
-        wanted["registry-mirrors"] = settings.mirrors
-    if settings.insecure:
-        wanted["insecure-registries"] = settings.insecure
-    proxies = {
-        "http-proxy": settings.proxy.http,
-        "https-proxy": settings.proxy.https,
-        "no-proxy": ",".join(settings.proxy.no),
+    wanted: dict[str, Any] = {
+        "hosts": [f"unix://{DOCKER_SOCKET}"],
+        "containerd": CONTAINERD_SOCKET,
+        "host-gateway-ip": ADDRESS,  # for containers with `--add-host NAME:host-gateway`
     }
-    if any(proxies.values()):
-        wanted["proxies"] = {name: value for name, value in proxies.items() if value}
+    if settings.mirrors:
+        wanted["registry-mirrors"] = tuple(map(address_inside, settings.mirrors))
+    if settings.insecure:
+        wanted["insecure-registries"] = tuple(
+            name for registry in settings.insecure for name in registry_inside(registry)
+        )
+    proxies = environment(settings)
+    if proxies:
+        wanted["proxies"] = {name.lower().replace("_", "-"): value for name, value in proxies.items()}
     wanted |= settings.daemon
     try:
         return msgspec.json.encode(wanted, order="sorted").decode()
@@ -124,10 +128,19 @@ def daemon_json(settings: EngineSettings) -> str:
 
 
 def environment(settings: EngineSettings) -> dict[str, str]:
-    """Variables of the engine's programs: containerd has no proxy settings of its own."""
+    """Variables of the engine's programs: containerd has no proxy settings of its own.
+
+    No proxy is asked for this host, whose names nobody else knows.
+
+    Raises:
+        ConfigError: ``config.engine``: the guest cannot reach a proxy.
+    """
     proxy = settings.proxy
-    named = {"HTTP_PROXY": proxy.http, "HTTPS_PROXY": proxy.https, "NO_PROXY": ",".join(proxy.no)}
-    return {name: value for name, value in named.items() if value}
+    named = {"HTTP_PROXY": address_inside(proxy.http), "HTTPS_PROXY": address_inside(proxy.https)}
+    found = {name: value for name, value in named.items() if value}
+    if found:
+        found["NO_PROXY"] = ",".join(dict.fromkeys((*proxy.no, *NAMES)))
+    return found
 
 
 def trusted(settings: EngineSettings) -> str:

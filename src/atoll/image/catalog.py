@@ -75,7 +75,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
         tools: versions of the programs that built it.
         shell: what runs where no command is given.
         init: path of the program that can be process 1; "" if it has none.
-        programs: what was found of the programs that an image of this name must have.
+        programs: what was found of the programs that an image of this name must have, or may.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -113,6 +113,7 @@ class Recipe(msgspec.Struct, frozen=True):
         distribution: ``debian`` or ``ubuntu``.
         flavour: what it is for.
         programs: which must be in it. An image with such may also be imported under the recipe's name.
+        optional: programs that are looked for and noted, too.
     """
 
     default: str
@@ -121,6 +122,7 @@ class Recipe(msgspec.Struct, frozen=True):
     distribution: str = "debian"
     flavour: Flavour = Flavour.PLAIN
     programs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 _DEBIAN = ("trixie", "bookworm")
@@ -141,6 +143,7 @@ RECIPES = {
         "Docker's engine with containerd and runc, for `atoll docker`",
         flavour=Flavour.ENGINE,
         programs=engine.REQUIRED,
+        optional=engine.OPTIONAL,
     ),
 }
 
@@ -380,7 +383,7 @@ def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -
             name=str(reference),
             architecture=native,
             tag=reference.tag,
-            programs=recipe.programs if recipe is not None else (),
+            programs=(*recipe.programs, *recipe.optional) if recipe is not None else (),
             emit=emit,
         )
         require_programs(manifest)

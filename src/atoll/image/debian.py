@@ -203,7 +203,7 @@ def build(
             _bootstrap([program, *argv], emit)
             packages = installed_packages((work / "tree/var/lib/dpkg/status").read_text())
             emit(TaskAdvanced(task="image", done=_LINES, note="packing the root"))
-            found = programs.measure(work / "tree", recipe.programs)
+            found = programs.measure(work / "tree", (*recipe.programs, *recipe.optional))
             packing.pack(work, output, prefix, name, emit)
     return ImageManifest(
         name=name,

@@ -1,12 +1,15 @@
 """The root of the machine in which Docker's engine runs: Debian's packages, and nothing that it does without.
 
 Docker's client is not in it: clients are on the host. What is in it beside the engine itself is what the
-engine calls: iptables, git for builds of a repository, ps for ``docker top``, programs that unpack layers.
+engine calls: iptables, git for builds of a repository, ps for ``docker top``, programs that unpack layers;
+and qemu-user for images of the other architecture (`atoll.image.foreign`).
 """
 
 from __future__ import annotations
 
-__all__ = ["CLEAN", "EXCLUDED", "PACKAGES", "REQUIRED", "VARIANT"]
+from atoll.image.foreign import FOREIGN, interpreter
+
+__all__ = ["CLEAN", "EXCLUDED", "OPTIONAL", "PACKAGES", "REQUIRED", "VARIANT"]
 
 #: mmdebstrap's variant: the essential packages, without apt.
 VARIANT = "essential"
@@ -22,6 +25,7 @@ PACKAGES = (
     "netbase",  # /etc/services and /etc/protocols
     "pigz",  # unpacks layers with more than one thread
     "procps",
+    "qemu-user",
     "runc",
     "tini",
     "xz-utils",
@@ -33,11 +37,17 @@ EXCLUDED = (
     "/usr/bin/containerd-shim-runc-v1",
     "/usr/bin/containerd-stress",
     "/usr/bin/ctr",
+    "/usr/bin/qemu-[!ax]*",  # other architectures than these two: 30 of them, 440 MB
+    "/usr/bin/qemu-a[!a]*",
+    "/usr/bin/qemu-aarch64_be",
+    "/usr/bin/qemu-x[!8]*",
     "/usr/lib/*/perl/5*",  # git's commands in Perl are for mail and Subversion
     "/usr/share/bash-completion/*",
     "/usr/share/git-core/contrib/*",
     "/usr/share/gitweb/*",
+    "/usr/libexec/qemu-binfmt/*",
     "/usr/share/perl/*",
+    "/usr/share/qemu/*",
     "/usr/share/zsh/*",
 )
 
@@ -52,14 +62,20 @@ REQUIRED = (
     "runc",
 )
 
+#: What it can do without: an engine that lacks them says so when they are needed.
+OPTIONAL = tuple(interpreter(architecture) for architecture in FOREIGN)
+
 #: Run in the tree: the older iptables, since each call of it takes half the time, and the module of the newer
-#: one need not be loaded.
+#: one need not be loaded. What would emulate the root's own architecture goes.
 CLEAN = """
 for name in iptables ip6tables; do
     for what in '' -save -restore; do
         ln -sf "/usr/sbin/$name-legacy$what" "etc/alternatives/$name$what"
     done
 done
+native=aarch64
+[ ! -e usr/lib64/ld-linux-x86-64.so.2 ] || native=x86_64
+rm -f "usr/bin/qemu-$native"
 rm -rf usr/share/docker.io var/lib/containerd/* var/lib/docker
 mkdir -p etc/docker etc/containerd
 """
