@@ -322,6 +322,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.data / "tools"
 
     @property
+    def migrations(self) -> Path:
+        """What was brought over from other Docker engines: ``migrations/<key>.json``."""
+        return self.data / "migrations"
+
+    @property
     def docker(self) -> DockerPaths:
         """The Docker socket and its listener."""
         return DockerPaths(self.data)

@@ -35,6 +35,10 @@ def candidates(capsys):
     return ask
 
 
+def test_sources_of_a_migration_are_offered(candidates):
+    assert candidates("migrate", "from", "") == ["colima", "docker", "docker-desktop", "orbstack"]
+
+
 def test_the_first_word_is_a_command(candidates):
     assert candidates("") == sorted(row.name for row in COMMANDS)
     assert candidates("co") == ["completion", "config", "console"]

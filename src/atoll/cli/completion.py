@@ -124,12 +124,22 @@ def _values(action: argparse.Action | None) -> Iterator[str]:
             yield from _machines()
         case "source" | "target":
             yield from (f"{name}:" for name in _machines())
-        case "changes":
-            from atoll.machine.editing import EDITABLE
-
-            yield from (f"{name}=" for name in EDITABLE)
+        case "changes" | "engine":
+            yield from _words(action.dest)
         case _:
             yield from (str(choice) for choice in action.choices or ())
+
+
+def _words(dest: str) -> Iterator[str]:
+    """What is the same on every host."""
+    if dest == "engine":
+        from atoll.containers.migration.sources import NAMES
+
+        yield from NAMES
+    else:
+        from atoll.machine.editing import EDITABLE
+
+        yield from (f"{name}=" for name in EDITABLE)
 
 
 def _machines() -> Iterator[str]:

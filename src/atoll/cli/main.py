@@ -78,6 +78,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("supervise", "service:supervise", "look after a machine in the foreground"),
     _Row("autostart", "service:autostart", "start machines with your session"),
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
+    _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
     _Row("image", "image", "build, list, inspect and remove root images"),
     _Row("template", "template", "list, make and remove what sandboxes start from"),
     _Row("doctor", "doctor", "check this host and say how to mend what is wrong"),

@@ -14,7 +14,7 @@ from atoll import process, store
 from atoll.errors import ProcessError, StoreError, UsageError
 from atoll.paths import Paths
 
-__all__ = ["NAME", "activate", "current", "deactivate", "environment", "overridden"]
+__all__ = ["NAME", "activate", "current", "deactivate", "environment", "former", "overridden"]
 
 #: What the context is called.
 NAME = "atoll"
@@ -82,16 +82,17 @@ def deactivate(paths: Paths, docker: str, home: Path) -> str:
         ProcessError: the client refuses.
     """
     if current(home) == NAME:
-        former = _former(paths)
-        usable = former == _DEFAULT or _exists(docker, former)
-        _run(docker, "context", "use", former if usable else _DEFAULT)
+        before = former(paths)
+        usable = before == _DEFAULT or _exists(docker, before)
+        _run(docker, "context", "use", before if usable else _DEFAULT)
     if _exists(docker, NAME):
         _run(docker, "context", "rm", "--force", NAME)
     paths.docker.former_context.unlink(missing_ok=True)
     return current(home)
 
 
-def _former(paths: Paths) -> str:
+def former(paths: Paths) -> str:
+    """The context that was active before Atoll's."""
     try:
         return store.read_record(paths.docker.former_context, _Former).name
     except StoreError:

@@ -1,0 +1,1 @@
+"""Bringing images, volumes, networks and containers over from another Docker engine."""
