@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -101,8 +102,11 @@ def _with_engine(
 async def _up(engine: Engine, config: Config, timeout: float) -> None:  # noqa: ASYNC109 - the engine's
     """Have the engine answer, and the listener know of it."""
     await engine.ensure_ready(timeout)
-    await launching.running(config, composing.timing(config))
-    await _rouse(config.paths.docker.socket)
+    try:
+        await _rouse(config.paths.docker.socket)
+    except StateError:  # systemd would have started one: there is but one socket
+        await launching.running(config, composing.timing(config))
+        await _rouse(config.paths.docker.socket)
 
 
 async def _rouse(sock: Path) -> None:
@@ -145,9 +149,10 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _restart(arguments: argparse.Namespace) -> int:
     async def work(engine: Engine, config: Config) -> None:
         await engine.check()
-        if units.enabled(config):
-            await asyncio.to_thread(units.enable, config, composing.timing(config))
         await launching.stop(config.paths.docker)
+        if units.enabled(config):
+            with contextlib.suppress(PreflightError):  # then it is as if it were not
+                await asyncio.to_thread(units.enable, config, composing.timing(config))
         await engine.stop()
         await _up(engine, config, 120.0)
 
