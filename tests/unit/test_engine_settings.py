@@ -21,7 +21,9 @@ def rendered(**wishes):
 def test_without_wishes_dockerd_is_told_where_to_be():
     assert rendered() == {
         "containerd": "/run/containerd/containerd.sock",
+        "host-gateway-ip": "10.0.2.2",
         "hosts": ["unix:///run/docker.sock"],
+        "insecure-registries": ["10.0.2.2/32"],
     }
 
 
@@ -30,7 +32,7 @@ def test_mirrors_registries_and_proxies_have_dockerds_names():
     settings = EngineSettings(mirrors=("https://m",), insecure=("r:5000",), proxy=proxy)
     told = json.loads(daemon_json(settings))
     assert told["registry-mirrors"] == ["https://m"]
-    assert told["insecure-registries"] == ["r:5000"]
+    assert told["insecure-registries"] == ["10.0.2.2/32", "r:5000"]
     assert told["proxies"] == {"http-proxy": "http://p:3128", "no-proxy": "localhost,.example"}
     assert environment(settings) == {"HTTP_PROXY": "http://p:3128", "NO_PROXY": "localhost,.example"}
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import shlex
 
-from atoll.containers.settings import CONTAINERD_SOCKET, EngineSettings, daemon_json, environment, trusted
+from atoll.containers.settings import (
+    CONTAINERD_SOCKET,
+    HOST,
+    HOST_NAME,
+    EngineSettings,
+    daemon_json,
+    environment,
+    trusted,
+)
 from atoll.errors import ConfigError
 from atoll.image.engine import REQUIRED
 from atoll.machine.spec import Service
@@ -111,6 +119,7 @@ for name in {" ".join(REQUIRED)}; do
 done
 mount --make-rshared /
 mount -o remount,noatime,discard,nodelalloc /var/lib/docker
+grep -q {HOST_NAME} /etc/hosts 2> /dev/null || echo {HOST} {HOST_NAME} >> /etc/hosts
 echo -500 > /proc/self/oom_score_adj
 ulimit -n 1048576
 ulimit -c unlimited

@@ -11,10 +11,13 @@ import msgspec
 
 from atoll.errors import ConfigError
 from atoll.machine.spec import Share
+from atoll.vm.bootplan import user_network
 
 __all__ = [
     "CONTAINERD_SOCKET",
     "DOCKER_SOCKET",
+    "HOST",
+    "HOST_NAME",
     "EngineSettings",
     "Proxy",
     "daemon_json",
@@ -29,6 +32,9 @@ _CPUS = 2
 
 DOCKER_SOCKET = "/run/docker.sock"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+
+#: This host's loopback, as the guest sees it, and what Docker's own products call it.
+HOST, HOST_NAME = user_network("").gateway, "host.docker.internal"
 
 #: Keys of daemon.json by which the engine would be where nobody looks for it.
 _OURS = frozenset(
@@ -103,11 +109,15 @@ def daemon_json(settings: EngineSettings) -> str:
     if wrong:
         hint = "take it out of the engine's daemon settings: Atoll sets it"
         raise ConfigError(f"daemon.{wrong[0]} cannot be set", code="engine", hint=hint)
-    wanted: dict[str, Any] = {"hosts": [f"unix://{DOCKER_SOCKET}"], "containerd": CONTAINERD_SOCKET}
+    wanted: dict[str, Any] = {
+        "hosts": [f"unix://{DOCKER_SOCKET}"],
+        "containerd": CONTAINERD_SOCKET,
+        "host-gateway-ip": HOST,
+        # dockerd does without TLS on loopback (dockerd(8), insecure registries): to the user this is the same.
+        "insecure-registries": [f"{HOST}/32", *settings.insecure],
+    }
     if settings.mirrors:
         wanted["registry-mirrors"] = settings.mirrors
-    if settings.insecure:
-        wanted["insecure-registries"] = settings.insecure
     proxies = {
         "http-proxy": settings.proxy.http,
         "https-proxy": settings.proxy.https,
