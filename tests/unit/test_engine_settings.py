@@ -21,9 +21,11 @@ def rendered(**wishes):
 def test_without_wishes_dockerd_is_told_where_to_be():
     assert rendered() == {
         "containerd": "/run/containerd/containerd.sock",
+        "default-runtime": "crun",
         "host-gateway-ip": "10.0.2.2",
         "hosts": ["unix:///run/docker.sock"],
         "insecure-registries": ["10.0.2.2/32"],
+        "runtimes": {"crun": {"path": "crun"}},
     }
 
 
@@ -40,6 +42,13 @@ def test_mirrors_registries_and_proxies_have_dockerds_names():
 def test_a_key_of_the_users_wins():
     assert rendered(mirrors=("https://m",), daemon={"registry-mirrors": [], "debug": True})["debug"] is True
     assert rendered(mirrors=("https://m",), daemon={"registry-mirrors": []})["registry-mirrors"] == []
+
+
+def test_runtimes_of_the_users_come_beside_the_one_that_is_there():
+    told = rendered(daemon={"default-runtime": "mine", "runtimes": {"mine": {"path": "/opt/mine"}}})
+    assert told["default-runtime"] == "mine"
+    assert told["runtimes"] == {"crun": {"path": "crun"}, "mine": {"path": "/opt/mine"}}
+    assert rendered(daemon={"runtimes": 7})["runtimes"] == 7
 
 
 @pytest.mark.parametrize("key", ["hosts", "data-root", "containerd", "tlscert"])

@@ -36,6 +36,9 @@ CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 #: This host's loopback, as the guest sees it, and what Docker's own products call it.
 HOST, HOST_NAME = user_network("").gateway, "host.docker.internal"
 
+#: What starts containers by default; ``runc`` is known to dockerd anyway.
+_RUNTIME = "crun"
+
 #: Keys of daemon.json by which the engine would be where nobody looks for it.
 _OURS = frozenset(
     {
@@ -113,7 +116,8 @@ def daemon_json(settings: EngineSettings) -> str:
         "hosts": [f"unix://{DOCKER_SOCKET}"],
         "containerd": CONTAINERD_SOCKET,
         "host-gateway-ip": HOST,
-        # dockerd does without TLS on loopback (dockerd(8), insecure registries): to the user this is the same.
+        "default-runtime": _RUNTIME,
+        # dockerd does without TLS on loopback (dockerd(8), insecure registries), which this is to the user.
         "insecure-registries": [f"{HOST}/32", *settings.insecure],
     }
     if settings.mirrors:
@@ -126,6 +130,8 @@ def daemon_json(settings: EngineSettings) -> str:
     if any(proxies.values()):
         wanted["proxies"] = {name: value for name, value in proxies.items() if value}
     wanted |= settings.daemon
+    if isinstance(runtimes := settings.daemon.get("runtimes", {}), Mapping):  # else dockerd refuses it
+        wanted["runtimes"] = {_RUNTIME: {"path": _RUNTIME}, **runtimes}
     try:
         return msgspec.json.encode(wanted, order="sorted").decode()
     except (TypeError, ValueError, OverflowError) as error:

@@ -86,7 +86,7 @@ def enable(config: Config, timing: Timing, *, backend: str = "") -> Path:
     A listener in the background is ended before (``launching.stop``): there is but one socket.
 
     Raises:
-        PreflightError: no systemd of this user's runs here, or the path cannot be told to it. No unit is left.
+        PreflightError: no systemd of this user's runs, or the path cannot be told to it; no unit is left.
         ConfigError: ``config.socket``: the socket's path is too long.
         StoreError: the units cannot be written.
     """

@@ -136,7 +136,7 @@ def tell_systemd(words: list[str], emit: Emit) -> None:
 
 
 def systemd_refusal(words: Sequence[str] = ()) -> str:
-    """Have the user's systemd read its units again, and tell it ``words``; why it did not, empty if it did."""
+    """Have the user's systemd read its units again, and tell it ``words``; empty, or why it did not."""
     program = process.find("systemctl")
     if program is None:
         return "systemctl is not installed"
