@@ -1,9 +1,9 @@
 """Listener, supervisor and hypervisor killed at random under load: the engine has what it had.
 
-``CHAOS_ROUNDS``, ``CHAOS_PAUSE`` (seconds) and ``CHAOS_SEED`` make it longer, and another one; a failure prints the seed. What the
-engine said it had done some seconds before its machine was killed must be there afterwards. What is younger
-may be missing, as after a power cut, since dockerd does not sync each name that it gives; what is there must
-be whole.
+``CHAOS_ROUNDS``, ``CHAOS_PAUSE`` (seconds) and ``CHAOS_SEED`` make it longer, and another one; a failure
+prints the seed. What the engine said it had done some seconds before its machine was killed must be there
+afterwards. What is younger may be missing, as after a power cut, since dockerd does not sync each name that
+it gives; what is there must be whole.
 """
 
 from __future__ import annotations
