@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import boot
 import channel
 import density
+import docker
 import forks
 import machine
 import packs
@@ -33,6 +34,7 @@ BENCHES = {
     "idle": density.idle,
     "packs": packs.main,
     "snapshots": snapshots.main,
+    "docker": docker.main,
 }
 
 

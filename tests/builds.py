@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
+from atoll.errors import ImageError
 from atoll.image import catalog, kernel
 from atoll.paths import Paths
 
@@ -26,7 +27,17 @@ def take_kernel(paths: Paths, own: Paths, *, agent=None, copy=link_or_copy):
     return kernel.load(own, bundle.directory.name)
 
 
+def built_image(paths: Paths, name: str):
+    """The image ``name``; one of an earlier state of this checkout, which lacks a program, is built anew."""
+    image = catalog.ensure(paths, name)
+    try:
+        catalog.require_programs(image.manifest)
+    except ImageError:
+        return catalog.build(paths, name, force=True)
+    return image
+
+
 def take_image(paths: Paths, own: Paths, name: str, *, copy=link_or_copy):
     """The image ``name``."""
-    directory = catalog.ensure(paths, name).directory
+    directory = built_image(paths, name).directory
     shutil.copytree(directory, own.images / directory.name, copy_function=copy)

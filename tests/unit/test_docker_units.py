@@ -64,13 +64,24 @@ def test_systemd_finds_nothing_wrong(path, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="tests systemd's units")
-def test_units_are_written_found_and_removed_and_systemd_need_not_be_there(monkeypatch, tmp_path):
+def test_units_are_written_found_and_removed_where_systemd_runs_and_nothing_is_left_elsewhere(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("PATH", str(tmp_path))  # no systemctl: nothing of the host's is told
-    told = []
-    path = units.enable(config(tmp_path), Timing(), emit=told.append)
-    assert path == tmp_path / "config" / "systemd" / "user" / "atoll.docker.socket"
-    assert "systemctl --user enable --now atoll.docker.socket" in told[0].hint
+    monkeypatch.setenv("PATH", str(tmp_path))  # nothing of the host's is told
+    units_place = tmp_path / "config" / "systemd" / "user"
+    systemctl = tmp_path / "systemctl"
+    for answer in ("", "exit 1", "test $2 = daemon-reload"):
+        if answer:
+            systemctl.write_text(f"#!/bin/sh\n{answer}\n")
+            systemctl.chmod(0o755)
+        with pytest.raises(PreflightError, match="systemd does not hold it"):
+            units.enable(config(tmp_path), Timing())
+        assert not units_place.exists() or not list(units_place.iterdir())
+    systemctl.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/told\n')
+    path = units.enable(config(tmp_path), Timing())
+    assert path == units_place / "atoll.docker.socket"
+    assert (tmp_path / "told").read_text().endswith("--user enable --now atoll.docker.socket\n")
     assert units.enabled(config(tmp_path))
     assert not units.enabled(config(tmp_path / "other"))
     assert autostart.enabled() == []

@@ -21,8 +21,11 @@ def rendered(**wishes):
 def test_without_wishes_dockerd_is_told_where_to_be():
     assert rendered() == {
         "containerd": "/run/containerd/containerd.sock",
+        "default-runtime": "crun",
         "host-gateway-ip": "10.0.2.2",
         "hosts": ["unix:///run/docker.sock"],
+        "insecure-registries": ["10.0.2.2/32"],
+        "runtimes": {"crun": {"path": "crun"}},
     }
 
 
@@ -31,7 +34,7 @@ def test_mirrors_registries_and_proxies_have_dockerds_names():
     settings = EngineSettings(mirrors=("https://m",), insecure=("r:5000",), proxy=proxy)
     told = json.loads(daemon_json(settings))
     assert told["registry-mirrors"] == ["https://m"]
-    assert told["insecure-registries"] == ["r:5000"]
+    assert told["insecure-registries"] == ["10.0.2.2/32", "r:5000"]
     direct = "localhost,.example,host.docker.internal,host.atoll.internal"
     assert told["proxies"] == {"http-proxy": "http://p:3128", "no-proxy": direct}
     assert environment(settings) == {"HTTP_PROXY": "http://p:3128", "NO_PROXY": direct}
@@ -45,7 +48,8 @@ def test_localhost_in_the_settings_is_this_host_and_not_the_machine():
     )
     told = json.loads(daemon_json(settings))
     assert told["registry-mirrors"] == ["http://host.docker.internal:5000"]
-    assert told["insecure-registries"] == ["host.docker.internal:5001", "host.atoll.internal:5001"]
+    inside = ["host.docker.internal:5001", "host.atoll.internal:5001"]
+    assert told["insecure-registries"] == ["10.0.2.2/32", *inside]
     assert (
         told["proxies"]["https-proxy"]
         == environment(settings)["HTTPS_PROXY"]
@@ -59,6 +63,13 @@ def test_localhost_in_the_settings_is_this_host_and_not_the_machine():
 def test_a_key_of_the_users_wins():
     assert rendered(mirrors=("https://m",), daemon={"registry-mirrors": [], "debug": True})["debug"] is True
     assert rendered(mirrors=("https://m",), daemon={"registry-mirrors": []})["registry-mirrors"] == []
+
+
+def test_runtimes_of_the_users_come_beside_the_one_that_is_there():
+    told = rendered(daemon={"default-runtime": "mine", "runtimes": {"mine": {"path": "/opt/mine"}}})
+    assert told["default-runtime"] == "mine"
+    assert told["runtimes"] == {"crun": {"path": "crun"}, "mine": {"path": "/opt/mine"}}
+    assert rendered(daemon={"runtimes": 7})["runtimes"] == 7
 
 
 @pytest.mark.parametrize("key", ["hosts", "data-root", "containerd", "tlscert"])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 
 import msgspec
 import pytest
-from builds import link_or_copy
+from builds import take_image
 from machines import KILL, gone, kill_all_at, processes_at, until
 
 from atoll import store
@@ -17,9 +16,9 @@ from atoll.containers import api
 from atoll.containers.engine import IMAGE, NAME, Engine
 from atoll.containers.settings import EngineSettings
 from atoll.errors import EngineError, ImageError, UsageError
-from atoll.image import catalog
 from atoll.image.catalog import ImageManifest
 from atoll.machine.machine import Machine
+from atoll.paths import Paths
 from atoll.vm.state import StateError
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
@@ -36,8 +35,7 @@ tar -chf - usr/bin/sh usr/bin/sleep $libraries
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, paths):
     place = tmp_path_factory.mktemp("engine")
-    directory = catalog.ensure(paths, IMAGE).directory
-    shutil.copytree(directory, place / "images" / directory.name, copy_function=link_or_copy)
+    take_image(paths, Paths(data=place, cache=paths.cache), IMAGE)
     yield place
     kill_all_at(place)
 

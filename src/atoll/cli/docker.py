@@ -242,13 +242,12 @@ async def _hold(config: Config, emit: Emit) -> None:
     """Have somebody hold the socket from now on: systemd, or a listener in the background."""
     try:
         await launching.stop(config.paths.docker)
-        await asyncio.to_thread(units.enable, config, composing.timing(config), emit=emit)
+        await asyncio.to_thread(units.enable, config, composing.timing(config))
     except AtollError as error:
         if not isinstance(error, PreflightError):
             raise
-        emit(
-            Warned(message=f"the socket is there until this host restarts: {error.message}", hint=error.hint)
-        )
+        message = f"the socket is there until this host restarts: {error.message}"
+        emit(Warned(message=message, hint=error.hint))
         await launching.running(config, composing.timing(config))
 
 

@@ -51,10 +51,11 @@ def size(count: int) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns as wide as what they hold."""
-    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
+    """Columns as wide as what they hold. A head without a word is not printed."""
+    shown = [head, *rows] if any(head) else rows
+    widths = [max((len(line[column]) for line in shown), default=0) for column in range(len(head))]
     lines = []
-    for line in (head, *rows):
+    for line in shown:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         lines.append("  ".join(cells).rstrip() + "\n")
     return "".join(lines)

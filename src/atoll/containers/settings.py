@@ -31,6 +31,9 @@ _CPUS = 2
 DOCKER_SOCKET = "/run/docker.sock"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 
+#: What starts containers by default; ``runc`` is known to dockerd anyway.
+_RUNTIME = "crun"
+
 #: Keys of daemon.json by which the engine would be where nobody looks for it.
 _OURS = frozenset(
     {
@@ -109,17 +112,21 @@ def daemon_json(settings: EngineSettings) -> str:
         "hosts": [f"unix://{DOCKER_SOCKET}"],
         "containerd": CONTAINERD_SOCKET,
         "host-gateway-ip": ADDRESS,  # for containers with `--add-host NAME:host-gateway`
+        "default-runtime": _RUNTIME,
+        # dockerd does without TLS on loopback (dockerd(8), insecure registries), which this is to the user.
+        "insecure-registries": [
+            f"{ADDRESS}/32",
+            *(name for registry in settings.insecure for name in registry_inside(registry)),
+        ],
     }
     if settings.mirrors:
         wanted["registry-mirrors"] = tuple(map(address_inside, settings.mirrors))
-    if settings.insecure:
-        wanted["insecure-registries"] = tuple(
-            name for registry in settings.insecure for name in registry_inside(registry)
-        )
     proxies = environment(settings)
     if proxies:
         wanted["proxies"] = {name.lower().replace("_", "-"): value for name, value in proxies.items()}
     wanted |= settings.daemon
+    if isinstance(runtimes := settings.daemon.get("runtimes", {}), Mapping):  # else dockerd refuses it
+        wanted["runtimes"] = {_RUNTIME: {"path": _RUNTIME}, **runtimes}
     try:
         return msgspec.json.encode(wanted, order="sorted").decode()
     except (TypeError, ValueError, OverflowError) as error:

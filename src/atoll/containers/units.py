@@ -12,7 +12,7 @@ from atoll.containers.listener import Timing
 from atoll.containers.sockets import check_path
 from atoll.errors import PreflightError
 from atoll.events import Emit, ignore
-from atoll.machine.autostart import quoted, tell_systemd, unit_directory
+from atoll.machine.autostart import quoted, systemd_refusal, tell_systemd, unit_directory
 
 __all__ = ["disable", "enable", "enabled", "service_unit", "socket_unit", "unit_paths"]
 
@@ -80,25 +80,34 @@ def unit_paths() -> tuple[Path, Path]:
     return place / f"{_NAME}.socket", place / f"{_NAME}.service"
 
 
-def enable(config: Config, timing: Timing, *, backend: str = "", emit: Emit = ignore) -> Path:
+def enable(config: Config, timing: Timing, *, backend: str = "") -> Path:
     """Have systemd hold the socket from now on, and with each session; the socket's unit.
 
     A listener in the background is ended before (``launching.stop``): there is but one socket.
 
     Raises:
-        PreflightError: this host has no systemd, or the path cannot be told to it.
+        PreflightError: no systemd of this user's runs, or the path cannot be told to it; no unit is left.
         ConfigError: ``config.socket``: the socket's path is too long.
         StoreError: the units cannot be written.
     """
-    if sys.platform != "linux":
-        raise PreflightError("this host has no systemd", hint="have the listener run in the background")
     check_path(config.paths.docker.socket)
-    socket_path, service_path = unit_paths()
     unit = socket_unit(config.paths.docker.socket)
+    problem = systemd_refusal() if sys.platform == "linux" else "this host has none"
+    if problem:
+        raise _absent(problem)
+    socket_path, service_path = unit_paths()
     store.write_file(service_path, service_unit(program(config, timing, backend=backend)).encode())
     store.write_file(socket_path, unit.encode())
-    tell_systemd(["enable", "--now", socket_path.name], emit)
+    if problem := systemd_refusal(["enable", "--now", socket_path.name]):
+        socket_path.unlink(missing_ok=True)
+        service_path.unlink(missing_ok=True)
+        raise _absent(problem)
     return socket_path
+
+
+def _absent(problem: str) -> PreflightError:
+    hint = "`atoll docker start` brings it back then"
+    return PreflightError(f"systemd does not hold it: {problem}", hint=hint)
 
 
 def disable(emit: Emit = ignore) -> bool:

@@ -17,6 +17,7 @@ VARIANT = "essential"
 PACKAGES = (
     "ca-certificates",
     "containerd",
+    "crun",  # starts a container with half of the work that runc does
     "docker.io",
     "git",
     "iptables",
@@ -55,6 +56,7 @@ EXCLUDED = (
 REQUIRED = (
     "containerd",
     "containerd-shim-runc-v2",
+    "crun",
     "docker-init",
     "docker-proxy",
     "dockerd",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import plistlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from atoll import process, store
@@ -19,6 +20,7 @@ __all__ = [
     "is_own",
     "launchd_plist",
     "quoted",
+    "systemd_refusal",
     "systemd_unit",
     "tell_systemd",
     "unit_directory",
@@ -129,13 +131,19 @@ def is_own(config: Config, name: str) -> bool:
 
 def tell_systemd(words: list[str], emit: Emit) -> None:
     """Tell the user's systemd; where none runs, say what is left to do."""
+    if problem := systemd_refusal(words):
+        emit(Warned(message=f"systemd was not told: {problem}", hint=f"systemctl --user {' '.join(words)}"))
+
+
+def systemd_refusal(words: Sequence[str] = ()) -> str:
+    """Have the user's systemd read its units again, and tell it ``words``; empty, or why it did not."""
     program = process.find("systemctl")
-    problem = "systemctl is not installed"
+    if program is None:
+        return "systemctl is not installed"
     try:
-        if program is not None:
-            process.run([program, "--user", "daemon-reload"])
+        process.run([program, "--user", "daemon-reload"])
+        if words:
             process.run([program, "--user", *words])
-            return
     except ProcessError as error:
-        problem = error.message
-    emit(Warned(message=f"systemd was not told: {problem}", hint=f"systemctl --user {' '.join(words)}"))
+        return error.message
+    return ""
