@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -33,6 +33,7 @@ __all__ = [
     "hold_directory",
     "is_held",
     "lock",
+    "new_file",
     "publish",
     "read_record",
     "refusing",
@@ -70,8 +71,9 @@ _COPIERS = 2
 #: Seconds after which a partial file has no writer any more; writing a record takes milliseconds.
 _ABANDONED = 3600.0
 
-#: For renameat2(2): paths are relative to the working directory; swap the two.
+#: For renameat2(2): paths are relative to the working directory; fail if the other is there; swap the two.
 _AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 
 
@@ -156,6 +158,64 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644, parents: bool = Tr
         sync_directory(path.parent)
     except OSError as error:
         raise _refuse(error, path) from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name when the block has ended, for its owner's eyes, and all of it on its disk.
+
+    Until then it has none, and nothing is left of it whoever is killed (open(2), ``O_TMPFILE``); where the
+    file system cannot do that it has a hidden one. Of two that race for a name one wins.
+
+    Raises:
+        StoreError: ``store.already_exists``, at the beginning or at the end; else as ``write_file``.
+    """
+    if os.path.lexists(path):
+        raise _taken(path)
+    partial = None
+    try:
+        with refusing(path):
+            try:
+                fd = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}:
+                    raise
+                _sweep(path, older_than=_ABANDONED)
+                partial = _partial(path)
+                fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(fd)
+                _name(fd, partial, path)
+            sync_directory(path.absolute().parent)
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _taken(path: Path) -> StoreError:
+    return StoreError(f"{path} exists already", code="already_exists", hint="choose another name")
+
+
+def _name(fd: int, partial: Path | None, path: Path) -> None:
+    """Give an open file a name that nobody else has (linkat(2)). Raises ``StoreError``; ``OSError``."""
+    try:
+        if partial is None:
+            directory = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:  # a directory makes Python call linkat(2), which follows the link that this name is
+                os.link(str(fd), path, src_dir_fd=directory, follow_symlinks=True)
+            finally:
+                os.close(directory)
+            return
+        try:
+            os.link(partial, path)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            _move(partial, path)  # the file system has no links
+    except FileExistsError as error:
+        raise _taken(path) from error
 
 
 def write_record(path: Path, record: msgspec.Struct, *, parents: bool = True) -> None:
@@ -465,11 +525,7 @@ def sync_file(file: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> None:
     """Swap two directories at once, by renameat2(2); in two steps where the file system cannot."""
-    import ctypes  # noqa: PLC0415 - rarely needed
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
-    if hasattr(libc, "renameat2") and libc.renameat2(*names, _RENAME_EXCHANGE) == 0:
+    if _rename(one, other, _RENAME_EXCHANGE) == 0:
         return
     aside = _partial(other)
     other.rename(aside)
@@ -479,6 +535,24 @@ def _exchange(one: Path, other: Path) -> None:
         aside.rename(other)
         raise
     aside.rename(one)
+
+
+def _move(one: Path, other: Path) -> None:
+    """Rename a file to a name that nobody has. Raises ``OSError``."""
+    code = _rename(one, other, _RENAME_NOREPLACE)
+    if code:
+        raise OSError(code, os.strerror(code), str(other))
+
+
+def _rename(one: Path, other: Path, flags: int) -> int:
+    """renameat2(2): 0, or why not."""
+    import ctypes  # noqa: PLC0415 - rarely needed
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if not hasattr(libc, "renameat2"):
+        return errno.ENOSYS
+    return ctypes.get_errno() if libc.renameat2(*names, flags) else 0
 
 
 def stamp(path: Path) -> Stamp | None:

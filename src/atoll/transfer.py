@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +14,7 @@ import msgspec
 
 from atoll import store
 from atoll.config import Config, load
-from atoll.errors import StoreError, UsageError
+from atoll.errors import UsageError
 from atoll.events import Emit, Event, TaskAdvanced, ignore, task
 from atoll.hypervisor.model import Machine
 from atoll.machine import adopting as machines
@@ -145,21 +143,8 @@ def write_archive(paths: Paths, reference: str, target: Path | BinaryIO, emit: E
 
 def _write_file(target: Path, write: Callable[[BinaryIO], int]) -> int:
     """A new file with all that ``write`` writes, for its owner's eyes, or none."""
-    if target.exists():
-        raise StoreError(f"{target} exists already", code="already_exists", hint="choose another name")
-    partial = target.with_name(f".partial-{target.name}-{secrets.token_hex(4)}")
-    try:
-        with store.refusing(target), partial.open("xb") as file:
-            partial.chmod(0o600)  # as the disk, which is in it
-            count = write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        with store.refusing(target):
-            partial.rename(target)
-            store.sync_directory(target.absolute().parent)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    with store.new_file(target) as file:
+        return write(file)
 
 
 def read_archive(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
 import mmap
 import os
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 
 import pytest
 from test_stream import BLOCKS, PAGE, SIZES, of_one_that_runs_on, page, section, whole
 
-from atoll.hypervisor.qemu import memory, protection
+from atoll.errors import BootError
+from atoll.hypervisor.qemu import background, memory, migrating, protection
 from atoll.hypervisor.qemu.background import places_of
+from atoll.hypervisor.qemu.qmp import Monitor
 from atoll.hypervisor.qemu.stream import StreamError
 from atoll.hypervisor.qemu.unpacking import unpack
 
@@ -79,6 +85,109 @@ def test_protection_is_taken_off_another_process_and_it_goes_on():
             protection.take_off(child.pid)
         finally:
             child.kill()
+
+
+def test_one_that_was_killed_and_that_nobody_has_waited_for_is_gone():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(ProcessLookupError):
+            protection.take_off(child.pid)
+
+
+class Peer:
+    """Answers to a real monitor as QEMU does, and says what it is told to before or after an answer."""
+
+    def __init__(self, sock, before, after):
+        self.heard = []
+        self._sock = sock
+        self._say = {"before": before, "after": after}
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def join(self):
+        self._thread.join()
+
+    def _serve(self):
+        version = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}
+        self._send({"QMP": {"version": version, "capabilities": []}})
+        for order in self._orders():
+            name = order["execute"]
+            self.heard.append(name)
+            self._tell("before", name)
+            answers = {
+                "query-status": {"running": False, "status": "paused"},
+                "query-migrate": {"status": "failed", "error-desc": "no protection"},
+            }
+            named = {"id": order["id"]} if "id" in order else {}
+            self._send({"return": answers.get(name, {}), **named})
+            self._tell("after", name)
+
+    def _orders(self):
+        """No newline stands between them."""
+        heard = ""
+        while data := self._sock.recv(65_536):
+            heard += data.decode()
+            while heard.strip():
+                try:
+                    order, end = json.JSONDecoder().raw_decode(heard.lstrip())
+                except json.JSONDecodeError:
+                    break
+                heard = heard.lstrip()[end:]
+                yield order
+
+    def _tell(self, when, name):
+        for event, data in self._say[when].pop(name, ()):
+            stamp = {"seconds": 1, "microseconds": 0}
+            self._send({"event": event, "data": data, "timestamp": stamp})
+
+    def _send(self, message):
+        self._sock.sendall(json.dumps(message).encode() + b"\r\n")
+
+
+SETUP, FAILED, COMPLETED = (("MIGRATION", {"status": name}) for name in ("setup", "failed", "completed"))
+RESUME = ("RESUME", {})
+
+
+async def streamed(before, after):
+    """What became of a stream, whether it was written while it stood still, and what QEMU heard."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        peer = Peer(theirs, before, after)
+        monitor = Monitor(ours)
+        instead = []
+
+        async def stand_still():
+            instead.append(True)
+
+        try:
+            found = await background._stream(monitor, os.getpid(), theirs.fileno(), "copy", None, stand_still)
+        except BootError as error:
+            found = error
+        finally:
+            await monitor.close()
+            theirs.shutdown(socket.SHUT_RDWR)
+            await asyncio.to_thread(peer.join)
+    return found, bool(instead), peer.heard
+
+
+@pytest.mark.anyio
+async def test_one_that_fails_before_it_has_the_guest_go_on_is_not_taken_for_one_that_cannot_protect():
+    found, instead, heard = await streamed({"query-status": [RESUME]}, {"migrate": [SETUP, FAILED]})
+    assert (found.code, instead, "cont" in heard) == ("boot.copy", False, False)
+
+
+@pytest.mark.anyio
+async def test_one_that_cannot_protect_is_written_down_standing_still():
+    found, instead, heard = await streamed({}, {"migrate": [SETUP, FAILED]})
+    assert (found.reason, instead, heard[-1]) == ("no protection", True, "cont")
+
+
+@pytest.mark.anyio
+async def test_one_that_is_complete_before_the_guest_goes_on_is_good(monkeypatch):
+    monkeypatch.setattr(migrating, "_LOOK", 0.02)
+    found, instead, heard = await streamed({"query-status": [RESUME]}, {"migrate": [SETUP, COMPLETED]})
+    assert (found.reason, instead, "cont" in heard) == ("", False, False)
 
 
 def test_a_process_that_is_gone_is_out_of_reach():

@@ -679,6 +679,22 @@ def test_a_file_is_written_whole_or_not_at_all(home, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["data", "file"]
 
 
+def test_a_file_that_somebody_makes_meanwhile_stays_his(home, tmp_path, monkeypatch):
+    made = keep(home)
+    target = tmp_path / "file"
+    real = exporting.write
+
+    def write(*arguments, **options):
+        assert sorted(os.listdir(tmp_path)) == ["data"]  # nothing that a kill could leave
+        target.write_bytes(b"another's")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(exporting, "write", write)
+    with pytest.raises(StoreError) as caught:
+        transfer.write_archive(home, made.id, target)
+    assert (caught.value.code, target.read_bytes()) == ("store.already_exists", b"another's")
+
+
 @pytest.mark.anyio
 async def test_one_who_waits_no_more_has_the_work_end_and_nothing_left(home, other, config):
     data = exported(home, keep(home))

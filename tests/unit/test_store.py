@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -429,3 +430,43 @@ def test_a_copy_that_cannot_be_written_fails(tmp_path):
         finally:
             os.close(fd)
         assert not new.read()
+
+
+def without_nameless_files(monkeypatch):
+    real = os.open
+
+    def without(path, flags, *arguments, **options):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", without)
+
+
+def without_links(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    without_nameless_files(monkeypatch)
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.parametrize("limit", [None, without_nameless_files, without_links])
+def test_a_new_file_takes_nobodys_name_and_is_there_whole_or_not_at_all(tmp_path, monkeypatch, limit):
+    if limit is not None:
+        limit(monkeypatch)
+    path = tmp_path / "file"
+    with store.new_file(path) as file:
+        file.write(b"mine")
+        assert not path.exists()
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"mine", 0o600)
+    with pytest.raises(StoreError) as caught, store.new_file(path):
+        raise AssertionError("it is there already")
+    assert caught.value.code == "store.already_exists"
+    path.unlink()
+    with pytest.raises(StoreError) as caught, store.new_file(path):
+        path.write_bytes(b"another's")
+    assert (caught.value.code, path.read_bytes()) == ("store.already_exists", b"another's")
+    with pytest.raises(KeyError), store.new_file(tmp_path / "other"):
+        raise KeyError
+    assert os.listdir(tmp_path) == ["file"]

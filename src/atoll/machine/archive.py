@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import secrets
 import tarfile
 import time
@@ -18,7 +17,7 @@ from typing import IO, Any, ClassVar
 import msgspec
 
 from atoll import store
-from atoll.errors import StoreError, UsageError
+from atoll.errors import UsageError
 from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.image.catalog import ImageManifest
 from atoll.image.extents import ZEROES, read_range
@@ -71,29 +70,14 @@ def export_machine(machine: Named, target: Path, emit: Emit = ignore) -> ExportM
 
 
 def _export(machine: Named, disk: Opened, target: Path, emit: Emit) -> ExportManifest:
-    if target.exists():
-        raise StoreError(f"{target} exists already", code="already_exists", hint="choose another name")
     image = store.read_record(machine.place.image, ImageManifest)
-    partial = target.with_name(f".partial-{target.name}-{secrets.token_hex(4)}")
     data = _Extents(disk)
     total = sum(length for _, length in data.extents) + machine.place.root.stat().st_size
-    try:
-        with (
-            task(emit, "export", f"Exporting {machine.name}", total=total, unit="bytes"),
-            partial.open("xb") as file,
-        ):
-            partial.chmod(0o600)  # as the disk, which is in it
-            manifest = _write(file, machine, image, data, emit)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(target)
-        store.sync_directory(target.absolute().parent)
-    except OSError as error:
-        hint = "choose another place"
-        raise StoreError(f"cannot write {target}: {error.strerror}", code="io", hint=hint) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return manifest
+    with (
+        store.new_file(target) as file,
+        task(emit, "export", f"Exporting {machine.name}", total=total, unit="bytes"),
+    ):
+        return _write(file, machine, image, data, emit)
 
 
 def _write(

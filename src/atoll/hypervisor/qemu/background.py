@@ -154,28 +154,41 @@ async def _stream(
     if branch is not None:
         await monitor.execute("stop")
     began = time.monotonic()
+    begun = False
     with Watch(monitor) as watch:
         try:
             if branch is not None:
                 await branch()
+            begun = True
             await begin(monitor, fd)
-            await watch.resume_or_end()
-            if watch.resumed is None:
-                reason = await why(monitor)
+            await watch.resume_or_fail()
+            if watch.resumed is None and (reason := await _never_protected(monitor, watch)):
                 await instead()
                 return Standstill(time.monotonic() - (watch.stopped or began), reason)
             await watch.end()
             if watch.outcome != "completed":
                 raise BootError(f"QEMU: {await why(monitor)}", stage=stage)
         except AtollError:
-            if watch.resumed is not None:
+            if begun:  # there may be protection, whatever was heard of QEMU
                 await asyncio.to_thread(_take_off, pid, stage)
             raise
         finally:
             if watch.resumed is None:
                 with contextlib.suppress(BootError):  # it ended meanwhile: whoever uses it is told
                     await freezing.go_on(monitor)
+    assert watch.resumed is not None, "it was waited for"
     return Standstill(watch.resumed - (watch.stopped or began))
+
+
+async def _never_protected(monitor: Monitor, watch: Watch) -> str:
+    """Why QEMU could not protect the RAM, of one that has failed; empty if it could, and failed later.
+
+    Then it has the guest go on from its main loop, at once, which it may do after it says that it failed.
+    The same loop answers: by its second answer it has done what it meant to do before the first.
+    """
+    reason = await why(monitor)
+    await _runs(monitor)
+    return reason if watch.resumed is None else ""
 
 
 def _take_off(pid: int, stage: str) -> None:

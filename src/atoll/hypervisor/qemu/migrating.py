@@ -69,9 +69,13 @@ class Watch:
         while not self.outcome:
             await self._hear()
 
-    async def resume_or_end(self) -> None:
-        """Wait until the guest goes on or it is over. Raises as ``end``."""
-        while not self.outcome and self.resumed is None:
+    async def resume_or_fail(self) -> None:
+        """Wait until the guest goes on or it has failed. Raises as ``end``.
+
+        It may be complete before the guest goes on: QEMU says so in one thread, and has the guest go on in
+        another.
+        """
+        while self.outcome in {"", "completed"} and self.resumed is None:
             await self._hear()
 
     async def _hear(self) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
+import select
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -39,18 +41,43 @@ def require_reach(pid: int) -> None:
 
 
 def take_off(pid: int) -> None:
-    """Let all who wait go on, and have nobody wait any more. Raises ``OSError``."""
+    """Let all who wait go on, and have nobody wait any more.
+
+    Raises:
+        ProcessLookupError: it has ended.
+        OSError: it cannot be reached, or its memory is protected still.
+    """
     with ExitStack() as stack:
         pidfd = os.pidfd_open(pid)
         stack.callback(os.close, pidfd)
-        ranges = list(_protected(pid))
-        for number in _numbers(pid):
-            fd = _take(pidfd, number)
-            stack.callback(os.close, fd)
+        try:
+            left = _left_of(pid, pidfd)
+        except OSError:  # of one that ends this is missing first, or that
+            _require_alive(pidfd)
+            raise
+        _require_alive(pidfd)
+        if left:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def _require_alive(pidfd: int) -> None:
+    if select.select([pidfd], [], [], 0)[0]:  # it has ended (pidfd_open(2))
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
+def _left_of(pid: int, pidfd: int) -> bool:
+    """Whether some memory is protected after all of that was taken off that could be."""
+    ranges = list(_protected(pid))
+    for number in _numbers(pid):
+        fd = _take(pidfd, number)
+        try:
             for start, end in ranges:
                 with contextlib.suppress(OSError):  # another descriptor's, or QEMU was quicker
                     fcntl.ioctl(fd, _WRITE_PROTECT, struct.pack("=QQQ", start, end - start, 0))
                     fcntl.ioctl(fd, _UNREGISTER, struct.pack("=QQ", start, end - start))
+        finally:
+            os.close(fd)
+    return any(_protected(pid))
 
 
 def _take(pidfd: int, number: int) -> int:
