@@ -13,9 +13,10 @@ import sys
 import threading
 
 #: What each runs, so that in a fresh checkout, where images are built too, both take about as long.
-_DOCKER = [f"tests/vm/{name}.py" for name in ("test_docker_socket", "test_engine")]
-_TRANSFERS = ["tests/vm/test_snapshot_transfer.py", "tests/vm/test_live_copies.py"]
-_MOVED = [*_DOCKER, *_TRANSFERS]
+_MOVED = [
+    f"tests/vm/test_{name}.py"
+    for name in ("docker_chaos", "docker_socket", "engine", "engine_host", "live_copies", "snapshot_transfer")
+]
 SESSIONS = {
     "unit, vm": ["tests/unit", "tests/vm", *(f"--ignore={path}" for path in _MOVED)],
     "all others": [*(f"tests/{name}" for name in ("contract", "e2e", "images")), *_MOVED],
