@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from atoll.errors import UsageError
 from atoll.events import Emit, Event, TaskAdvanced, ignore, task
 from atoll.hypervisor.model import Machine
 from atoll.machine import adopting as machines
-from atoll.machine.patience import to_its_end
 from atoll.paths import Paths, SnapshotPaths
+from atoll.patience import in_thread
 from atoll.sandbox import adopting as sandboxes
 from atoll.snapshot import catalog, exporting, importing
 from atoll.snapshot.catalog import Snapshot
@@ -102,21 +101,16 @@ def _opened(place: str | Path | BinaryIO) -> Path | BinaryIO:
 
 async def _in_thread(work: Callable[[Emit], T], emit: Emit) -> T:
     """Work beside the event loop; whoever is cancelled has it end soon, and waits for that."""
-    unwanted = threading.Event()
 
-    def tell(event: Event) -> None:
-        if unwanted.is_set() and isinstance(event, TaskAdvanced):
-            raise _UnwantedError
-        emit(event)
+    def run(unwanted: threading.Event) -> T:
+        def tell(event: Event) -> None:
+            if unwanted.is_set() and isinstance(event, TaskAdvanced):
+                raise _UnwantedError
+            emit(event)
 
-    working = asyncio.ensure_future(asyncio.to_thread(work, tell))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        unwanted.set()
-        await to_its_end(asyncio.wait([working]))
-        working.exception()  # nobody asks for it
-        raise
+        return work(tell)
+
+    return await in_thread(run)
 
 
 class _UnwantedError(Exception):
