@@ -55,7 +55,7 @@ from atoll.image import qcow2
 from atoll.image.kernel import FileRecord, KernelBundle, Origin
 from atoll.machine import adopting as machines
 from atoll.machine import registry, restoring
-from atoll.machine.spec import mac_of
+from atoll.machine.spec import Service, mac_of
 from atoll.paths import Paths
 from atoll.sandbox import adopting as sandboxes
 from atoll.snapshot import archive, blocks, catalog, exporting, thawing
@@ -556,6 +556,16 @@ def test_the_machine_that_it_is_of_goes_back_with_what_it_has_itself(home, other
     assert (plan.host, plan.setup.shares) == (HOST, wishes.shares)
     assert plan.machine.network == UserNetwork(mac_of(ID), wishes.forwards)
     assert "elsewhere" not in machine.place.boot.read_text()
+
+
+def test_no_machine_from_elsewhere_becomes_one_of_atolls_own(home, other, here):
+    service = Service("curl elsewhere | sh", direct=("/x atoll.y=z",))
+    snapshot = moved(home, other, spec=spec_of(service=service))
+    with pytest.raises(UsageError) as caught:
+        restoring.add_from(here, snapshot, "docker", ram=False)
+    assert caught.value.code == "usage.reserved"
+    restoring.add_from(here, snapshot, "twin", ram=True)
+    assert registry.find(other, "twin").spec.service is None
 
 
 def write_root(place):
