@@ -131,7 +131,7 @@ def write_archive(paths: Paths, reference: str, target: Path | BinaryIO, emit: E
             def write(file: BinaryIO) -> int:
                 return exporting.write(held, file, modules=modules, advance=_telling(emit, "export"))
 
-            count = _write_file(target, write) if isinstance(target, Path) else write(target)
+            count = _write_file(target, write) if isinstance(target, Path) else _write_out(target, write)
     return Exported(id=found.id, name=manifest.name, bytes=count, elapsed=time.monotonic() - began)
 
 
@@ -139,6 +139,18 @@ def _write_file(target: Path, write: Callable[[BinaryIO], int]) -> int:
     """A new file with all that ``write`` writes, for its owner's eyes, or none."""
     with store.new_file(target) as file:
         return write(file)
+
+
+def _write_out(target: BinaryIO, write: Callable[[BinaryIO], int]) -> int:
+    try:
+        count = write(target)
+        target.flush()
+    except BrokenPipeError:  # its reader has seen enough
+        raise
+    except OSError:
+        with store.refusing(Path(str(getattr(target, "name", "the archive")))):
+            raise
+    return count
 
 
 def read_archive(
@@ -152,8 +164,9 @@ def read_archive(
         try:
             file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
             return importing.read(paths, file, _vet, name=name, advance=_telling(told, "import"))
-        except OSError as error:
-            message = f"cannot read {called}: {error.strerror}"
+        except (OSError, importing.SourceError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            message = f"cannot read {called}: {why}"
             raise UsageError(message, code="archive", hint="check the path") from error
 
 

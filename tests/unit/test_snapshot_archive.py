@@ -558,6 +558,39 @@ def test_the_machine_that_it_is_of_goes_back_with_what_it_has_itself(home, other
     assert "elsewhere" not in machine.place.boot.read_text()
 
 
+def test_a_source_that_cannot_be_read_is_blamed_itself(home, other):
+    data = exported(home, keep(home))
+
+    class Failing(io.BytesIO):
+        def read(self, count, /):
+            if self.tell() > len(data) // 2:
+                raise OSError(5, "Input/output error")
+            return super().read(count)
+
+    with pytest.raises(UsageError, match="cannot read a snapshot: Input/output error"):
+        transfer.read_archive(other, Failing(data))
+    assert [one for one in os.listdir(other.snapshots) if not one.endswith(".lock")] == []
+
+
+def test_what_takes_a_part_at_a_time_gets_all_and_what_is_full_is_told_of(home):
+    made = keep(home)
+
+    class Slow(io.RawIOBase):
+        def __init__(self):
+            self.got = bytearray()
+
+        def write(self, data, /):
+            self.got += data[:10_000]
+            return min(len(data), 10_000)
+
+    slow = Slow()
+    transfer.write_archive(home, made.id, slow)
+    assert slow.got == exported(home, made)
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(StoreError) as caught:
+        transfer.write_archive(home, made.id, full)
+    assert caught.value.code == "store.full"
+
+
 def test_no_machine_from_elsewhere_becomes_one_of_atolls_own(home, other, here):
     service = Service("curl elsewhere | sh", direct=("/x atoll.y=z",))
     snapshot = moved(home, other, spec=spec_of(service=service))
