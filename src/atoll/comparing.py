@@ -6,7 +6,6 @@ Both are looked at in VMs that this process owns and that end with it (docs/expl
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import NamedTuple
@@ -14,7 +13,6 @@ from typing import NamedTuple
 from atoll import runtime
 from atoll.config import Config, load, override
 from atoll.errors import (
-    AtollError,
     BootError,
     ChannelError,
     GuestError,
@@ -30,6 +28,7 @@ from atoll.guest.survey import IN_MEMORY, End, Piece, Record, Survey, alike
 from atoll.image.extents import Extent
 from atoll.machine import comparing as machines
 from atoll.paths import Paths, agent_path
+from atoll.patience import to_its_end
 from atoll.sandbox import reviving
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot, manifest_of
@@ -235,13 +234,7 @@ def _new_name() -> str:
 
 async def _launched(launch: Callable[[], Spawned]) -> Spawned:
     """What a thread launches; a caller who is cancelled waits for it, and nothing is left."""
-    launching = asyncio.ensure_future(asyncio.to_thread(launch))
-    try:
-        return await asyncio.shield(launching)
-    except asyncio.CancelledError:
-        with contextlib.suppress(AtollError):
-            (await launching).discard()
-        raise
+    return await to_its_end(asyncio.to_thread(launch), unwanted=Spawned.discard)
 
 
 async def _compare(sides: _Sides, *, shared: bool, patience: float) -> tuple[Difference, ...]:

@@ -307,6 +307,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.data / "snapshots"
 
     @property
+    def snapshot_names(self) -> Path:
+        """The lock of who gives a snapshot its name."""
+        return self.data / "snapshots.lock"
+
+    @property
     def engine_lock(self) -> Path:
         """Held while the engine of containers is brought up or ended."""
         return self.data / "docker" / "engine.lock"

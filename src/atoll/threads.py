@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-__all__ = ["processors", "share"]
+__all__ = ["in_order", "processors", "share"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 #: More bring nothing: by then memory is what is waited for, and Python's lock.
@@ -57,6 +60,30 @@ def share(work: Callable[[Iterator[T]], None], items: Iterable[T], *, threads: i
                 other.join()
     if queue.failure is not None:
         raise queue.failure
+
+
+@contextmanager
+def in_order(work: Callable[[S], T], items: Iterable[S]) -> Iterator[Iterator[T]]:
+    """What ``work`` makes of each item, in their order, by several threads that are a little ahead.
+
+    Only so many items are taken as are worked on: they may be without number. All threads have ended at the
+    end of the block.
+    """
+    from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415 - cannot be loaded once a program's first thread has ended
+
+    count = processors()
+
+    def results() -> Iterator[T]:
+        waiting: deque[Future[T]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 4 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    with ThreadPoolExecutor(count) as pool:
+        yield results()
 
 
 class _Queue(Generic[T]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from atoll.errors import UsageError
 from atoll.events import Emit, Event, TaskAdvanced, ignore, task
 from atoll.hypervisor.model import Machine
 from atoll.machine import adopting as machines
-from atoll.machine.patience import to_its_end
 from atoll.paths import Paths, SnapshotPaths
+from atoll.patience import in_thread
 from atoll.sandbox import adopting as sandboxes
 from atoll.snapshot import catalog, exporting, importing
 from atoll.snapshot.catalog import Snapshot
@@ -102,21 +101,16 @@ def _opened(place: str | Path | BinaryIO) -> Path | BinaryIO:
 
 async def _in_thread(work: Callable[[Emit], T], emit: Emit) -> T:
     """Work beside the event loop; whoever is cancelled has it end soon, and waits for that."""
-    unwanted = threading.Event()
 
-    def tell(event: Event) -> None:
-        if unwanted.is_set() and isinstance(event, TaskAdvanced):
-            raise _UnwantedError
-        emit(event)
+    def run(unwanted: threading.Event) -> T:
+        def tell(event: Event) -> None:
+            if unwanted.is_set() and isinstance(event, TaskAdvanced):
+                raise _UnwantedError
+            emit(event)
 
-    working = asyncio.ensure_future(asyncio.to_thread(work, tell))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        unwanted.set()
-        await to_its_end(asyncio.wait([working]))
-        working.exception()  # nobody asks for it
-        raise
+        return work(tell)
+
+    return await in_thread(run)
 
 
 class _UnwantedError(Exception):
@@ -137,7 +131,7 @@ def write_archive(paths: Paths, reference: str, target: Path | BinaryIO, emit: E
             def write(file: BinaryIO) -> int:
                 return exporting.write(held, file, modules=modules, advance=_telling(emit, "export"))
 
-            count = _write_file(target, write) if isinstance(target, Path) else write(target)
+            count = _write_file(target, write) if isinstance(target, Path) else _write_out(target, write)
     return Exported(id=found.id, name=manifest.name, bytes=count, elapsed=time.monotonic() - began)
 
 
@@ -145,6 +139,18 @@ def _write_file(target: Path, write: Callable[[BinaryIO], int]) -> int:
     """A new file with all that ``write`` writes, for its owner's eyes, or none."""
     with store.new_file(target) as file:
         return write(file)
+
+
+def _write_out(target: BinaryIO, write: Callable[[BinaryIO], int]) -> int:
+    try:
+        count = write(target)
+        target.flush()
+    except BrokenPipeError:  # its reader has seen enough
+        raise
+    except OSError:
+        with store.refusing(Path(str(getattr(target, "name", "the archive")))):
+            raise
+    return count
 
 
 def read_archive(
@@ -158,8 +164,9 @@ def read_archive(
         try:
             file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
             return importing.read(paths, file, _vet, name=name, advance=_telling(told, "import"))
-        except OSError as error:
-            message = f"cannot read {called}: {error.strerror}"
+        except (OSError, importing.SourceError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            message = f"cannot read {called}: {why}"
             raise UsageError(message, code="archive", hint="check the path") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 
 import pytest
@@ -81,6 +82,33 @@ async def test_each_client_has_its_answers_and_a_socket_of_its_own(agent, server
             assert await asked(one, forwarded, big) == big[::-1]
     assert len(set(server.seen)) == 2
     assert len(server.seen) == 4
+
+
+async def test_a_guest_that_is_lost_gives_its_port_back(server):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    async with hosted_agent() as agent:
+        forwarded = await forward(agent, server.address, host="127.0.0.1", port=0)
+        with client() as sock:
+            assert await asked(sock, forwarded, b"abc") == b"cba"
+            agent._channel.close()
+            for _ in range(3):
+                sock.sendto(b"lost", (forwarded.host, forwarded.port))
+            async with asyncio.timeout(10):
+                await forwarded._relay._unbound.wait()
+        with client() as sock:
+            sock.bind((forwarded.host, forwarded.port))
+        await forwarded.close()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
+
+
+@pytest.mark.parametrize(("inside", "port"), [(0, 0), (70_000, 0), (53, 65_536), (53, -1)])
+async def test_what_is_no_port_is_told_of(agent, inside, port):
+    with pytest.raises(UsageError) as caught:
+        await forward(agent, ("127.0.0.1", inside), host="127.0.0.1", port=port)
+    assert caught.value.code == "usage.expose"
 
 
 async def test_a_port_is_free_again_and_one_that_is_taken_is_told_of(agent, server):

@@ -166,6 +166,15 @@ def settled(world):
     return content(world), base_of(named.place)
 
 
+def test_a_name_that_another_took_meanwhile_is_refused_and_nothing_is_left(world):
+    before = sorted(os.listdir(at(world).snapshots))
+    with pytest.raises(StoreError) as caught:
+        keep(world, "two")  # past the first look, as one that was imported while it was written
+    assert caught.value.code == "store.already_exists"
+    assert sorted(os.listdir(at(world).snapshots)) == before
+    assert base_of(machine(world).place) == catalog.find(at(world), "two").id
+
+
 def leftovers(world):
     """What nobody needs; a record that was about to be replaced is swept by the next of its name."""
     place = machine(world).place

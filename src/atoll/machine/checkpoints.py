@@ -16,7 +16,6 @@ from atoll.config import Config
 from atoll.events import Emit, ignore
 from atoll.machine import registry, suspending, undoing
 from atoll.machine.forking import Child, as_captured, fork, opened
-from atoll.machine.patience import to_its_end
 from atoll.machine.registry import Named
 from atoll.machine.restoring import (
     add_from,
@@ -31,6 +30,7 @@ from atoll.machine.snapshots import Disk, base_of, default_name, make, note_base
 from atoll.machine.spec import check_name
 from atoll.machine.supervised import Supervised
 from atoll.paths import VmPaths
+from atoll.patience import to_its_end
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.snapshot.manifest import Kind

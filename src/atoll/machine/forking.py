@@ -19,11 +19,11 @@ from atoll.hypervisor.model import Disk, Machine, UserNetwork
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import take_root
-from atoll.machine.patience import to_its_end
 from atoll.machine.planning import setup_script
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec, check_name, mac_of
 from atoll.paths import Paths, VmPaths
+from atoll.patience import to_its_end
 from atoll.vm.bootplan import Beginning, BootPlan, user_network
 from atoll.vm.branching import link_into
 from atoll.vm.chain import disk_of, with_disk

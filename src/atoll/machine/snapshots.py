@@ -73,7 +73,8 @@ def make(
         emit: told of progress.
 
     Raises:
-        StoreError: it cannot be written; nothing is left of it.
+        StoreError: ``store.already_exists``: another one has its name; or it cannot be written. Nothing is
+            left of it.
     """
     earlier = [one for one in catalog.listed(paths, machine.spec.id) if one.manifest is not None]
     with (
@@ -100,7 +101,9 @@ def make(
         same = [place.root.name, *(layer.name for layer in disk.layers)]
         known = known_files(place, earlier, same)
         files = catalog.entries_of(place.directory, known, names)
-        made = catalog.seal(paths, place, msgspec.structs.replace(manifest, files=files))
+        with catalog.naming(paths):  # one that is imported meanwhile may have the name by now
+            require_unnamed(paths, machine, wish.name)
+            made = catalog.seal(paths, place, msgspec.structs.replace(manifest, files=files))
     try:
         note_base(machine.place, made.id)
     except StoreError:

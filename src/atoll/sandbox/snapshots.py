@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast
@@ -22,6 +21,7 @@ from atoll.hypervisor.qemu.argv import RAM_ID, ram_block
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.unpacking import put, unpack
 from atoll.paths import Paths, SnapshotPaths
+from atoll.patience import in_thread
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.manifest import Kind, Manifest
@@ -127,28 +127,9 @@ async def make(
             version=cast(QemuHypervisor, vm.hypervisor).host.version,
             stopped=stopped.seconds,
         )
-        return await _to_the_end(lambda ended: _store(paths, subject, wish, copied, fd, emit, ended))
+        return await in_thread(lambda ended: _store(paths, subject, wish, copied, fd, emit, ended))
     finally:
         os.close(fd)
-
-
-async def _to_the_end(work: Callable[[threading.Event], R]) -> R:
-    """Work beside the event loop with what the caller closes: one that is cancelled waits for the end, too.
-
-    Args:
-        work: told whether somebody still wants it.
-    """
-    unwanted = threading.Event()
-    working = asyncio.get_running_loop().run_in_executor(None, work, unwanted)
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        unwanted.set()
-        while not working.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([working])
-        working.exception()  # nobody asks for it
-        raise
 
 
 def _refuse_disks(machine: Machine) -> None:

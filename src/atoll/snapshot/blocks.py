@@ -6,10 +6,7 @@ import hashlib
 import os
 import struct
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Iterator
 
 import zstandard
 
@@ -19,9 +16,6 @@ from atoll.snapshot.chunks import read_into
 from atoll.snapshot.frames import Unpacker
 
 __all__ = ["BLOCK", "LARGEST_PART", "Writing", "packed", "room"]
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 #: Bytes of a block: what is hashed as one is sent as one.
 BLOCK = digests.CHUNK
@@ -83,7 +77,7 @@ def packed(fd: int, whole: hashlib._Hash) -> Iterator[bytes]:
 
     pieces: list[bytes] = []
     length = 0
-    with _in_order(work, digests.numbers(fd)) as found:
+    with threads.in_order(work, digests.numbers(fd)) as found:
         for said, head, stored in found:
             whole.update(said)
             pieces += (head, stored)
@@ -135,7 +129,7 @@ class Writing:
                 raise ValueError(f"block {number} cannot be decompressed")
             _write(self._fd, content, number * BLOCK)
 
-        with _in_order(work, records) as done:
+        with threads.in_order(work, records) as done:
             for _ in done:
                 pass
         self.content += count
@@ -178,23 +172,3 @@ def _runs(content: memoryview) -> Iterator[tuple[int, int]]:
             begun = at
     if begun >= 0:
         yield begun, len(content)
-
-
-@contextmanager
-def _in_order(work: Callable[[S], T], items: Iterable[S]) -> Iterator[Iterator[T]]:
-    """What ``work`` makes of each item, in their order, by several threads that are a little ahead."""
-    from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415 - cannot be loaded once a program's first thread has ended
-
-    count = threads.processors()
-
-    def results() -> Iterator[T]:
-        waiting: deque[Future[T]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 4 * count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    with ThreadPoolExecutor(count) as pool:
-        yield results()

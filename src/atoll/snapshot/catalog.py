@@ -197,7 +197,7 @@ def publish(paths: Paths, staged: SnapshotPaths, written: bytes, manifest: Manif
 @contextmanager
 def naming(paths: Paths) -> Iterator[None]:
     """Held by who gives a snapshot a name that others could give one meanwhile: of two one gets it."""
-    with store.lock(paths.snapshots / ".sandboxes.lock"):
+    with store.lock(paths.snapshot_names):
         yield
 
 

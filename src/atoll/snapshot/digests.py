@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from atoll import store
+from atoll import store, threads
 from atoll.errors import StoreError
 from atoll.snapshot.chunks import read_into
 
@@ -72,16 +72,10 @@ def _digest(fd: int) -> str:
             raise OSError(errno.EIO, "it became shorter")
         return hashed(number, chunk)
 
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - cannot be loaded once a program's first thread has ended
-
-    with ThreadPoolExecutor(_threads()) as pool:
-        for part in pool.map(part_of, numbers(fd)):
+    with threads.in_order(part_of, numbers(fd)) as parts:
+        for part in parts:
             whole.update(part)
     return whole.hexdigest()
-
-
-def _threads() -> int:
-    return min(len(os.sched_getaffinity(0)), 4)
 
 
 def numbers(fd: int) -> Iterator[int]:

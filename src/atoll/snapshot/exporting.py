@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sys
@@ -28,8 +29,8 @@ __all__ = ["Held", "Target", "hold", "write"]
 class Target(Protocol):
     """Where an archive goes."""
 
-    def write(self, data: bytes, /) -> object:
-        """Write all of ``data``."""
+    def write(self, data: bytes | memoryview, /) -> int | None:
+        """Write some of ``data``, as ``io.RawIOBase`` does; how much."""
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +174,12 @@ class _Out:
 
     def add(self, data: bytes) -> None:
         self._digest.update(data)
-        self._target.write(data)
+        left = memoryview(data)
+        while left:
+            count = self._target.write(left)
+            if count is None:
+                raise BlockingIOError(errno.EAGAIN, "it takes nothing now: it does not wait")
+            left = left[count:]
         self.count += len(data)
         self._advance(self.count)
 

@@ -28,7 +28,7 @@ from atoll.snapshot.manifest import MOST, Kind, Manifest, decode, encode, id_of
 from atoll.snapshot.pack import Pack
 from atoll.snapshot.storing import require_fresh, staging
 
-__all__ = ["Imported", "Source", "Vet", "read", "read_mark"]
+__all__ = ["Imported", "Source", "SourceError", "Vet", "read", "read_mark"]
 
 #: Sees that the records of a snapshot are such as Atoll writes; its VM, if it has RAM. Raises ``ValueError``
 #: or ``AtollError``.
@@ -39,6 +39,10 @@ _STEP = 1 << 20
 
 #: Bytes of the header at most, and of an index beside what the guest's memory makes it have.
 _SMALL, _INDEX = 4096, 64 << 20
+
+
+class SourceError(Exception):
+    """The source cannot be read: not what it is read for, or where that is kept, is at fault."""
 
 
 class Source(Protocol):
@@ -82,7 +86,7 @@ def read(
         UsageError: ``usage.archive``: it is no such archive, or is damaged. Nothing is left in any case.
         StoreError: ``store.already_exists``: it is here already, or its name is taken; ``store.newer``;
             ``store.full``.
-        OSError: ``source`` cannot be read.
+        SourceError: ``source`` cannot be read.
     """
     stream = _Stream(source, advance)
     with _refusing_damage():
@@ -323,7 +327,7 @@ class _Stream:
         wanted = self._before.hexdigest().encode() + b"\n"
         if self.member(archive.SUM, _SMALL) != wanted:
             raise ArchiveError("it was changed on its way")
-        if self._take(len(archive.END)) != archive.END or self._source.read(1):
+        if self._take(len(archive.END)) != archive.END or self._read(1):
             raise ArchiveError("it has no proper end")
 
     def _peek(self) -> tuple[str, int]:
@@ -332,10 +336,16 @@ class _Stream:
             self._head = archive.parse_member(self._take(archive.UNIT))
         return self._head
 
+    def _read(self, count: int) -> bytes:
+        try:
+            return self._source.read(count)
+        except OSError as error:
+            raise SourceError(error.strerror) from error
+
     def _take(self, count: int) -> bytes:
         parts = []
         while count:
-            data = self._source.read(count)
+            data = self._read(count)
             if not data:
                 raise ArchiveError("it is cut off")
             parts.append(data)

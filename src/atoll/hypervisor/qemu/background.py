@@ -18,7 +18,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -30,10 +29,9 @@ from atoll.hypervisor.qemu.memory import PIECE, find_memory, provide, unmapped
 from atoll.hypervisor.qemu.migrating import Watch, begin, set_capabilities, wait_for_former, why
 from atoll.hypervisor.qemu.qmp import Monitor
 from atoll.hypervisor.qemu.unpacking import put, unpack
+from atoll.patience import to_its_end
 
 __all__ = ["capture", "copy"]
-
-T = TypeVar("T")
 
 
 class _HinderedError(Exception):
@@ -59,7 +57,7 @@ async def capture(monitor: Monitor, pid: int, branch: Callable[[], Awaitable[Non
     except _HinderedError as hindrance:
         instant = await freezing.capture(monitor, pid, branch)
         return replace(instant, stopped=Standstill(instant.stopped.seconds, str(hindrance)))
-    return await _to_its_end(_capture(monitor, pid, branch, addresses), unwanted=Instant.close)
+    return await to_its_end(_capture(monitor, pid, branch, addresses), unwanted=Instant.close)
 
 
 async def copy(monitor: Monitor, pid: int, fd: int, *, leave_out_shared: bool) -> Standstill:
@@ -83,9 +81,9 @@ async def copy(monitor: Monitor, pid: int, fd: int, *, leave_out_shared: bool) -
     except _HinderedError as hindrance:
         return Standstill(await stand_still(), str(hindrance))
     try:
-        return await _to_its_end(_stream(monitor, pid, fd, "copy", None, instead))
+        return await to_its_end(_stream(monitor, pid, fd, "copy", None, instead))
     except AtollError:
-        await _to_its_end(_forget(monitor, pid, leave_out_shared=leave_out_shared))
+        await to_its_end(_forget(monitor, pid, leave_out_shared=leave_out_shared))
         raise
 
 
@@ -281,15 +279,3 @@ def _file(stack: ExitStack, name: str) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     stack.callback(os.close, fd)
     return fd
-
-
-async def _to_its_end(work: Awaitable[T], unwanted: Callable[[T], None] = lambda _: None) -> T:
-    """Have it come to its end, also if nobody waits for it any more."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            unwanted(task.result())
-        raise
