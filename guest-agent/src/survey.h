@@ -44,6 +44,9 @@ struct survey_file {
     bool opaque;
 };
 
+/* Notes what went wrong first, at the path that is looked at; false. */
+bool survey_fail(struct survey *survey, int error);
+
 /* Looks at a file in a directory; with `upper`, also at where it lies. False if it is not there, or `failed` is set. */
 bool survey_look(struct survey *survey, int directory, const char *name, bool upper, struct survey_file *file);
 

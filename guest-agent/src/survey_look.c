@@ -22,14 +22,6 @@
     (FIEMAP_EXTENT_UNKNOWN | FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_ENCODED | FIEMAP_EXTENT_NOT_ALIGNED |      \
      FIEMAP_EXTENT_DATA_INLINE | FIEMAP_EXTENT_DATA_TAIL)
 
-static bool fail(struct survey *survey, int error)
-{
-    if (!survey->failed)
-        survey->failure = failure_os(error, NULL, "/%s", survey->path);
-    survey->failed = true;
-    return false;
-}
-
 static void put_u64(uint8_t **at, uint64_t value)
 {
     wire_put_u32(*at, (uint32_t)value);
@@ -63,7 +55,7 @@ static bool take_overlay(struct survey *survey, struct handle of, const char *na
     if (strcmp(name, OVERLAY "opaque") == 0)
         file->opaque = get_attribute(of, name, value, sizeof(value)) == 1 && *value == 'y';
     else if (strcmp(name, OVERLAY "redirect") == 0 || strcmp(name, OVERLAY "metacopy") == 0)
-        return fail(survey, ENOTSUP); /* a kernel of the user's own may do so */
+        return survey_fail(survey, ENOTSUP); /* a kernel of the user's own may do so */
     return true;
 }
 
@@ -93,7 +85,7 @@ static bool look_at_attributes(struct survey *survey, struct handle of, struct s
     size_t count = 0;
 
     if (size < 0)
-        return errno == ENOTSUP || fail(survey, errno);
+        return errno == ENOTSUP || survey_fail(survey, errno);
     for (const char *name = names; name < names + size; name += strlen(name) + 1) {
         if (strncmp(name, OVERLAY, strlen(OVERLAY)) != 0)
             sorted[count++] = name;
@@ -174,11 +166,11 @@ bool survey_look(struct survey *survey, int directory, const char *name, bool up
     if (directory < 0)
         return false;
     if (fstatat(directory, name, &file->status, AT_SYMLINK_NOFOLLOW) < 0)
-        return errno != ENOENT && fail(survey, errno);
+        return errno != ENOENT && survey_fail(survey, errno);
     if (S_ISLNK(file->status.st_mode)) {
         ssize_t size = readlinkat(directory, name, file->target, sizeof(file->target));
         if (size < 0)
-            return fail(survey, errno);
+            return survey_fail(survey, errno);
         file->target_size = (size_t)size;
     }
     return look_closer(survey, directory, name, upper, file);
@@ -225,8 +217,8 @@ void survey_put(struct survey *survey, const struct survey_file *here, const str
         put_file(&writer, "base", base);
     wire_put_u32(length, (uint32_t)mp_written(&writer));
     if (writer.overflow)
-        fail(survey, E2BIG);
+        survey_fail(survey, E2BIG);
     else if (fwrite(length, sizeof(length), 1, survey->out) != 1 ||
              fwrite(survey->record, mp_written(&writer), 1, survey->out) != 1)
-        fail(survey, errno);
+        survey_fail(survey, errno);
 }

@@ -25,7 +25,7 @@ static struct survey_file here, base;
 
 static bool visit(struct survey *survey, struct place place);
 
-static bool fail(struct survey *survey, int error)
+bool survey_fail(struct survey *survey, int error)
 {
     if (!survey->failed)
         survey->failure = failure_os(error, NULL, "/%s", survey->path);
@@ -41,7 +41,7 @@ static bool is_whiteout(const struct stat *status)
 static bool open_child(struct survey *survey, int directory, const char *name, bool wanted, int *fd)
 {
     *fd = wanted ? openat(directory, name, OPEN_DIRECTORY) : -1;
-    return !wanted || *fd >= 0 || fail(survey, errno);
+    return !wanted || *fd >= 0 || survey_fail(survey, errno);
 }
 
 /* Appends a name to the path; its length before, or -1. */
@@ -51,7 +51,7 @@ static ssize_t enter(struct survey *survey, const char *name)
     size_t more = strlen(name) + (length > 0);
 
     if (length + more >= sizeof(survey->path)) {
-        fail(survey, ENAMETOOLONG);
+        survey_fail(survey, ENAMETOOLONG);
         return -1;
     }
     snprintf(survey->path + length, sizeof(survey->path) - length, "%s%s", length > 0 ? "/" : "", name);
@@ -97,7 +97,7 @@ static bool is_left(struct survey *survey, const struct place *place, const char
 
     if (place->upper < 0 || fstatat(place->upper, name, &status, AT_SYMLINK_NOFOLLOW) == 0)
         return place->upper < 0;
-    return errno == ENOENT || fail(survey, errno);
+    return errno == ENOENT || survey_fail(survey, errno);
 }
 
 static bool survey_names(struct survey *survey, struct place place, bool upper)
@@ -107,7 +107,7 @@ static bool survey_names(struct survey *survey, struct place place, bool upper)
     const struct dirent *entry = NULL;
 
     if (!names) {
-        fail(survey, errno);
+        survey_fail(survey, errno);
         if (fd >= 0)
             close(fd);
         return false;
@@ -121,7 +121,7 @@ static bool survey_names(struct survey *survey, struct place place, bool upper)
             survey->path[before] = '\0';
     }
     if (!survey->failed && errno != 0)
-        fail(survey, errno);
+        survey_fail(survey, errno);
     closedir(names);
     return !survey->failed;
 }

@@ -13,6 +13,7 @@ import contextlib
 import select
 import socket
 import struct
+import sys
 from collections.abc import Callable
 
 from atoll.errors import AtollError, ChannelError
@@ -61,7 +62,7 @@ class Acceptor:
         if self._closed:
             return
         if last:
-            self._accept()
+            self._accept(sys.maxsize)
         self._closed = True
         if self._pause is not None:
             self._pause.cancel()
@@ -71,8 +72,8 @@ class Acceptor:
     def _go_on(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
-    def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
+    def _accept(self, most: int = _AT_ONCE) -> None:
+        for _ in range(most):
             try:
                 client, _ = self._listener.accept()
             except (BlockingIOError, ConnectionError):
