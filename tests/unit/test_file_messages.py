@@ -24,6 +24,7 @@ from atoll.guest.file_messages import (
     WireKind,
 )
 from atoll.guest.files import Access, Files
+from atoll.guest.messages import Empty
 from atoll.guest.watching import Pairing, Watch
 
 STATUS = {"type": "file", "mode": 0o644, "uid": 0, "gid": 0, "size": 5, "mtime": -1_500_000_000}
@@ -193,6 +194,10 @@ class ScriptedStream:
 
     async def reply(self, kind):
         return msgspec.convert(self._reply, kind)
+
+    async def accepted(self):
+        await self.reply(Empty)
+        return self
 
     async def read(self):
         item = self._data.pop(0) if self._data else b""
