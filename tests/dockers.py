@@ -102,11 +102,19 @@ class Going:
         self.seen = ""
         self._fd = fd
 
-    def until(self, fragment):
-        """Wait until it says ``fragment``; what it has said up to there is not looked at again."""
-        deadline = time.monotonic() + PATIENCE
+    def until(self, fragment, *, again=lambda: None):
+        """Wait until it says ``fragment``; what it has said up to there is not looked at again.
+
+        ``again`` is done once a second meanwhile.
+        """
+        deadline, due = time.monotonic() + PATIENCE, 0.0
         while fragment not in self.seen:
-            assert select.select([self._fd], [], [], deadline - time.monotonic())[0], self.seen
+            assert time.monotonic() < deadline, f"{fragment!r} is not in {self.seen!r}"
+            if time.monotonic() > due:
+                again()
+                due = time.monotonic() + 1
+            if not select.select([self._fd], [], [], 1)[0]:
+                continue
             try:
                 data = os.read(self._fd, 65_536)
             except OSError:  # a terminal at which nobody is any more

@@ -107,9 +107,9 @@ def test_a_run_passes_input_output_status_and_the_hosts_directories(docker, plac
 def test_a_terminal_has_its_size_its_interrupt_and_its_status(docker):
     with docker.at_terminal("run", "--rm", "-it", "tiny", "sh") as terminal:
         terminal.until("# ")
-        terminal.resize(33, 101)
         terminal.type("until stty size | grep '33 101'; do sleep 0.1; done\n")
-        terminal.until("\n33 101")
+        # The client shows what its container says before it follows the terminal's size.
+        terminal.until("\n33 101", again=lambda: terminal.resize(33, 101))
         terminal.type("echo be''gun; sleep 1000\n")
         terminal.until("begun")
         terminal.type("\x03")
