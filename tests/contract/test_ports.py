@@ -38,6 +38,9 @@ class Engine:
     def active(self):
         return self.running
 
+    def shared(self):
+        return ()
+
     async def serve(self, reader, writer):
         request = await reader.readuntil(b"\r\n\r\n")
         if request.startswith(b"GET /events?"):
