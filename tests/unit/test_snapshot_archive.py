@@ -736,18 +736,59 @@ def test_a_file_that_somebody_makes_meanwhile_stays_his(home, tmp_path, monkeypa
 
 
 @pytest.mark.anyio
-async def test_one_who_waits_no_more_has_the_work_end_and_nothing_left(home, other, config):
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+async def test_one_who_waits_no_more_for_a_silent_pipe_need_not(home, other, config, tmp_path, named, begun):
     data = exported(home, keep(home))
     there = replace(config, data_dir=other.data)
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb") as sink:
-        task = asyncio.create_task(atoll.aio.import_snapshot(source, config=there))
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with (
+        os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as source,
+        os.fdopen(os.open(path, os.O_WRONLY), "wb", buffering=0) as sink,
+    ):
+        os.set_blocking(source.fileno(), True)
+        threads = threading.active_count()
+        importing = atoll.aio.import_snapshot(path if named else source, config=there)
+        task = asyncio.create_task(importing)
         await asyncio.sleep(0.05)
+        if begun:
+            sink.write(data[: len(data) // 2])
+            await asyncio.sleep(0.05)
         task.cancel()
-        threading.Timer(0.1, lambda: (sink.write(data[:600]), sink.flush())).start()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert threading.active_count() <= threads + 1  # one that waits for other work
     assert os.listdir(other.snapshots) == [] if other.snapshots.exists() else True
+
+
+class DoneError(Exception):
+    """Somebody has done with it."""
+
+
+class Steps:
+    """Counts them; the last one that it takes, of so many, raises."""
+
+    def __init__(self, most=-1):
+        self.count, self.most = 0, most
+
+    def __call__(self):
+        self.count += 1
+        if self.count == self.most:
+            raise DoneError
+
+
+def test_one_who_has_done_with_an_import_at_any_moment_leaves_nothing(home, other):
+    made = keep(home)
+    data, whole, last = exported(home, made), Steps(), Steps()
+    transfer.read_archive(other, io.BytesIO(data), step=whole)
+    catalog.verify(made, last)
+    catalog.remove(other, made.id)
+    assert 0 < last.count < whole.count
+    for count in (1, whole.count // 2, *range(whole.count - last.count, whole.count + 1)):
+        with pytest.raises(DoneError):
+            transfer.read_archive(other, io.BytesIO(data), step=Steps(count))
+        assert os.listdir(other.snapshots) == []
 
 
 def test_the_sdk_and_the_command_line_move_a_snapshot(home, other, tmp_path, config, monkeypatch, capsys):

@@ -11,6 +11,7 @@ import io
 import secrets
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -18,7 +19,7 @@ import msgspec
 
 from atoll import store
 from atoll.errors import UsageError
-from atoll.events import Emit, TaskAdvanced, ignore, task
+from atoll.events import Emit, ignore, progress, task
 from atoll.image.catalog import ImageManifest
 from atoll.image.extents import ZEROES, read_range
 from atoll.machine import registry, undoing
@@ -109,7 +110,7 @@ def _member(
     info = tarfile.TarInfo(name)
     info.size = size
     info.mode = 0o600
-    reader = _Digested(source, emit)
+    reader = _Digested(source, progress(emit, "export"))
     tar.addfile(info, reader)
     digests[name] = reader.digest.hexdigest()
 
@@ -117,20 +118,17 @@ def _member(
 class _Digested:
     """Reads on, digesting what passes."""
 
-    def __init__(self, source: Any, emit: Emit) -> None:
+    def __init__(self, source: Any, advance: Callable[[int], None]) -> None:
         self._source = source
-        self._emit = emit
+        self._advance = advance
         self._done = 0
-        self._told = 0.0
         self.digest = hashlib.sha256()
 
     def read(self, count: int = -1, /) -> bytes:
         data: bytes = self._source.read(count)
         self.digest.update(data)
         self._done += len(data)
-        if time.monotonic() - self._told > 0.1:
-            self._told = time.monotonic()
-            self._emit(TaskAdvanced(task="export", done=self._done))
+        self._advance(self._done)
         return data
 
 

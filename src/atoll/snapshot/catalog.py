@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -243,22 +243,25 @@ def check(snapshot: Snapshot) -> None:
     _compare(snapshot)
 
 
-def verify(snapshot: Snapshot) -> None:
-    """Compare every byte with the manifest. Raises as ``check``."""
+def verify(snapshot: Snapshot, step: Callable[[], None] = lambda: None) -> None:
+    """Compare every byte with the manifest. Raises as ``check``.
+
+    ``step`` is called again and again, also by other threads; what it raises ends the work.
+    """
     if snapshot.error is not None:
         raise snapshot.error
-    _compare(snapshot)
+    _compare(snapshot, step)
     manifest = snapshot.manifest
     assert manifest is not None
     if manifest.packs:
         from atoll.snapshot import packs  # noqa: PLC0415 - for snapshots only, and slow to load
 
         directory = snapshot.place.directory
-        for fault in packs.verify(directory, packs.load(directory, manifest.packs)):
+        for fault in packs.verify(directory, packs.load(directory, manifest.packs), step):
             raise broken(snapshot, f"{fault.file}, byte {fault.offset}: {fault.what}")
 
 
-def _compare(snapshot: Snapshot) -> None:
+def _compare(snapshot: Snapshot, step: Callable[[], None] = lambda: None) -> None:
     manifest = snapshot.manifest
     assert manifest is not None, "it was read"
     for name, entry in manifest.files.items():
@@ -267,7 +270,7 @@ def _compare(snapshot: Snapshot) -> None:
             size = path.stat().st_size
         except OSError as error:
             raise broken(snapshot, f"{name} is missing") from error
-        if size != entry.size or digests.digest(path) != entry.digest:
+        if size != entry.size or digests.digest(path, step) != entry.digest:
             raise broken(snapshot, f"{name} was changed")
 
 
