@@ -29,7 +29,7 @@ from atoll.snapshot.vetting import LARGEST, require
 from atoll.vm.bootplan import BootPlan, user_network
 from atoll.vm.state import StateError
 
-__all__ = ["adopted", "adopted_spec", "lost", "modules_of", "require_host", "vet"]
+__all__ = ["adopted", "adopted_spec", "check_spec", "lost", "modules_of", "require_host", "vet"]
 
 _KEY = re.compile(r"[0-9a-f]{20}")
 _ACCELERATORS = {"auto", *Accelerator}
@@ -48,7 +48,9 @@ def vet(place: SnapshotPaths, manifest: Manifest) -> Machine | None:
         AtollError: likewise.
         AssertionError: likewise, of the models.
     """
-    _check_spec(store.read_record(place.spec, MachineSpec), manifest)
+    spec = store.read_record(place.spec, MachineSpec)
+    require(spec.id == manifest.machine_id, "its machine has another id")
+    check_spec(spec)
     store.read_record(place.image, ImageManifest)
     if not manifest.ram:
         return None
@@ -60,11 +62,11 @@ def vet(place: SnapshotPaths, manifest: Manifest) -> Machine | None:
     return plan.machine
 
 
-def _check_spec(spec: MachineSpec, manifest: Manifest) -> None:
-    require(spec.id == manifest.machine_id, "its machine has another id")
+def check_spec(spec: MachineSpec) -> None:
+    """See that what a machine was asked for is what Atoll asks for. Raises as ``vet``."""
     require(spec.accel in _ACCELERATORS, "the accelerator of its machine")
     require(0 < spec.cpus <= 1024 and 0 < spec.memory <= LARGEST and 0 <= spec.disk <= LARGEST, "its size")
-    require(spec.image.isprintable() and len(spec.image) <= 256, "its image")
+    vetting.check_image(spec.image)
     require(0 < spec.boot_timeout <= _DAY and 0 <= spec.idle_suspend <= _LONG, "the times of its machine")
     require(not spec.workdir or spec.workdir.startswith("/"), "where its commands start")
     require(all(name and "=" not in name for name in spec.env), "the variables of its commands")

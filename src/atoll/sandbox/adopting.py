@@ -12,7 +12,6 @@ from atoll.paths import SnapshotPaths
 from atoll.sandbox.snapshots import Record
 from atoll.snapshot import vetting
 from atoll.snapshot.manifest import Manifest
-from atoll.snapshot.vetting import require
 from atoll.vm.state import StateError
 
 __all__ = ["adopted", "vet"]
@@ -27,7 +26,7 @@ def vet(place: SnapshotPaths, manifest: Manifest) -> Machine:
         AssertionError: likewise, of the models.
     """
     record = store.read_record(place.vm, Record)
-    require(record.image.isprintable() and len(record.image) <= 256, "its image")
+    vetting.check_image(record.image)
     vetting.check_machine(manifest, record.machine)
     return record.machine
 
