@@ -6,8 +6,8 @@ Both are looked at in VMs that this process owns and that end with it (docs/expl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 from atoll import runtime
@@ -155,8 +155,10 @@ async def _in_one_vm(
     config: Config, snapshots: tuple[Snapshot, Snapshot], shared: bool, emit: Emit
 ) -> AsyncIterator[_Sides]:
     """The disks of two machines' snapshots, in a VM that boots none of them."""
-    changed = Changed(await asyncio.to_thread(_changed_runs, *snapshots))
     async with AsyncExitStack() as stack:
+        with _reading():
+            stack.enter_context(machines.undisturbed(*snapshots))
+        changed = Changed(await asyncio.to_thread(_changed_runs, *snapshots))
         vm = await _beside(config, snapshots, stack, emit)
         one, other = (
             _Side(manifest_of(snapshot).name, vm, Survey(vm.agent, _AGENT, *serials))
@@ -194,8 +196,14 @@ async def _beside(
 
 
 def _changed_runs(before: Snapshot, after: Snapshot) -> list[Extent] | None:
-    try:
+    with _reading():
         return machines.changed_runs(before, after)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StoreError(f"cannot read a snapshot's disk: {error.strerror}", code="io") from error
 

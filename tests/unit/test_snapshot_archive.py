@@ -14,6 +14,7 @@ import threading
 from array import array
 from contextlib import ExitStack
 
+import archives
 import msgspec
 import pytest
 from archives import (
@@ -52,17 +53,20 @@ from atoll.hypervisor.model import (
 )
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity
 from atoll.image import qcow2
+from atoll.image.extents import Extent
 from atoll.image.kernel import FileRecord, KernelBundle, Origin
 from atoll.machine import adopting as machines
-from atoll.machine import registry, restoring
+from atoll.machine import comparing, registry, restoring
 from atoll.machine.spec import Service, mac_of
-from atoll.paths import Paths
+from atoll.paths import Paths, VmPaths
 from atoll.sandbox import adopting as sandboxes
 from atoll.snapshot import archive, blocks, catalog, exporting, thawing
 from atoll.snapshot.index import decode, encode
 from atoll.snapshot.manifest import Kind, id_of
 from atoll.vm.bootplan import BootPlan, Share
-from atoll.vm.chain import Layer
+from atoll.vm.branching import link_into
+from atoll.vm.chain import PLAIN, Layer
+from atoll.vm.folding import compact
 from atoll.vm.origin import Origin as Template
 from atoll.vm.state import StateError
 
@@ -695,6 +699,47 @@ def test_a_snapshot_that_is_removed_meanwhile_is_exported_whole(home, other):
     out = Removing()
     transfer.write_archive(home, made.id, out)
     assert taken(other, out.getvalue()).id == made.id
+
+
+def test_a_snapshot_is_exported_whole_whose_machine_wants_to_fold_its_disk(home, other, tmp_path):
+    made = keep(home)
+    machine = VmPaths(tmp_path / "machine")
+    machine.directory.mkdir()
+    chain = link_into(VmPaths(made.place.directory), LAYERS, machine, SIZE)
+    path = machine.directory / chain.active.name
+    path.unlink()
+    with ExitStack() as stack:
+        source = archives.memory(stack, os.urandom(MIB), MIB)
+        written = Extent(0, MIB, 0, 0)
+        qcow2.write(path, SIZE, LAYERS[-1].name, LAYERS[-1].format, [written], [source])
+    folded = []
+
+    class Removing(io.BytesIO):
+        def write(self, data, /):
+            if not self.tell():
+                catalog.remove(home, made.id)
+                folded.append(compact(machine))
+            return super().write(data)
+
+    out = Removing()
+    transfer.write_archive(home, made.id, out)
+    assert folded == [chain]
+    assert taken(other, out.getvalue()).id == made.id
+    assert compact(machine) == PLAIN
+
+
+def test_disks_that_are_compared_are_not_folded(home, tmp_path):
+    made = keep(home)
+    machine = VmPaths(tmp_path / "machine")
+    machine.directory.mkdir()
+    chain = link_into(VmPaths(made.place.directory), LAYERS, machine, SIZE)
+    with comparing.undisturbed(made):
+        catalog.remove(home, made.id)
+        assert compact(machine) == chain
+    assert compact(machine) == PLAIN
+    with pytest.raises(StoreError) as caught, comparing.undisturbed(made):
+        pass
+    assert caught.value.code == "store.missing"
 
 
 def test_a_file_is_written_whole_or_not_at_all(home, tmp_path, monkeypatch):
