@@ -511,6 +511,7 @@ HOST = QemuHost("/usr/bin/qemu", "id", "7.2.0", sandbox=True)
 def here(monkeypatch, other, config):
     """A host of the snapshots' kind, with their kernel."""
     monkeypatch.setattr(runtime, "host_architecture", lambda: Architecture.X86_64)
+    monkeypatch.setattr(thawing, "host_architecture", lambda: "x86_64")
     for module in (machines, restoring):
         monkeypatch.setattr(module, "inspect_host", lambda *_: HOST)
     installed(other)

@@ -16,6 +16,7 @@ from atoll.errors import AtollError, StoreError
 from atoll.paths import Paths, SnapshotPaths
 from atoll.snapshot import digests
 from atoll.snapshot.manifest import MOST, Entry, Kind, Manifest, decode, encode, id_of
+from atoll.vm.state import StateError
 
 __all__ = [
     "Snapshot",
@@ -32,6 +33,7 @@ __all__ = [
     "publish",
     "read",
     "remove",
+    "require_kind",
     "seal",
     "sweep",
     "verify",
@@ -39,6 +41,13 @@ __all__ = [
 
 #: Seconds in which the maker of a snapshot has locked its directory.
 _TAKEN = 5.0
+
+
+#: What a snapshot is for, by what it is of.
+_USES = {
+    Kind.SANDBOX: "`atoll run --snapshot {}` starts a sandbox from it",
+    Kind.MACHINE: "`atoll snapshot restore --as NEW {}` makes a machine of it",
+}
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -71,6 +80,15 @@ def manifest_of(snapshot: Snapshot) -> Manifest:
         assert snapshot.error is not None
         raise snapshot.error
     return snapshot.manifest
+
+
+def require_kind(snapshot: Snapshot, kind: Kind) -> None:
+    """See that a snapshot is of a machine, or of a sandbox. Raises ``StateError``: ``state.foreign``."""
+    manifest = manifest_of(snapshot)
+    if manifest.kind is not kind:
+        hint = _USES[manifest.kind].format(snapshot.id)
+        message = f"snapshot {manifest.name} is of the {manifest.kind} {manifest.machine}"
+        raise StateError(message, code="foreign", hint=hint)
 
 
 def listed(paths: Paths, machine_id: str | None = None) -> list[Snapshot]:
