@@ -17,11 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from guests import eventually, running_machine
+from guests import eventually
 
 import atoll
 from atoll import process
-from atoll.config import load
 from atoll.errors import AtollError, BootError
 from atoll.hypervisor.port import find_holder
 from atoll.machine.launching import reach
@@ -174,23 +173,17 @@ pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
+def config(own_config):
+    return own_config
 
 
 @pytest.fixture(scope="module")
-def config(data, paths):
-    return load({"data_dir": data, "cache_dir": paths.cache}, environment={}, files=()).config
-
-
-@pytest.fixture(scope="module")
-def dev(data, paths):
-    with running_machine(data, paths, disk="256M", memory="256M", cpus=1) as machine:
-        mark(machine, "then")
-        machine.snapshot("then")
-        yield machine
-        if not machine.state.active:
-            machine.start()
+def dev(dev):
+    mark(dev, "then")
+    dev.snapshot("then")
+    yield dev
+    if not dev.state.active:
+        dev.start()
 
 
 def output(machine, script):
