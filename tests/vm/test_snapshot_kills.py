@@ -6,6 +6,7 @@ snapshot without a pause it is the supervisor that stops.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -383,6 +384,43 @@ def test_a_machine_whose_snapshot_finds_no_room_while_it_runs_on_does_run_on(dev
         assert [one.manifest.name for one in dev.snapshots()] == names
         assert left_by_snapshots(config) == []
     assert dev.state.phase is Phase.RUNNING
+
+
+def files_in_memory(pid):
+    """Names of those that a process has open (memfd_create(2))."""
+    directory = f"/proc/{pid}/fd"
+    found = set()
+    for entry in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"{directory}/{entry}"))
+    return {name for name in found if name.startswith("/memfd:")}
+
+
+def test_one_who_waits_no_more_for_a_snapshot_leaves_the_machine_running(dev, config):
+    if not dev.state.active:
+        dev.start()
+    mark(dev, "waited")
+    names, vm = [one.manifest.name for one in dev.snapshots()], vm_of(dev)
+
+    async def give_up(child):
+        async with atoll.aio.Machine("dev", config=config) as same:
+            making = asyncio.create_task(same.snapshot("never", pause=False))
+            assert await asyncio.to_thread(child.stdout.readline) == b"here\n"
+            making.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await making
+
+    with own_supervisor(dev, stage="atoll.hypervisor.qemu.migrating.Watch.end") as child:
+        asyncio.run(give_up(child))
+        child.stdin.write(b"x")
+        child.stdin.flush()
+        assert marks(dev) == ["waited", "waited"]
+        dev.pause()  # it is done with the capture by then
+        dev.resume()
+        eventually(lambda: not files_in_memory(child.pid))
+        assert not is_protected(vm)
+    assert [one.manifest.name for one in dev.snapshots()] == names
+    assert left_by_snapshots(config) == []
 
 
 def test_force_ends_a_machine_at_once_that_is_written_down(dev, config):
