@@ -77,6 +77,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         ports: of this host that containers publish.
         names: of containers and services, and their addresses in the guest.
         unshared: what containers have from the machine where this host may have been meant.
+        trouble: what keeps ports and names from being followed; empty if nothing does.
     """
 
     pid: int
@@ -94,6 +95,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[Port, ...] = ()
     names: dict[str, tuple[str, ...]] = {}
     unshared: tuple[Unshared, ...] = ()
+    trouble: str = ""
 
 
 class Listener:

@@ -144,7 +144,11 @@ async def _run(
         if ports is None:
             return found
         return msgspec.structs.replace(
-            found, ports=ports.listed, names=dict(ports.names), unshared=ports.unshared
+            found,
+            ports=ports.listed,
+            names=dict(ports.names),
+            unshared=ports.unshared,
+            trouble=ports.trouble,
         )
 
     def stop(grace: float | None = None) -> None:
