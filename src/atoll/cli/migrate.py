@@ -123,7 +123,7 @@ async def _migrate(
     try:
         absent = (await engine.status()).phase == "absent"
         if absent and arguments.dry_run:
-            found, plan = await session.outline(ends, wishes, cpus=engine.settings.vcpus)
+            found, plan = await session.outline(ends, wishes, cpus=engine.settings.cpus)
             _show(found, plan, None, json=arguments.json)
             return 0
         await engine.ensure_ready(_PATIENCE)
