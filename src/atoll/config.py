@@ -17,7 +17,17 @@ import msgspec
 from atoll.errors import ConfigError
 from atoll.paths import SYSTEM_CONFIG, Paths, default_paths, user_config
 
-__all__ = ["SETTINGS", "Config", "Resolved", "Setting", "default_of", "load", "override", "parse_memory"]
+__all__ = [
+    "SETTINGS",
+    "Config",
+    "Renewed",
+    "Resolved",
+    "Setting",
+    "default_of",
+    "load",
+    "override",
+    "parse_memory",
+]
 
 _MIB = 1 << 20
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -274,6 +284,40 @@ def load(
         if setting.name not in values:
             values[setting.name] = setting.default()
     return Resolved(Config(**values), origins)
+
+
+class Renewed:
+    """The configuration, read again whenever one of its files has changed. Arguments as for ``load``."""
+
+    def __init__(
+        self,
+        flags: Mapping[str, Any] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        files: tuple[Path, ...] | None = None,
+    ) -> None:
+        self._flags = flags
+        self._environment = environment
+        self._files = (SYSTEM_CONFIG, *_user_files()) if files is None else files
+        self._seen: tuple[tuple[int, ...], ...] | None = None
+        self._config: Config | None = None
+
+    def __call__(self) -> Config:
+        """As it is now. Raises as ``load``, each time until it is mended."""
+        seen = tuple(map(_stamp, self._files))
+        if self._config is None or seen != self._seen:
+            self._config = load(self._flags, environment=self._environment, files=self._files).config
+            self._seen = seen
+        return self._config
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What a file's content cannot change without; nothing where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _user_files() -> tuple[Path, ...]:

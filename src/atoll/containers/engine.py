@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -133,6 +133,7 @@ class Engine:
         settings: what is wanted of it; they take effect at its next start.
         config: resolved settings; by default those of this user.
         on_event: told of everything that happens, see ``atoll.events``.
+        renew: makes the settings anew before each start; it may raise ``ConfigError``.
     """
 
     def __init__(
@@ -141,8 +142,10 @@ class Engine:
         *,
         config: Config | None = None,
         on_event: Emit = ignore,
+        renew: Callable[[], EngineSettings] | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
+        self._renew = renew
         self._config = load().config if config is None else config
         self._emit = on_event
         self._machine = _OwnMachine(NAME, config=self._config, on_event=on_event)
@@ -171,6 +174,8 @@ class Engine:
         """
         if await self._answers():
             return
+        if self._renew is not None:
+            self.settings = await asyncio.to_thread(self._renew)
         await asyncio.to_thread(self._provide)
         deadline = time.monotonic() + timeout
         async with self._alone(deadline):

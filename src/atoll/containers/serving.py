@@ -44,7 +44,7 @@ __all__ = ["BUSY", "ENGINE", "Opened", "Parts", "main", "serve"]
 BUSY = 75
 
 #: What makes the engine, as ``--backend`` takes it: loaded when the listener has its lock.
-ENGINE = "atoll.containers.composing:engine"
+ENGINE = "atoll.containers.composing:served"
 
 #: Seconds in which clients may end when the listener is to.
 GRACE = 10.0
