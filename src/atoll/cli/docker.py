@@ -144,9 +144,13 @@ def _start(arguments: argparse.Namespace) -> int:
 
 def _stop(arguments: argparse.Namespace) -> int:
     async def work(engine: Engine, config: Config) -> None:
-        if not units.enabled(config):
-            await launching.stop(config.paths.docker)
-        await engine.stop(arguments.timeout)
+        async def end() -> None:
+            await engine.stop(arguments.timeout)
+
+        if units.enabled(config):
+            await end()
+        else:
+            await launching.stop(config.paths.docker, grace=arguments.timeout, meanwhile=end)
 
     _with_engine(work, said="Docker's engine has stopped")
     return 0
@@ -155,11 +159,10 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _restart(arguments: argparse.Namespace) -> int:
     async def work(engine: Engine, config: Config) -> None:
         await engine.check()
-        await launching.stop(config.paths.docker)
+        await launching.stop(config.paths.docker, meanwhile=engine.stop)
         if units.enabled(config):
             with contextlib.suppress(PreflightError):  # then it is as if it were not
                 await asyncio.to_thread(units.enable, config, composing.timing(config))
-        await engine.stop()
         await _up(engine, config, 120.0)
 
     _with_engine(work, verbose=arguments.verbose, said="Docker's engine answers again")

@@ -160,15 +160,16 @@ class Listener:
             failed=self._failed,
         )
 
-    async def close(self, grace: float = 0.0, *, last: bool = False) -> None:
+    async def close(self, grace: float = 0.0, *, last: bool = False, engine: bool = False) -> None:
         """Accept no more, let clients end within ``grace`` seconds, and let go of the engine as it is.
 
         Args:
             grace: for those that are served or wait to be.
             last: nobody listens here after this: clients that have connected already are among them.
+            engine: somebody ends the engine meanwhile: nobody has it started.
         """
+        self._take(d.Closing(engine))
         self._acceptor.close(last=last)
-        self._take(d.Closing())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 while self._busy:

@@ -133,7 +133,7 @@ async def _run(
     *,
     unname: Callable[[], None] | None,
 ) -> int:
-    ending: asyncio.Queue[float] = asyncio.Queue()
+    ending: asyncio.Queue[tuple[float, bool]] = asyncio.Queue()
     path = str(place.socket) if unname is not None else str(sock.getsockname())
     backend, ports = open_parts()
     rouse = ports.rouse if ports is not None else lambda: None
@@ -151,8 +151,8 @@ async def _run(
             trouble=ports.trouble,
         )
 
-    def stop(grace: float | None = None) -> None:
-        ending.put_nowait(GRACE if grace is None else grace)
+    def stop(grace: float | None = None, engine: bool = False) -> None:
+        ending.put_nowait((GRACE if grace is None else grace, engine))
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop)
@@ -163,11 +163,11 @@ async def _run(
         if client is not None:
             server.add(client)
         log(f"listening at {path}")
-        grace = await ending.get()
+        grace, engine = await ending.get()
         log("ending")
         if unname is not None:
             unname()
-        closing = asyncio.create_task(listener.close(grace, last=unname is not None))
+        closing = asyncio.create_task(listener.close(grace, last=unname is not None, engine=engine))
         again = asyncio.create_task(ending.get())
         await asyncio.wait({closing, again}, return_when=asyncio.FIRST_COMPLETED)
         again.cancel()
@@ -186,7 +186,7 @@ async def _run(
     return 0
 
 
-async def _watch(lock: int, stop: Callable[[float | None], None]) -> None:
+async def _watch(lock: int, stop: Callable[[float], None]) -> None:
     """Have the listener end whose directory was removed: nobody finds its socket any more."""
     while os.fstat(lock).st_nlink:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(_LOOK)
