@@ -7,6 +7,7 @@ import json
 import socket
 
 import pytest
+from dockers import free_port
 from hosted import hosted_agent
 
 from atoll.containers import ports as module
@@ -107,12 +108,6 @@ async def backend():
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 async def asked(port):
