@@ -146,8 +146,7 @@ async def _compare(engine: Engine, machine: Machine, sides: Sides, place: Path, 
 
 async def _loads(engine: Engine, machine: Machine, sides: Sides, place: Path, runs: int) -> None:
     file = place / "image.tar"
-    file.write_bytes(_image(_archive(("blob", os.urandom(MIB) * 256))))
-    size = file.stat().st_size / 1e6
+    _, _, size = await asyncio.to_thread(_write_image, file, 256)
     there, here, copies = [], [], []
     for _ in range(runs):
         began = time.perf_counter()
@@ -158,10 +157,22 @@ async def _loads(engine: Engine, machine: Machine, sides: Sides, place: Path, ru
             source = "/var/lib/docker/tmp/image.tar" if side == sides.inside else str(file)
             found += [size * 1e3 / took for took in await side("load", "1", source)]
             await api.call(await engine.connected(), "DELETE", "/images/large:latest")
+    await machine.run(["rm", "/var/lib/docker/tmp/image.tar"], check=True)
     common.line("cp into the guest, and sync", copies, "MB/s", 1)
     inside = common.line("load inside the guest", there, "MB/s", 1)
     outside = common.line("load through the socket", here, "MB/s", 1)
     common.verdict("load / inside", outside / inside, 0.8, at_most=False)
+    await _gigabyte(engine, sides, file)
+
+
+async def _gigabyte(engine: Engine, sides: Sides, file: Path) -> None:
+    """Load 1 GiB through the socket; what the engine has is what was sent, by its digests."""
+    layer, image, size = await asyncio.to_thread(_write_image, file, 1024)
+    rates = [size * 1e3 / took for took in await sides.outside("load", "1", str(file))]
+    common.line("load of 1 GiB through the socket", rates, "MB/s", 1)
+    told = json.loads(await api.get(await engine.connected(), "/images/large:latest/json"))
+    assert (told["Id"], told["RootFS"]["Layers"]) == (image, [layer]), told
+    await api.call(await engine.connected(), "DELETE", "/images/large:latest")
 
 
 def _archive(*files: tuple[str, bytes]) -> bytes:
@@ -174,10 +185,34 @@ def _archive(*files: tuple[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _image(layer: bytes) -> bytes:
-    """An image of one layer, as ``docker save`` writes it."""
-    layers = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]}
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": layers}
+def _write_image(file: Path, size: int) -> tuple[str, str, float]:
+    """Write an image with one file of so many MiB, as ``docker save`` does.
+
+    Returns:
+        The layer's digest, the image's, and the size of what was written in MB.
+    """
+    piece = os.urandom(MIB)
+    entry = tarfile.TarInfo("blob")
+    entry.size = size * MIB
+    hashed = hashlib.sha256(entry.tobuf())
+    for _ in range(size):
+        hashed.update(piece)
+    end = bytes(1024)
+    hashed.update(end)
+    layer = f"sha256:{hashed.hexdigest()}"
+    root = {"type": "layers", "diff_ids": [layer]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": root}).encode()
     manifest = [{"Config": "config.json", "RepoTags": ["large:latest"], "Layers": ["layer.tar"]}]
-    records = (("config.json", config), ("manifest.json", manifest))
-    return _archive(*((name, json.dumps(record).encode()) for name, record in records), ("layer.tar", layer))
+    outer = tarfile.TarInfo("layer.tar")
+    outer.size = 512 + size * MIB + len(end)
+    with file.open("wb") as output:
+        for name, data in (("config.json", config), ("manifest.json", json.dumps(manifest).encode())):
+            one = tarfile.TarInfo(name)
+            one.size = len(data)
+            output.write(one.tobuf() + data + bytes(-len(data) % 512))
+        output.write(outer.tobuf() + entry.tobuf())
+        for _ in range(size):
+            output.write(piece)
+        output.write(end + bytes(1024))
+        written = output.tell()
+    return layer, f"sha256:{hashlib.sha256(config).hexdigest()}", written / 1e6

@@ -158,13 +158,15 @@ def free_port():
 
 
 @contextlib.contextmanager
-def registry(program, place):
-    """A registry on this host's loopback that keeps what it gets in ``place``; its port."""
+def registry(program, place, *, certificate=None, key=None):
+    """Debian's registry on this host's loopback, which keeps what it gets in ``place``; its port."""
     port = free_port()
     place.mkdir()
     settings = place / "settings.json"
     storage = {"filesystem": {"rootdirectory": str(place / "kept")}}
     http = {"addr": f"127.0.0.1:{port}"}
+    if certificate is not None:
+        http["tls"] = {"certificate": str(certificate), "key": str(key)}
     settings.write_text(
         json.dumps({"version": 0.1, "log": {"level": "error"}, "storage": storage, "http": http})
     )
@@ -173,10 +175,11 @@ def registry(program, place):
             [program, "serve", settings], stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
         try:
-            until(lambda: is_open(port))
+            until(lambda: is_open(port) or child.poll() is not None)
+            assert child.poll() is None, (place / "log").read_text()
             yield port
         finally:
-            child.send_signal(signal.SIGKILL)
+            child.kill()
             child.wait()
 
 

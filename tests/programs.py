@@ -14,6 +14,8 @@ from pathlib import Path
 from atoll import store
 from atoll.containers import tools
 from atoll.image import apt, deb
+from atoll.image.architectures import PACKAGED
+from atoll.image.kernel import host_architecture
 from atoll.paths import Paths
 
 #: What a program of a package is called there.
@@ -24,7 +26,7 @@ def packaged(paths: Paths, package: str) -> Path:
     """The program of a package of this host's own suite."""
     kept = paths.cache / "programs" / package
     if not kept.exists():
-        architecture = apt.DEBIAN_ARCHITECTURES[os.uname().machine]
+        architecture = PACKAGED[host_architecture()]
         found, state = apt.lookup(package, architecture, private=apt.private_state(paths.cache, architecture))
         archive = apt.fetch(found, state, paths.downloads)
         with store.staging(kept.parent, package) as staged:

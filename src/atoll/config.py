@@ -17,7 +17,17 @@ import msgspec
 from atoll.errors import ConfigError
 from atoll.paths import SYSTEM_CONFIG, Paths, default_paths, user_config
 
-__all__ = ["SETTINGS", "Config", "Resolved", "Setting", "load", "override", "parse_memory"]
+__all__ = [
+    "SETTINGS",
+    "Config",
+    "Renewed",
+    "Resolved",
+    "Setting",
+    "default_of",
+    "load",
+    "override",
+    "parse_memory",
+]
 
 _MIB = 1 << 20
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -188,6 +198,17 @@ def _home() -> tuple[Path, ...]:
         return ()
 
 
+def _engine_cpus() -> int:
+    """More than the host has make an emulated guest slower."""
+    return min(2, os.cpu_count() or 1)
+
+
+def _engine_memory() -> int:
+    """Whole MiB, of which the host gives what is used: it keeps half of what it has."""
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(2048 * _MIB, half // _MIB * _MIB)
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("data_dir", _parse_directory, lambda: default_paths().data, "where images are kept"),
     Setting(
@@ -200,8 +221,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("boot_timeout", _parse_seconds, lambda: 60.0, "seconds in which a guest must be up"),
     Setting("cold", _parse_flag, lambda: False, "boot each VM instead of starting it from a template"),
     Setting("ubuntu_mirror", _parse_address, lambda: "", "mirror from which Ubuntu images are built"),
-    Setting("docker_cpus", _parse_cpus, lambda: min(os.cpu_count() or 1, 2), "vCPUs of the Docker engine"),
-    Setting("docker_memory", parse_memory, lambda: 2048 * _MIB, "memory that the Docker engine may use"),
+    Setting("docker_cpus", _parse_cpus, _engine_cpus, "vCPUs of the Docker engine"),
+    Setting("docker_memory", parse_memory, _engine_memory, "memory that the Docker engine may use"),
     Setting("docker_disk", parse_memory, lambda: 65536 * _MIB, "disk that the Docker engine may use"),
     Setting(
         "docker_idle", _parse_pause, lambda: 300.0, "seconds without use until the engine sleeps; 0 for never"
@@ -223,6 +244,11 @@ SETTINGS: tuple[Setting, ...] = (
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 assert set(_BY_NAME) == set(Config.__struct_fields__)
+
+
+def default_of(name: str) -> Callable[[], Any]:
+    """What makes the default of the setting ``name``."""
+    return _BY_NAME[name].default
 
 
 def load(
@@ -258,6 +284,40 @@ def load(
         if setting.name not in values:
             values[setting.name] = setting.default()
     return Resolved(Config(**values), origins)
+
+
+class Renewed:
+    """The configuration, read again whenever one of its files has changed. Arguments as for ``load``."""
+
+    def __init__(
+        self,
+        flags: Mapping[str, Any] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        files: tuple[Path, ...] | None = None,
+    ) -> None:
+        self._flags = flags
+        self._environment = environment
+        self._files = (SYSTEM_CONFIG, *_user_files()) if files is None else files
+        self._seen: tuple[tuple[int, ...], ...] | None = None
+        self._config: Config | None = None
+
+    def __call__(self) -> Config:
+        """As it is now. Raises as ``load``, each time until it is mended."""
+        seen = tuple(map(_stamp, self._files))
+        if self._config is None or seen != self._seen:
+            self._config = load(self._flags, environment=self._environment, files=self._files).config
+            self._seen = seen
+        return self._config
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What a file's content cannot change without; nothing where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _user_files() -> tuple[Path, ...]:

@@ -8,6 +8,7 @@ import socket
 import struct
 
 import pytest
+from answering import answering, echo, hold
 from hosted import Box, hosted_box
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,32 +32,8 @@ async def box():
 @contextlib.asynccontextmanager
 async def serving(serve):
     """A server in the "guest"; its port, and the connections it has had."""
-    seen = []
-
-    async def accept(reader, writer):
-        seen.append(asyncio.current_task())
-        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-            await serve(reader, writer)
-        writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=600)
-    try:
+    async with answering(serve) as (server, seen):
         yield server.sockets[0].getsockname()[1], seen
-    finally:
-        server.close()
-        for task in seen:
-            task.cancel()
-        await asyncio.gather(*seen, return_exceptions=True)
-
-
-async def echo(reader, writer):
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
-
-
-async def hold(reader, writer):
-    await asyncio.Event().wait()
 
 
 async def dial(exposed):

@@ -12,6 +12,7 @@ import socket
 
 import msgspec
 import pytest
+from answering import answering, hold
 from engines import Engine, echo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -63,41 +64,25 @@ class Docker:
 @contextlib.asynccontextmanager
 async def serving(place, serve=echo, **timing):
     """A listener at ``place``, whose engine has a server that does ``serve``."""
-    seen = []
-
-    async def accept(reader, writer):
-        seen.append(asyncio.current_task())
-        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-            await serve(reader, writer)
-        writer.close()
-
-    server = await asyncio.start_unix_server(accept, f"{place}.engine", backlog=600)
-    engine = Engine(f"{place}.engine")
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(str(place))
-    sock.listen(600)
-    listener = Listener(sock, engine, Timing(**timing))
-    try:
-        async with asyncio.timeout(90):
-            yield Docker(str(place), listener, engine, seen)
-    finally:
-        engine.gate.set()
-        await listener.close()
-        server.close()
-        for task in seen:
-            task.cancel()
-        await asyncio.gather(*seen, return_exceptions=True)
-        for path in (place, f"{place}.engine"):
-            os.unlink(path)
+    async with answering(serve, f"{place}.engine") as (_, seen):
+        engine = Engine(f"{place}.engine")
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(place))
+        sock.listen(600)
+        listener = Listener(sock, engine, Timing(**timing))
+        try:
+            async with asyncio.timeout(90):
+                yield Docker(str(place), listener, engine, seen)
+        finally:
+            engine.gate.set()
+            await listener.close()
+    for path in (place, f"{place}.engine"):
+        os.unlink(path)
 
 
 @pytest.fixture
 def place(tmp_path):
     return tmp_path / "docker.sock"
-
-
-async def hold(reader, writer):
-    await asyncio.Event().wait()
 
 
 async def test_megabytes_pass_both_ways(place):

@@ -23,6 +23,7 @@ from atoll.containers import launching
 from atoll.containers.demand import Stage
 from atoll.containers.listener import Timing
 from atoll.errors import ChannelError, ConfigError
+from atoll.paths import user_config
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_leftovers")]
 
@@ -133,6 +134,22 @@ async def test_one_in_the_foreground_ends_in_order_with_its_clients(config):
     assert not store.is_held(config.paths.docker.lock)
 
 
+async def test_who_is_there_when_engine_and_listener_end_has_his_end_from_the_engine(config):
+    await running(config)
+    reader, writer = await dial(config)
+
+    async def end():
+        await until(lambda: not config.paths.docker.socket.exists())
+        writer.write(b"still")
+        assert await reader.readexactly(5) == b"still"
+        writer.close()
+        await writer.wait_closed()
+
+    async with asyncio.timeout(60):
+        assert await launching.stop(config.paths.docker, grace=1000.0, meanwhile=end)
+    assert not store.is_held(config.paths.docker.lock)
+
+
 async def test_an_engine_that_does_not_start_is_what_the_client_and_the_status_say(config):
     await running(config, BROKEN)
     answer = await ask(config, PING)
@@ -144,6 +161,16 @@ async def test_an_engine_that_does_not_start_is_what_the_client_and_the_status_s
         "dockerd is missing",
     )
     assert time.time() - 60 < status.failed <= time.time()
+    await ended(config)
+
+
+async def test_the_settings_are_looked_at_again_before_each_start(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    await running(config, "")
+    user_config().parent.mkdir(parents=True)
+    for wrong in ("many", "lots"):  # with a right one it would start
+        user_config().write_text(f'[docker]\ncpus = "{wrong}"\n')
+        assert f"docker_cpus = '{wrong}'".encode() in await ask(config, PING)
     await ended(config)
 
 

@@ -7,11 +7,12 @@ import json
 import socket
 
 import pytest
+from dockers import free_port
 from hosted import hosted_agent
 
 from atoll.containers import ports as module
 from atoll.containers.ports import Ports
-from atoll.events import PortClosed, PortOpened, PortRefused
+from atoll.events import PortClosed, PortOpened, PortRefused, Warned
 from atoll.guest.messages import Empty
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_leftovers")]
@@ -109,12 +110,6 @@ async def backend():
         server.close()
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 async def asked(port):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"hello")
@@ -197,3 +192,34 @@ async def test_an_engine_that_goes_takes_its_ports_along_and_brings_them_back(en
         await settled(ports, 1)
     finally:
         await ports.close()
+
+
+async def test_an_error_that_nobody_expected_is_told_of_once_and_does_not_end_it(
+    engine, backend, monkeypatch
+):
+    monkeypatch.setattr(module, "_BREATH", 0.01)
+    told, logged, wrong = [], [], True
+
+    def shared():
+        if wrong:
+            raise RuntimeError("not this time")
+        return ()
+
+    engine.shared = shared
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context["exception"]))
+    ports = Ports(engine, "docker", lan=False, emit=told.append)
+    try:
+        port = free_port()
+        engine.become(container("web", (port, backend, "tcp")))
+        async with asyncio.timeout(10):
+            while len(logged) < 3:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.01)
+        assert ports.trouble == "RuntimeError: not this time"
+        assert [type(one) for one in told] == [Warned]
+        wrong = False
+        assert await settled(ports, 1) == [True]
+        assert ports.trouble == ""
+        assert await asked(port) == b"hello"
+    finally:
+        await ports.close()
+    assert {str(error) for error in logged} == {"not this time"}

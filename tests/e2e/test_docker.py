@@ -281,7 +281,7 @@ def test_an_image_is_saved_and_loaded_pushed_and_pulled_with_its_digest(docker, 
 
 
 def test_a_large_image_is_loaded_whole(docker, place):
-    layer = layer_of("blob", os.urandom(1 << 20) * 256)
+    layer = layer_of("blob", os.urandom(1 << 20) * 64)
     head, tail, image, diff = archive_of(layer, "large:latest")
     began = time.monotonic()
     docker("load", "-q", input=b"".join((head, layer, tail)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from atoll.config import SETTINGS, Config, load, parse_memory
+from atoll.config import SETTINGS, Config, Renewed, load, parse_memory
 from atoll.errors import ConfigError
 from atoll.paths import Paths, default_paths, user_config
 
@@ -347,3 +347,19 @@ class TestPaths:
         assert paths.image("debian") == Path("/data/images/debian")
         assert paths.kernel("0123") == Path("/cache/kernels/0123")
         assert paths.downloads.parent == paths.verdicts.parent == Path("/cache")
+
+
+class TestRenewal:
+    def test_a_file_is_read_again_once_it_has_changed(self, write, tmp_path):
+        renewed = Renewed({"memory": "1G"}, environment={}, files=(tmp_path / "config.toml",))
+        first = renewed()
+        assert (first.cpus, first.memory) == (1, 1024 * MIB)
+        assert renewed() is first
+        write("cpus = 2")
+        assert (renewed().cpus, renewed().memory) == (2, 1024 * MIB)
+        write("cpus = none")
+        for _ in range(2):
+            with pytest.raises(ConfigError):
+                renewed()
+        (tmp_path / "config.toml").unlink()
+        assert renewed() == first

@@ -33,9 +33,9 @@ def first(idle):
 def possible(world, clients):
     """What can happen next, and after how many seconds."""
     there = world.demand.waiting | world.demand.served
+    yield from ((d.Came(client), 0.0) for client in clients if client not in there)
     if not world.demand.closing:
-        yield from ((d.Came(client), 0.0) for client in clients if client not in there)
-        yield d.Closing(), 0.0
+        yield from ((d.Closing(engine), 0.0) for engine in (False, True))
     yield from ((d.Left(client), 0.0) for client in there)
     yield from ((d.DialFailed(client, ERROR), 0.0) for client in world.dialling)
     if world.starting:
@@ -76,6 +76,8 @@ def happen(world, event, later):
     if any(isinstance(action, d.Suspend) for action in actions):
         assert not there
         assert not demand.closing
+    if demand.ending:
+        assert d.Start() not in actions
     assert_sound(after)
     return after
 

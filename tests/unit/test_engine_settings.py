@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import time
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.containers import guest
+from atoll.config import load
+from atoll.containers import composing, guest
 from atoll.containers.settings import EngineSettings, Proxy, daemon_json, environment, trusted
 from atoll.errors import ConfigError
 
@@ -100,12 +102,17 @@ def test_certificates_are_joined_and_others_refused(tmp_path):
         assert wrong in caught.value.message
 
 
-def test_a_machine_has_no_more_than_the_host():
-    settings = EngineSettings()
-    assert 1 <= settings.vcpus <= 2
-    assert 0 < settings.most_memory <= 2 << 30
-    assert EngineSettings(cpus=7, memory=1 << 30).vcpus == 7
-    assert EngineSettings(memory=1 << 30).most_memory == 1 << 30
+def test_a_machine_has_no_more_than_the_host(monkeypatch):
+    """The settings table and the engine's own settings say the same, of a large host and of a small one."""
+    for gib, memory in ((64, 2048), (3, 1536)):
+        there = {"SC_PHYS_PAGES": (gib << 30) // 4096, "SC_PAGE_SIZE": 4096}
+        monkeypatch.setattr(os, "sysconf", there.__getitem__)
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
+        config = load({"data_dir": "/x"}, environment={}, files=()).config
+        for found in (EngineSettings(), composing.engine_settings(config)):
+            assert (found.cpus, found.memory, found.disk) == (1, memory << 20, 64 << 30)
+    chosen = load({"docker_cpus": 7, "docker_memory": "1G"}, environment={}, files=()).config
+    assert (composing.engine_settings(chosen).cpus, composing.engine_settings(chosen).memory) == (7, 1 << 30)
 
 
 def test_settings_that_do_not_fit_in_a_message_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Registries and a proxy on this host's loopback, for an engine that reaches nothing else."""
+"""What a registry gets, and a proxy, on this host's loopback, for an engine that reaches nothing else."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ import asyncio
 import contextlib
 import gzip
 import hashlib
-import io
 import json
 import os
-import socket
 import ssl
 import subprocess
-import tarfile
-import time
 import urllib.request
+
+from dockers import layer_of
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _CONFIG = "application/vnd.docker.container.image.v1+json"
 _LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return one.getsockname()[1]
 
 
 def authority(place, name):
@@ -39,47 +32,9 @@ def authority(place, name):
     return place / "ca.pem", place / "cert.pem", place / "key.pem"
 
 
-@contextlib.contextmanager
-def registry(program, place, *, certificate=None, key=None):
-    """Debian's registry, which keeps what it gets in ``place``; its port."""
-    port = free_port()
-    place.mkdir()
-    http = {"addr": f"127.0.0.1:{port}"}
-    if certificate is not None:
-        http["tls"] = {"certificate": str(certificate), "key": str(key)}
-    storage = {"filesystem": {"rootdirectory": str(place / "kept")}}
-    settings = {"version": 0.1, "log": {"level": "error"}, "storage": storage, "http": http}
-    (place / "settings.json").write_text(json.dumps(settings))
-    with (place / "log").open("wb") as log:
-        words = [program, "serve", place / "settings.json"]
-        child = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 60
-            while not _listens(port):
-                assert child.poll() is None, (place / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            yield port
-        finally:
-            child.kill()
-            child.wait()
-
-
-def _listens(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
 def upload(base, name, tag="latest"):
     """Put an image of one file into the registry at the address ``base``."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        content = f"{name} of {base}\n".encode()
-        entry = tarfile.TarInfo("what")
-        entry.size = len(content)
-        archive.addfile(entry, io.BytesIO(content))
-    plain = buffer.getvalue()
+    plain = layer_of("what", f"{name} of {base}\n".encode())
     layer = gzip.compress(plain)
     root = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(plain).hexdigest()}"]}
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]

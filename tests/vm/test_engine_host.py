@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builds import link_or_copy
+from builds import take_image
+from dockers import registry
 from machines import kill_all_at, until
 from programs import packaged
-from registries import authority, proxy, registry, upload
+from registries import authority, proxy, upload
 
 from atoll.config import load
 from atoll.containers import api
@@ -28,9 +28,9 @@ from atoll.containers.ports import Ports
 from atoll.containers.settings import EngineSettings, Proxy
 from atoll.errors import ConfigError
 from atoll.events import Warned
-from atoll.image import catalog
 from atoll.image.foreign import FOREIGN, PLATFORMS, interpreter
 from atoll.machine.spec import Share
+from atoll.paths import Paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
 
@@ -45,8 +45,7 @@ LONG = ("/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait; don
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, paths):
     place = tmp_path_factory.mktemp("host")
-    directory = catalog.ensure(paths, IMAGE).directory
-    shutil.copytree(directory, place / "images" / directory.name, copy_function=link_or_copy)
+    take_image(paths, Paths(data=place, cache=paths.cache), IMAGE)
     (place / "shared").mkdir()
     yield place
     kill_all_at(place)

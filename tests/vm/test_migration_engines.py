@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import shutil
 import sys
 import tarfile
 
 import pytest
-from builds import link_or_copy
+from builds import take_image
 from machines import kill_all_at, until
 from test_engine import IMAGE, LIMIT, PACK
 
@@ -22,7 +21,7 @@ from atoll.containers.migration import inventory
 from atoll.containers.migration.digests import TreeDigest
 from atoll.containers.migration.journal import Journal
 from atoll.containers.migration.remote import Remote
-from atoll.image import catalog
+from atoll.paths import Paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
 
@@ -30,10 +29,9 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
 @pytest.fixture
 def homes(tmp_path_factory, paths):
     place = tmp_path_factory.mktemp("migration")
-    directory = catalog.ensure(paths, IMAGE).directory
     made = [place / "a", place / "b"]
     for home in made:
-        shutil.copytree(directory, home / "images" / directory.name, copy_function=link_or_copy)
+        take_image(paths, Paths(data=home, cache=paths.cache), IMAGE)
     yield made
     for home in made:
         kill_all_at(home)
@@ -42,7 +40,13 @@ def homes(tmp_path_factory, paths):
 @pytest.fixture
 async def engines(homes, paths):
     """Two engines that answer, and their listeners."""
-    settings = {"cache_dir": paths.cache, "accel": "tcg", "docker_disk": "4G", "docker_shares": ""}
+    settings = {
+        "cache_dir": paths.cache,
+        "accel": "tcg",
+        "docker_cpus": 1,
+        "docker_disk": "4G",
+        "docker_shares": "",
+    }
     configs = [load({"data_dir": home, **settings}, environment={}, files=()).config for home in homes]
     made = [composing.engine(config) for config in configs]
     await asyncio.gather(*(engine.ensure_ready(LIMIT) for engine in made))
@@ -138,6 +142,7 @@ async def command(homes, paths):
         "ATOLL_DATA_DIR": str(homes[1]),
         "ATOLL_CACHE_DIR": str(paths.cache),
         "ATOLL_ACCEL": "tcg",
+        "ATOLL_DOCKER_CPUS": "1",
         "ATOLL_DOCKER_DISK": "4G",
         "ATOLL_DOCKER_SHARES": "",
     }

@@ -119,6 +119,24 @@ def test_what_is_in_use_is_not_taken_away(dev):
     assert "/mnt/safe" in daemons(dev)
 
 
+def test_what_another_mount_namespace_has_is_not_taken_away_and_no_suspend_begins(dev):
+    script = "mount --bind /mnt/safe /opt && umount /mnt/safe && exec sleep 60"
+    keeper = f"unshare -m sh -c '{script}' > /dev/null 2>&1 & echo $!"
+    keeper = sh(dev, keeper).stdout.strip()
+    eventually(lambda: sh(dev, f"grep -q ' /opt .* virtiofs ' /proc/{keeper}/mountinfo").ok)
+    for take in (dev.suspend, lambda: dev.unshare("/mnt/safe")):
+        with pytest.raises(
+            StateError, match=rf"elsewhere in the guest, too: process {keeper} \(sleep\)"
+        ) as caught:
+            take()
+        assert caught.value.code == "state.share_busy"
+        assert dev.state.phase is Phase.RUNNING
+        both = f"cat /mnt/safe/file /mnt/always/file /proc/{keeper}/root/opt/file"
+        assert sh(dev, both).stdout == "safe\nalways\nsafe\n"
+    assert "/mnt/safe" in daemons(dev)
+    assert sh(dev, f"kill {keeper}").ok
+
+
 def test_places_that_are_taken_or_are_none_are_refused(dev, host):
     with pytest.raises(UsageError, match="already"):
         dev.share(host / "now", "/mnt/always")

@@ -7,18 +7,21 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from atoll import process
 from atoll.cli.options import add_json
-from atoll.cli.output import listener, print_json, print_table, settle, size
+from atoll.cli.output import agree, listener, print_json, print_table, settle, size
 from atoll.cli.parts import running
 from atoll.config import Config, load
 from atoll.containers import api, composing, context, launching, pruning, tools, units
-from atoll.containers.engine import Engine
-from atoll.errors import AtollError, PreflightError, UsageError
+from atoll.containers.engine import Engine, EngineStatus
+from atoll.containers.listener import Status
+from atoll.containers.ports import Port
+from atoll.errors import AtollError, PreflightError
 from atoll.events import Emit, Warned
 from atoll.vm.state import StateError
 
@@ -26,6 +29,9 @@ __all__ = ["configure", "run"]
 
 #: Exit status of ``status`` for an engine that is not there (as of `systemctl status`), and for a fault.
 _AT_REST, _FAULT = 3, 1
+
+#: For who is asked.
+_HINT = "--force does not ask"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -138,9 +144,13 @@ def _start(arguments: argparse.Namespace) -> int:
 
 def _stop(arguments: argparse.Namespace) -> int:
     async def work(engine: Engine, config: Config) -> None:
-        if not units.enabled(config):
-            await launching.stop(config.paths.docker)
-        await engine.stop(arguments.timeout)
+        async def end() -> None:
+            await engine.stop(arguments.timeout)
+
+        if units.enabled(config):
+            await end()
+        else:
+            await launching.stop(config.paths.docker, grace=arguments.timeout, meanwhile=end)
 
     _with_engine(work, said="Docker's engine has stopped")
     return 0
@@ -149,75 +159,92 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _restart(arguments: argparse.Namespace) -> int:
     async def work(engine: Engine, config: Config) -> None:
         await engine.check()
-        await launching.stop(config.paths.docker)
+        await launching.stop(config.paths.docker, meanwhile=engine.stop)
         if units.enabled(config):
             with contextlib.suppress(PreflightError):  # then it is as if it were not
                 await asyncio.to_thread(units.enable, config, composing.timing(config))
-        await engine.stop()
         await _up(engine, config, 120.0)
 
     _with_engine(work, verbose=arguments.verbose, said="Docker's engine answers again")
     return 0
 
 
+class _Found(msgspec.Struct, frozen=True):
+    """What ``status`` tells."""
+
+    engine: EngineStatus
+    socket: str
+    listener: Status | None
+    enabled: bool
+    context: str
+    overridden: str
+
+    @property
+    def refused(self) -> list[Port]:
+        """Ports that containers publish, and that are not to be had."""
+        return [port for port in self.listener.ports if port.refused] if self.listener is not None else []
+
+    @property
+    def faulty(self) -> bool:
+        """Whether something is not as it should be."""
+        listening = self.listener
+        failed = listening is not None and (listening.failure is not None or listening.trouble)
+        return bool(self.refused or failed)
+
+
 def _status(arguments: argparse.Namespace) -> int:
-    found: dict[str, Any] = {}
+    told: list[_Found] = []
 
     async def work(engine: Engine, config: Config) -> None:
-        import msgspec
-
-        state = await engine.status()
-        listening = await launching.status(config.paths.docker)
-        found["engine"] = msgspec.to_builtins(state)
-        found["socket"] = str(config.paths.docker.socket)
-        found["listener"] = msgspec.to_builtins(listening) if listening is not None else None
-        found["enabled"] = units.enabled(config)
-        found["context"] = context.current(tools.client_home())
-        found["overridden"] = context.overridden()
+        told.append(
+            _Found(
+                engine=await engine.status(),
+                socket=str(config.paths.docker.socket),
+                listener=await launching.status(config.paths.docker),
+                enabled=units.enabled(config),
+                context=context.current(tools.client_home()),
+                overridden=context.overridden(),
+            )
+        )
 
     _with_engine(work, quiet=True)
-    refused = [port for port in (found["listener"] or {}).get("ports", ()) if port["refused"]]
-    failure = (found["listener"] or {}).get("failure")
+    [found] = told
     if arguments.json:
         print_json(found)
     else:
-        _say(found, refused)
-    if refused or failure:
+        print_table(("", ""), [*_rows_of_engine(found.engine), *_rows_of_socket(found)])
+    if found.faulty:
         return _FAULT
-    return 0 if found["engine"]["phase"] in {"running", "suspended"} else _AT_REST
+    return 0 if found.engine.phase in {"running", "suspended"} else _AT_REST
 
 
-def _say(found: dict[str, Any], refused: list[dict[str, Any]]) -> None:
-    engine, listening = found["engine"], found["listener"]
-    answers = ", answers" if engine["ready"] else ""
-    rows = [("engine", f"{engine['phase']}{answers}")]
-    if engine["phase"] != "absent":
-        rows.append(
-            ("size", f"{engine['cpus']} vCPUs, {size(engine['memory'])}, disk {size(engine['disk'])}")
-        )
-        rows.append(("image", engine["image"]))
-        emulated = ", ".join(engine["emulated"])
-        rows.append(("emulates", emulated or "nothing; `atoll image build --force engine` brings it"))
-    if engine["pending"]:
-        rows.append(("settings", "changed: `atoll docker restart` applies them"))
-    how = "systemd holds it" if found["enabled"] else "nobody listens; `atoll docker start`"
+def _rows_of_engine(engine: EngineStatus) -> Iterator[tuple[str, str]]:
+    yield "engine", f"{engine.phase}{', answers' if engine.ready else ''}"
+    if engine.phase != "absent":
+        yield "size", f"{engine.cpus} vCPUs, {size(engine.memory)}, disk {size(engine.disk)}"
+        yield "image", engine.image
+        emulated = ", ".join(engine.emulated)
+        yield "emulates", emulated or "nothing; `atoll image build --force engine` brings it"
+    if engine.pending:
+        yield "settings", "changed: `atoll docker restart` applies them"
+
+
+def _rows_of_socket(found: _Found) -> Iterator[tuple[str, str]]:
+    listening = found.listener
+    how = "systemd holds it" if found.enabled else "nobody listens; `atoll docker start`"
     if listening is not None:
-        how = f"process {listening['pid']}, {listening['connections']} connections"
-        if listening["failure"]:
-            rows.append(("failed", listening["failure"]["message"]))
-    rows += [("socket", found["socket"]), ("listener", how)]
-    client = found["overridden"] and f" (but {found['overridden']} is set)"
-    rows.append(("context", f"{found['context']}{client}"))
-    rows += [("port", f"{_shown(one)} is refused: {one['refused']}") for one in refused]
-    for one in (listening or {}).get("unshared", ()):
-        rows.append(("not shared", f"{one['source']} of {one['container']} is no directory of this host"))
-    print_table(("", ""), rows)
-
-
-def _shown(port: dict[str, Any]) -> str:
-    one = port["publication"]
-    host = f"[{one['host']}]" if ":" in one["host"] else one["host"]
-    return f"{host}:{one['port']}/{one['protocol']} of {one['container']}"
+        how = f"process {listening.pid}, {listening.connections} connections"
+        if listening.failure is not None:
+            yield "failed", listening.failure.message
+    yield "socket", found.socket
+    yield "listener", how
+    yield "context", found.context + (f" (but {found.overridden} is set)" if found.overridden else "")
+    for port in found.refused:
+        yield "port", f"{port.publication} of {port.publication.container} is refused: {port.refused}"
+    if listening is not None:
+        if listening.trouble:
+            yield "ports", f"are not followed: {listening.trouble}"
+        yield from (("not shared", str(one)) for one in listening.unshared)
 
 
 def _enable(arguments: argparse.Namespace) -> int:
@@ -273,12 +300,10 @@ def _env(arguments: argparse.Namespace) -> int:
 
 
 def _ports(arguments: argparse.Namespace) -> int:
-    import msgspec
-
     found = running(launching.status(load().config.paths.docker))
     ports = found.ports if found is not None else ()
     if arguments.json:
-        print_json(msgspec.to_builtins(ports))
+        print_json(ports)
     else:
         rows = [
             (
@@ -313,9 +338,7 @@ def _df(arguments: argparse.Namespace) -> int:
 
     _with_engine(work, quiet=arguments.json)
     if arguments.json:
-        import msgspec
-
-        print_json(msgspec.to_builtins(found[0]))
+        print_json(found[0])
         return 0
     rows = [(part.name, str(part.count), size(part.size), size(part.unused)) for part in found[0].parts]
     print_table(("OF", "NUMBER", "SIZE", "UNUSED"), rows)
@@ -326,7 +349,9 @@ def _df(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     what = "all images without a container" if arguments.all else "nameless images"
     volumes = ", unused volumes" if arguments.volumes else ""
-    _agree(f"Remove stopped containers, unused networks, {what}{volumes} and the build cache?", arguments)
+    if not arguments.force:
+        question = f"Remove stopped containers, unused networks, {what}{volumes} and the build cache?"
+        agree(question, hint=_HINT, refused="nothing was removed")
     given: list[pruning.Pruned] = []
 
     async def work(engine: Engine, config: Config) -> None:
@@ -339,7 +364,9 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _reset(arguments: argparse.Namespace) -> int:
-    _agree("Remove the engine with all its images, containers and volumes?", arguments)
+    if not arguments.force:
+        question = "Remove the engine with all its images, containers and volumes?"
+        agree(question, hint=_HINT, refused="nothing was removed")
 
     async def work(engine: Engine, config: Config) -> None:
         await launching.stop(config.paths.docker, grace=0.0)
@@ -347,16 +374,3 @@ def _reset(arguments: argparse.Namespace) -> int:
 
     _with_engine(work, said="Docker's engine is gone")
     return 0
-
-
-def _agree(question: str, arguments: argparse.Namespace) -> None:
-    """Ask who is at the terminal. Raises ``UsageError``: ``usage.agree``: nobody agreed."""
-    if arguments.force:
-        return
-    hint = "--force does not ask"
-    if not sys.stdin.isatty():
-        raise UsageError("this would ask, but there is no terminal", code="agree", hint=hint)
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise UsageError("nothing was removed", code="agree", hint=hint)

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll.cli.options import add_json
-from atoll.cli.output import listener, print_json, print_table, quoted, settle, size
+from atoll.cli.output import (
+    agree,
+    listener,
+    print_json,
+    print_table,
+    quoted,
+    require_terminal,
+    settle,
+    size,
+)
 from atoll.cli.parts import running
 from atoll.errors import PreflightError, UsageError
 
@@ -76,9 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         journals=config.paths.migrations,
         shares=tuple(share.guest for share in composing.engine_settings(config).shares),
     )
-    if not arguments.dry_run and not arguments.yes and not sys.stdin.isatty():
-        hint = "--yes does not ask; --dry-run shows the plan"
-        raise UsageError("this would ask, but there is no terminal", code="agree", hint=hint)
+    if not arguments.dry_run and not arguments.yes:
+        require_terminal("--yes does not ask; --dry-run shows the plan")
     emit = listener(quiet=arguments.json)
     try:
         return running(_migrate(config, ends, wishes, emit, arguments))
@@ -115,7 +123,7 @@ async def _migrate(
     try:
         absent = (await engine.status()).phase == "absent"
         if absent and arguments.dry_run:
-            found, plan = await session.outline(ends, wishes, cpus=engine.settings.vcpus)
+            found, plan = await session.outline(ends, wishes, cpus=engine.settings.cpus)
             _show(found, plan, None, json=arguments.json)
             return 0
         await engine.ensure_ready(_PATIENCE)
@@ -128,7 +136,8 @@ async def _migrate(
         if arguments.dry_run:
             return 0
         if not arguments.yes and plan.steps:
-            _agree()
+            question = "Carry this over? The source stays as it is."
+            agree(question, hint="--yes does not ask", refused="nothing was carried")
         outcome = await carrier.carry(plan)
     if arguments.json:
         _show(found, plan, outcome, json=True)
@@ -140,23 +149,13 @@ async def _migrate(
     return 1 if outcome.failures else 0
 
 
-def _agree() -> None:
-    """Ask who is at the terminal. Raises ``UsageError``: ``usage.agree``: nobody agreed."""
-    sys.stderr.write("Carry this over? The source stays as it is. [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise UsageError("nothing was carried", code="agree", hint="--yes does not ask")
-
-
 def _show(found: Inventory, plan: Plan, outcome: Outcome | None, *, json: bool) -> None:
-    import msgspec
-
     if json:
         told: dict[str, Any] = {
             "source": {"id": found.id, "name": found.name, "version": found.version},
             "size": plan.size,
-            "items": msgspec.to_builtins(plan.items),
-            "outcome": msgspec.to_builtins(outcome),
+            "items": plan.items,
+            "outcome": outcome,
         }
         print_json(told)
         return

@@ -12,9 +12,21 @@ import msgspec
 
 from atoll import events
 from atoll.cli.rows import size, table
+from atoll.errors import UsageError
 from atoll.events import Emit, Event
 
-__all__ = ["JsonLines", "json_line", "listener", "print_json", "print_table", "quoted", "settle", "size"]
+__all__ = [
+    "JsonLines",
+    "agree",
+    "json_line",
+    "listener",
+    "print_json",
+    "print_table",
+    "quoted",
+    "require_terminal",
+    "settle",
+    "size",
+]
 
 #: Seconds below which work is not worth a line that stays.
 _BRIEF = 1.0
@@ -190,6 +202,30 @@ class _Progress:
         self._shown = False
         self._stream.write(f"{start}{text}\n")
         self._stream.flush()
+
+
+def require_terminal(hint: str) -> None:
+    """Refuse to ask where nobody can answer: ``usage.agree``, with ``hint`` saying what goes without."""
+    if not sys.stdin.isatty():
+        raise UsageError("this would ask, but there is no terminal", code="agree", hint=hint)
+
+
+def agree(question: str, *, hint: str, refused: str) -> None:
+    """Ask who is at the terminal.
+
+    Args:
+        question: in a sentence.
+        hint: what goes without asking.
+        refused: what is said where nobody agrees.
+
+    Raises:
+        UsageError: ``usage.agree``: nobody agreed, or nobody is there.
+    """
+    require_terminal(hint)
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise UsageError(refused, code="agree", hint=hint)
 
 
 def print_json(value: Any) -> None:

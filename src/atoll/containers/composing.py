@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from atoll.config import Config
+from atoll.config import Config, Renewed
 from atoll.containers.engine import Engine
 from atoll.containers.listener import Timing
 from atoll.containers.settings import EngineSettings, Proxy
 from atoll.events import Emit, ignore
 from atoll.machine.spec import Share
 
-__all__ = ["engine", "engine_settings", "timing"]
+__all__ = ["engine", "engine_settings", "served", "timing"]
 
 
 def engine(config: Config, emit: Emit = ignore) -> Engine:
     """The engine. Nothing is done before a method is called."""
     return Engine(engine_settings(config), config=config, on_event=emit)
+
+
+def served(config: Config, emit: Emit = ignore) -> Engine:
+    """The engine for a process that goes on: before each start the user's configuration is looked at again.
+
+    Where things are kept stays what ``config`` says.
+    """
+    renewed = Renewed({"data_dir": config.data_dir, "cache_dir": config.cache_dir})
+    return Engine(
+        engine_settings(config), config=config, on_event=emit, renew=lambda: engine_settings(renewed())
+    )
 
 
 def engine_settings(config: Config) -> EngineSettings:

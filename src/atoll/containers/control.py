@@ -24,17 +24,21 @@ class StatusRead(Request, frozen=True, tag="docker.status"):
 
 
 class Stop(Request, frozen=True, tag="docker.stop"):
-    """Have the listener end; clients get ``grace`` seconds, None for as many as it gives by itself."""
+    """Have the listener end; clients get ``grace`` seconds, None for as many as it gives by itself.
+
+    With ``engine`` whoever asks ends the engine meanwhile: no client has it started any more.
+    """
 
     grace: float | None = None
+    engine: bool = False
 
 
-def control_server(status: Callable[[], Status], stop: Callable[[float | None], None]) -> ControlServer:
+def control_server(status: Callable[[], Status], stop: Callable[[float | None, bool], None]) -> ControlServer:
     """What answers at a listener's control socket, on the running event loop.
 
     Args:
         status: what the listener does.
-        stop: has it end soon.
+        stop: has it end soon; arguments as of ``Stop``.
     """
 
     async def answer_status(_: bytes, stream: LocalStream) -> None:
@@ -42,7 +46,7 @@ def control_server(status: Callable[[], Status], stop: Callable[[float | None], 
 
     async def answer_stop(payload: bytes, stream: LocalStream) -> None:
         request = msgspec.msgpack.decode(payload, type=Stop)
-        stop(request.grace)
+        stop(request.grace, request.engine)
         stream.reply(Empty())
 
     return ControlServer({"docker.status": answer_status, "docker.stop": answer_stop})
@@ -64,9 +68,9 @@ class Control:
         """What the listener does."""
         return await self._channel.call(StatusRead(), Status)
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Have it end soon. ``grace`` as in ``Stop``."""
-        await self._channel.call(Stop(grace=grace), Empty)
+    async def stop(self, grace: float | None = None, *, engine: bool = False) -> None:
+        """Have it end soon. Arguments as of ``Stop``."""
+        await self._channel.call(Stop(grace=grace, engine=engine), Empty)
 
     def close(self) -> None:
         """Close the connection. Closing twice is fine."""

@@ -14,6 +14,7 @@ import msgspec
 
 from atoll.errors import AtollError
 from atoll.vm.idleness import pause_between
+from atoll.vm.state import StateError
 
 __all__ = [
     "Action",
@@ -105,7 +106,13 @@ class SuspendFailed(msgspec.Struct, frozen=True):
 
 
 class Closing(msgspec.Struct, frozen=True):
-    """This process is to end: the engine is left as it is."""
+    """This process is to end: the engine is left as it is, unless somebody ends it meanwhile.
+
+    Attributes:
+        engine: somebody does: it is not started again.
+    """
+
+    engine: bool = False
 
 
 Event = Came | Left | Started | StartFailed | DialFailed | Due | Looked | Suspended | SuspendFailed | Closing
@@ -152,6 +159,7 @@ class Demand(msgspec.Struct, frozen=True):
         look_at: when to look whether it is busy; None if that is not due.
         looking: that is being asked.
         closing: this process is to end.
+        ending: the engine is to end, too: nobody has it started.
     """
 
     idle: float
@@ -163,6 +171,7 @@ class Demand(msgspec.Struct, frozen=True):
     look_at: float | None = None
     looking: bool = False
     closing: bool = False
+    ending: bool = False
 
     @property
     def quiet(self) -> bool:
@@ -180,8 +189,17 @@ def begin(idle: float, now: float) -> Demand:
     return _quieted(Demand(idle), now)
 
 
-def step(demand: Demand, event: Event, now: float) -> Outcome:  # noqa: C901, PLR0911 - one line for each event
+def step(demand: Demand, event: Event, now: float) -> Outcome:
     """What is after ``event``, and what is to be done, in this order. ``now`` is in seconds."""
+    then, actions = _after(demand, event, now)
+    if not then.ending or Start() not in actions:
+        return then, actions
+    error = StateError("Docker's engine is being stopped", code="stopped", hint="`atoll docker start`")
+    left, refusals = _refused(_but(then, stage=Stage.UNKNOWN), then.waiting, error, now)
+    return left, (*(action for action in actions if action != Start()), *refusals)
+
+
+def _after(demand: Demand, event: Event, now: float) -> Outcome:  # noqa: C901, PLR0911 - one line for each event
     match event:
         case Came(client):
             return _came(demand, client)
@@ -202,8 +220,8 @@ def step(demand: Demand, event: Event, now: float) -> Outcome:  # noqa: C901, PL
             return _wanted(_but(demand, stage=Stage.RESTING), now)
         case SuspendFailed():
             return _wanted(_but(demand, stage=Stage.UNKNOWN), now)
-        case Closing():
-            return _but(demand, closing=True, look_at=None), ()
+        case Closing(engine):
+            return _but(demand, closing=True, ending=demand.ending or engine, look_at=None), ()
 
 
 def _came(demand: Demand, client: int) -> Outcome:

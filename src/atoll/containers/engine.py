@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -18,10 +18,9 @@ import msgspec
 from atoll import runtime, store
 from atoll.config import Config, load, override
 from atoll.containers import api, guest, root
-from atoll.containers.settings import DOCKER_SOCKET, EngineSettings, daemon_json
+from atoll.containers.settings import CONTAINERD_SOCKET, DOCKER_SOCKET, EngineSettings, daemon_json
 from atoll.errors import (
     AtollError,
-    ChannelError,
     ConfigError,
     EngineError,
     GuestError,
@@ -39,7 +38,7 @@ from atoll.machine.machine import Machine
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.vm import serving
-from atoll.vm.chain import read_chain
+from atoll.vm.chain import read_chain, used_by
 from atoll.vm.restart import Policy
 from atoll.vm.state import Phase, StateError
 
@@ -109,11 +108,7 @@ class _OwnMachine(Machine):
 
     async def purge(self) -> None:
         """Remove it, whatever it does."""
-        with contextlib.suppress(ChannelError):
-            await self.stop(force=True)
-        await self.close()
-        async with self._changing() as machine:
-            await asyncio.to_thread(registry.forget, self._paths, machine)
+        await self._discard(force=True)
 
     async def agent(self) -> Agent:
         """The guest's agent, over the one connection to the supervisor that serves all."""
@@ -127,9 +122,8 @@ class _OwnMachine(Machine):
 
     def allocated(self) -> int:
         """Bytes of this host that its disk takes."""
-        chain = read_chain(self.find().place)
-        files = [self.find().place.directory / layer.name for layer in chain.files]
-        return sum(file.stat().st_blocks * 512 for file in files)
+        place = self.find().place
+        return used_by(place, read_chain(place))
 
 
 class Engine:
@@ -139,6 +133,7 @@ class Engine:
         settings: what is wanted of it; they take effect at its next start.
         config: resolved settings; by default those of this user.
         on_event: told of everything that happens, see ``atoll.events``.
+        renew: makes the settings anew before each start; it may raise ``ConfigError``.
     """
 
     def __init__(
@@ -147,8 +142,10 @@ class Engine:
         *,
         config: Config | None = None,
         on_event: Emit = ignore,
+        renew: Callable[[], EngineSettings] | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
+        self._renew = renew
         self._config = load().config if config is None else config
         self._emit = on_event
         self._machine = _OwnMachine(NAME, config=self._config, on_event=on_event)
@@ -177,6 +174,8 @@ class Engine:
         """
         if await self._answers():
             return
+        if self._renew is not None:
+            self.settings = await asyncio.to_thread(self._renew)
         await asyncio.to_thread(self._provide)
         deadline = time.monotonic() + timeout
         async with self._alone(deadline):
@@ -355,16 +354,16 @@ class Engine:
             runtime.found(self._sized(), emit=self._emit)
 
     def _sized(self) -> Config:
-        size = f"{self.settings.most_memory >> 20}M"
-        return override(self._config, {"cpus": self.settings.vcpus, "memory": size})
+        size = f"{self.settings.memory >> 20}M"
+        return override(self._config, {"cpus": self.settings.cpus, "memory": size})
 
     def _wanted(self, former: MachineSpec) -> MachineSpec:
         """What the machine shall be. Its disk can only grow."""
         settings = self.settings
         return msgspec.structs.replace(
             former,
-            cpus=settings.vcpus,
-            memory=settings.most_memory,
+            cpus=settings.cpus,
+            memory=settings.memory,
             disk=max(former.disk, settings.disk),
             shares=tuple(creation.shared(share) for share in settings.shares),
             service=guest.service(settings),
@@ -439,7 +438,7 @@ class Engine:
     async def _waited_for(self) -> str:
         """The program that does not listen."""
         try:
-            stream = await self._machine.connected("/run/containerd/containerd.sock")
+            stream = await self._machine.connected(CONTAINERD_SOCKET)
         except AtollError:
             return "containerd"
         stream.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -99,25 +100,39 @@ async def status(place: DockerPaths) -> Status | None:
     return None if sock is None else await _ask(sock)
 
 
-async def stop(place: DockerPaths, *, grace: float | None = None) -> bool:
+async def stop(
+    place: DockerPaths,
+    *,
+    grace: float | None = None,
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+) -> bool:
     """End the listener and wait for that; whether there was one.
 
     Args:
         place: where it listens.
         grace: seconds that clients get; None for as many as it gives by itself.
+        meanwhile: ends the engine, and with it what clients wait for. It is done in any case, and if there is
+            a listener, once nobody comes any more; no client has the engine started again.
     """
+    there = await _tell_to_stop(place, grace, engine=meanwhile is not None)
+    if meanwhile is not None:
+        await meanwhile()
+    while there and store.is_held(place.lock):  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(_LOOK)
+    return there
+
+
+async def _tell_to_stop(place: DockerPaths, grace: float | None, *, engine: bool) -> bool:
     sock = reach(place)
     if sock is None:
         return False
     control = Control(sock)
     try:
-        await control.stop(grace)
+        await control.stop(grace, engine=engine)
     except ChannelError:
         return False
     finally:
         control.close()
-    while store.is_held(place.lock):  # noqa: ASYNC110 - nothing tells of it
-        await asyncio.sleep(_LOOK)
     return True
 
 

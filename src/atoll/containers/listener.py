@@ -77,6 +77,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         ports: of this host that containers publish.
         names: of containers and services, and their addresses in the guest.
         unshared: what containers have from the machine where this host may have been meant.
+        trouble: what keeps ports and names from being followed; empty if nothing does.
     """
 
     pid: int
@@ -94,6 +95,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[Port, ...] = ()
     names: dict[str, tuple[str, ...]] = {}
     unshared: tuple[Unshared, ...] = ()
+    trouble: str = ""
 
 
 class Listener:
@@ -158,15 +160,16 @@ class Listener:
             failed=self._failed,
         )
 
-    async def close(self, grace: float = 0.0, *, last: bool = False) -> None:
+    async def close(self, grace: float = 0.0, *, last: bool = False, engine: bool = False) -> None:
         """Accept no more, let clients end within ``grace`` seconds, and let go of the engine as it is.
 
         Args:
             grace: for those that are served or wait to be.
             last: nobody listens here after this: clients that have connected already are among them.
+            engine: somebody ends the engine meanwhile: nobody has it started.
         """
+        self._take(d.Closing(engine))
         self._acceptor.close(last=last)
-        self._take(d.Closing())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 while self._busy:

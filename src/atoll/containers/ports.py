@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote
@@ -30,6 +31,9 @@ _AGAIN = 2.0
 
 #: Seconds until an engine that runs, but could not be followed, is tried again.
 _BREATH = 0.5
+
+#: Seconds until that is tried again at most, after errors that nobody expected one after the other.
+_LONGEST = 60.0
 
 #: What changes ports, addresses or names.
 _EVENTS = {
@@ -71,6 +75,11 @@ class Ports:
         name: of its machine, for events.
         lan: ports for which no address was named are for other hosts, too.
         emit: told of ports that come, go, or cannot be had.
+
+    Attributes:
+        names: of containers and services, and their addresses in the guest.
+        unshared: what containers have from the machine where this host may have been meant.
+        trouble: what keeps the engine from being followed that nobody expected; empty if nothing does.
     """
 
     def __init__(self, engine: Reached, name: str, *, lan: bool, emit: Emit = ignore) -> None:
@@ -84,6 +93,7 @@ class Ports:
         self._roused = asyncio.Event()
         self.names: Mapping[str, tuple[str, ...]] = {}
         self.unshared: tuple[Unshared, ...] = ()
+        self.trouble = ""
         self._following = asyncio.create_task(self._run())
 
     def rouse(self) -> None:
@@ -102,18 +112,48 @@ class Ports:
         await asyncio.gather(self._following, return_exceptions=True)
 
     async def _run(self) -> None:
+        """Follow the engine; what nobody expected is told, and tried again after a while."""
+        pause = _BREATH
         try:
             while True:
-                self._roused.clear()
-                while self._engine.active():
-                    with contextlib.suppress(AtollError):
-                        await self._follow()
-                    await self._apply(())
-                    self.unshared = ()
-                    await asyncio.sleep(_BREATH)
-                await self._roused.wait()
+                began = time.monotonic()
+                try:
+                    await self._follow_while_it_runs()
+                except Exception as error:  # noqa: BLE001 - else no port would ever come or go again
+                    pause = min(2 * pause, _LONGEST) if time.monotonic() - began < _LONGEST else _BREATH
+                    self._fail(error)
+                    await self._drop()
+                    await asyncio.sleep(pause)
         finally:
-            await self._apply(())
+            await self._drop()
+
+    async def _follow_while_it_runs(self) -> None:
+        self._roused.clear()
+        while self._engine.active():
+            with contextlib.suppress(AtollError):
+                await self._follow()
+            await self._drop()
+            await asyncio.sleep(_BREATH)
+        await self._roused.wait()
+
+    def _fail(self, error: Exception) -> None:
+        told = f"{type(error).__name__}: {error}"
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "the engine could not be followed", "exception": error}
+        )
+        if self.trouble != told:
+            self.trouble = told
+            message = f"ports and names of containers could not be followed: {told}"
+            self._emit(Warned(message=message, hint="this is tried again; see `atoll docker status`"))
+
+    async def _drop(self) -> None:
+        """Nothing is known of an engine that is not followed."""
+        self.names, self.unshared = {}, ()
+        while self._open or self._refused:
+            try:
+                await self._apply(())
+            except Exception as error:  # noqa: BLE001 - it is forgotten already; the others go, too
+                self._fail(error)
 
     async def _follow(self) -> None:
         """Do as the engine says until it says no more. Raises ``AtollError``: it cannot be reached."""
@@ -148,6 +188,7 @@ class Ports:
         self.names = names(containers)
         self._tell(unshared(containers, self._engine.shared()))
         await self._apply(publications(containers, lan=self._lan))
+        self.trouble = ""
 
     def _tell(self, found: tuple[Unshared, ...]) -> None:
         before, self.unshared = self.unshared, found

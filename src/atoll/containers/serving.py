@@ -44,7 +44,7 @@ __all__ = ["BUSY", "ENGINE", "Opened", "Parts", "main", "serve"]
 BUSY = 75
 
 #: What makes the engine, as ``--backend`` takes it: loaded when the listener has its lock.
-ENGINE = "atoll.containers.composing:engine"
+ENGINE = "atoll.containers.composing:served"
 
 #: Seconds in which clients may end when the listener is to.
 GRACE = 10.0
@@ -133,7 +133,7 @@ async def _run(
     *,
     unname: Callable[[], None] | None,
 ) -> int:
-    ending: asyncio.Queue[float] = asyncio.Queue()
+    ending: asyncio.Queue[tuple[float, bool]] = asyncio.Queue()
     path = str(place.socket) if unname is not None else str(sock.getsockname())
     backend, ports = open_parts()
     rouse = ports.rouse if ports is not None else lambda: None
@@ -144,11 +144,15 @@ async def _run(
         if ports is None:
             return found
         return msgspec.structs.replace(
-            found, ports=ports.listed, names=dict(ports.names), unshared=ports.unshared
+            found,
+            ports=ports.listed,
+            names=dict(ports.names),
+            unshared=ports.unshared,
+            trouble=ports.trouble,
         )
 
-    def stop(grace: float | None = None) -> None:
-        ending.put_nowait(GRACE if grace is None else grace)
+    def stop(grace: float | None = None, engine: bool = False) -> None:
+        ending.put_nowait((GRACE if grace is None else grace, engine))
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop)
@@ -159,11 +163,11 @@ async def _run(
         if client is not None:
             server.add(client)
         log(f"listening at {path}")
-        grace = await ending.get()
+        grace, engine = await ending.get()
         log("ending")
         if unname is not None:
             unname()
-        closing = asyncio.create_task(listener.close(grace, last=unname is not None))
+        closing = asyncio.create_task(listener.close(grace, last=unname is not None, engine=engine))
         again = asyncio.create_task(ending.get())
         await asyncio.wait({closing, again}, return_when=asyncio.FIRST_COMPLETED)
         again.cancel()
@@ -182,7 +186,7 @@ async def _run(
     return 0
 
 
-async def _watch(lock: int, stop: Callable[[float | None], None]) -> None:
+async def _watch(lock: int, stop: Callable[[float], None]) -> None:
     """Have the listener end whose directory was removed: nobody finds its socket any more."""
     while os.fstat(lock).st_nlink:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(_LOOK)

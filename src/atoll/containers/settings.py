@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from atoll.config import default_of
 from atoll.containers.hosting import ADDRESS, NAMES, address_inside, registry_inside
 from atoll.errors import ConfigError
 from atoll.machine.spec import Share
@@ -22,11 +22,6 @@ __all__ = [
     "environment",
     "trusted",
 ]
-
-_GIB = 1 << 30
-
-#: vCPUs by default: more than the host has make an emulated guest slower.
-_CPUS = 2
 
 DOCKER_SOCKET = "/run/docker.sock"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
@@ -63,9 +58,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the user wants of the engine.
 
     Attributes:
-        cpus: vCPUs; 0 for two, or as many as the host has if that is fewer.
-        memory: bytes that the machine has at most, of which the host gives what is used; 0 for 2 GiB, or
-            half of what the host has if that is less.
+        cpus: vCPUs; by default, here and below, what the settings table says (``atoll.config``).
+        memory: bytes that the machine has at most, whole MiB, of which the host gives what is used.
         disk: bytes that images, volumes and containers take at most; it can grow, not shrink.
         daemon: keys of daemon.json (dockerd(8)); they win over what the other settings say.
         proxy: for pulls and pushes.
@@ -75,26 +69,15 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         shares: directories of the host.
     """
 
-    cpus: int = 0
-    memory: int = 0
-    disk: int = 64 * _GIB
+    cpus: int = msgspec.field(default_factory=default_of("docker_cpus"))
+    memory: int = msgspec.field(default_factory=default_of("docker_memory"))
+    disk: int = msgspec.field(default_factory=default_of("docker_disk"))
     daemon: Mapping[str, Any] = {}
     proxy: Proxy = Proxy()
     mirrors: tuple[str, ...] = ()
     insecure: tuple[str, ...] = ()
     certificates: tuple[Path, ...] = ()
     shares: tuple[Share, ...] = ()
-
-    @property
-    def vcpus(self) -> int:
-        """How many there are."""
-        return self.cpus or min(_CPUS, os.cpu_count() or 1)
-
-    @property
-    def most_memory(self) -> int:
-        """How much memory, bytes: whole MiB."""
-        half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        return self.memory or min(2 * _GIB, half >> 20 << 20)
 
 
 def daemon_json(settings: EngineSettings) -> str:

@@ -129,9 +129,9 @@ def install(
 
 def _fetched(paths: Paths, tools: Sequence[Tool], emit: Emit) -> list[Path]:
     """The programs, in directories of Atoll's own that are named after their packages."""
-    from atoll.image import apt  # noqa: PLC0415 - only where something is missing
+    from atoll.image import apt, architectures, kernel  # noqa: PLC0415 - only where something is missing
 
-    architecture = apt.DEBIAN_ARCHITECTURES[os.uname().machine]
+    architecture = architectures.PACKAGED[kernel.host_architecture()]
     files = []
     with apt.suite_state(paths.cache, architecture, _SUITE, doing=_TASK, emit=emit) as state:
         for one in tools:

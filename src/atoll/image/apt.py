@@ -22,7 +22,6 @@ from atoll.events import Emit, TaskAdvanced, ignore
 from atoll.image import deb
 
 __all__ = [
-    "DEBIAN_ARCHITECTURES",
     "Package",
     "State",
     "Target",
@@ -38,9 +37,6 @@ __all__ = [
     "suite_state",
     "targets",
 ]
-
-#: Debian's names of the architectures.
-DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _NO_APT = "this needs a Debian-like host; elsewhere give a kernel with --kernel, or a package"
 
@@ -250,8 +246,7 @@ def lookup(
         message = "cannot fetch the package lists"
         raise ImageError(message, code="apt", hint=hint, detail=failure.detail) from failure
     if found is None:
-        hint = "add Debian's archive to the host's apt sources, or give a kernel with --kernel"
-        raise ImageError(f"no archive of this host has {name} for {architecture}", code="apt", hint=hint)
+        raise lacking(name, architecture, hint="or give a kernel with --kernel")
     return found, state
 
 
@@ -297,10 +292,11 @@ def suite_state(
         store.remove_tree(root)
 
 
-def lacking(name: str, architecture: str) -> ImageError:
-    """No archive has that package."""
+def lacking(name: str, architecture: str, *, hint: str = "") -> ImageError:
+    """No archive has that package; ``hint`` is what else may help."""
     message = f"no archive of this host has {name} for {architecture}"
-    return ImageError(message, code="apt", hint="add Debian's archive to the host's apt sources")
+    first = "add Debian's archive to the host's apt sources"
+    return ImageError(message, code="apt", hint=f"{first}, {hint}" if hint else first)
 
 
 def fetch(

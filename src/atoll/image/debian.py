@@ -21,6 +21,7 @@ from atoll import process, store
 from atoll.errors import ImageError, PreflightError, ProcessError, StoreError
 from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.image import apt, deb, engine, erofs, machine, packing, programs
+from atoll.image.architectures import PACKAGED
 from atoll.image.catalog import RECIPES, Flavour, ImageManifest, InstalledPackage, Recipe
 
 __all__ = ["CONTENTS", "PACKAGES", "Contents", "arguments", "build", "installed_packages", "ubuntu_sources"]
@@ -191,7 +192,7 @@ def build(
     with packing.workspace(prefix, _TREE_SPACE) as work:
         argv = arguments(
             suite,
-            apt.DEBIAN_ARCHITECTURES[architecture],
+            PACKAGED[architecture],
             work / "tree",
             mode="unshare" if prefix else "auto",
             sources=sources,

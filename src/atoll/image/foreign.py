@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 
+from atoll.image.architectures import PACKAGED
+
 __all__ = ["FOREIGN", "PACKAGE", "PLATFORMS", "interpreter", "refusal", "register", "registration"]
 
 #: What a guest of one architecture emulates.
@@ -18,7 +20,7 @@ FOREIGN = {"x86_64": "aarch64", "aarch64": "x86_64"}
 PACKAGE = "qemu-user"
 
 #: What Docker calls a guest's architecture.
-PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+PLATFORMS = {ours: f"linux/{name}" for ours, name in PACKAGED.items()}
 
 #: Numbers of machines (ELF specification, ``e_machine``).
 _MACHINES = {"x86_64": 62, "aarch64": 183}

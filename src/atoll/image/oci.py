@@ -13,12 +13,12 @@ from typing import Self
 
 import msgspec
 
+from atoll.image.architectures import PACKAGED
 from atoll.image.archive import CHUNK, refuse
 
 __all__ = ["Span", "View", "is_layout", "layers_of"]
 
 _MOST_JSON = 4 << 20
-_GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _DEEPEST = 3
 
 
@@ -100,7 +100,7 @@ def layers_of(path: Path, files: Mapping[str, Span], architecture: str) -> tuple
 
 
 def _choose(manifests: tuple[_Descriptor, ...], architecture: str) -> _Descriptor:
-    wanted = _GO_ARCHITECTURES.get(architecture, architecture)
+    wanted = PACKAGED.get(architecture, architecture)
     images = [item for item in manifests if item.platform is None or item.platform.os != "unknown"]
     fitting = [item for item in images if item.platform is not None and item.platform.architecture == wanted]
     candidates = fitting or [item for item in images if item.platform is None]

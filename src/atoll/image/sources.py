@@ -11,6 +11,7 @@ import msgspec
 from atoll.errors import ImageError
 from atoll.events import Emit, TaskAdvanced, Warned
 from atoll.image import apt, deb, vmlinux
+from atoll.image.architectures import PACKAGED
 from atoll.image.kernel import Choice, Origin, stamp
 from atoll.paths import Paths
 
@@ -70,7 +71,7 @@ def locate(paths: Paths, choice: Choice, *, refresh: bool, emit: Emit) -> Source
 
 
 def _from_apt(paths: Paths, architecture: str, *, refresh: bool, emit: Emit) -> Source:
-    name = apt.DEBIAN_ARCHITECTURES[architecture]
+    name = PACKAGED[architecture]
     state_place = apt.private_state(paths.cache, name)
     meta, state = apt.lookup(
         _CLOUD.format(architecture=name), name, private=state_place, fresh=refresh, emit=emit

@@ -177,6 +177,10 @@ class Supervised(Commands):
             StateError: it is not at rest.
         """
         registry.require_users(self.find(), "removed")
+        await self._discard(force=force)
+
+    async def _discard(self, *, force: bool) -> None:
+        """``remove``, whoever's it is."""
         if force:
             with contextlib.suppress(ChannelError):
                 await self.stop(force=True)

@@ -22,6 +22,7 @@ from atoll.guest.agent import Agent
 from atoll.hypervisor.port import Pluggable, Resident, end, wait_for_exit
 from atoll.paths import VmPaths
 from atoll.process import Adopted, Identity, Process
+from atoll.vm import holding
 from atoll.vm.bootplan import BootPlan, Setup, Share
 from atoll.vm.logs import tail
 from atoll.vm.serving import serve
@@ -300,6 +301,7 @@ class Shares:
         if not plugged.mounted:
             return
         _, agent = self._connected()
+        device = await holding.device_of(agent, _tag(plugged.slot))
         try:
             async with asyncio.timeout(_PATIENCE):
                 await agent.unmount(plugged.share.guest)
@@ -313,7 +315,23 @@ class Shares:
                 raise StateError(f"{plugged.share.guest} is in use", code="share_busy", hint=hint) from error
             else:
                 raise
+        if await holding.is_held(agent, device):
+            await self._give_back(plugged, agent)
         self._keep(msgspec.structs.replace(plugged, mounted=False))
+
+    async def _give_back(self, plugged: Plugged, agent: Agent) -> None:
+        """Mount again what somebody still has at another place, and refuse to take it away."""
+        share, tag = plugged.share, _tag(plugged.slot)
+        who = await holding.holders(agent, tag)
+        try:
+            await agent.mount("virtiofs", tag, share.guest, read_only=share.read_only)
+        except GuestError as error:
+            self._keep(msgspec.structs.replace(plugged, mounted=False))
+            raise self._not_mounted(share, error) from error
+        told = f": {', '.join(who)}" if who else ""
+        message = f"{share.guest} is mounted elsewhere in the guest, too{told}"
+        hint = "end what has it, such as the containers named, or stop the machine instead of suspending it"
+        raise StateError(message, code="share_busy", hint=hint)
 
     async def _take_out(self, slot: int) -> None:
         """Take a device out that nobody uses, see its daemon end, and forget the share."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,10 +20,10 @@ from atoll.containers.migration.remote import Remote
 from atoll.containers.migration.translating import Place
 from atoll.errors import UsageError
 from atoll.events import Emit, ignore
+from atoll.image.architectures import PACKAGED
+from atoll.image.kernel import host_architecture
 
 __all__ = ["Ends", "migrate", "outline"]
-
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class Ends(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,9 +50,8 @@ async def outline(ends: Ends, wishes: Wishes, *, cpus: int = 0) -> tuple[Invento
     """
     async with Remote(ends.source, "the source") as source:
         found = await inventory.read(source, sizes=True)
-    target = Inventory(
-        id="", architecture=_ARCHITECTURES.get(platform.machine(), platform.machine()), cpus=cpus
-    )
+    native = host_architecture()
+    target = Inventory(id="", architecture=PACKAGED.get(native, native), cpus=cpus)
     journal = Journals(ends.journals).load(found.id, "", ends.source)
     return found, plan(found, target, wishes, journal, _place(ends, found))
 
