@@ -14,7 +14,7 @@ import pytest
 from vsock_front import BUFFER, CID, GUEST, SIZE, USER, Front
 
 from atoll import process
-from atoll.vsock import serving
+from atoll.vsock import program, serving
 from atoll.vsock.device import Device
 from atoll.vsock.flows import WINDOW
 from atoll.vsock.packets import HEADER_SIZE, Op, Shut
@@ -350,7 +350,7 @@ async def test_the_program_is_the_device_for_those_who_come_by_name_or_are_hande
     door, their_door = socket.socketpair()
     fds = {"device": front.theirs.fileno(), "ready": ready_write, "listener": listener.fileno()}
     fds["handed"] = their_door.fileno()
-    words = serving.arguments(cid=CID, ports={}, **fds)
+    words = program.arguments(cid=CID, ports={}, **fds)
     child = process.spawn(words, pass_fds=tuple(fds.values()))
     front.theirs.close()
     os.close(ready_write)

@@ -23,7 +23,7 @@ from atoll.image.catalog import ImageManifest
 from atoll.image.extents import ZEROES, read_range
 from atoll.machine import registry, undoing
 from atoll.machine.registry import Named
-from atoll.machine.spec import MachineSpec
+from atoll.machine.spec import MachineSpec, closed
 from atoll.paths import Paths, VmPaths
 from atoll.vm.chain import Opened, opened, read_chain, require_files
 
@@ -181,6 +181,7 @@ def import_machine(paths: Paths, source: Path, name: str | None = None, emit: Em
                 id=secrets.token_hex(16),
                 created=time.time(),
                 shares=(),
+                vsock=closed(spec.vsock),
                 image=manifest.image.name,
                 service=None,  # this Atoll's own machines are trusted by it, and it makes them itself
             )

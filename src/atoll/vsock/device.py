@@ -78,6 +78,7 @@ class Device:
         tell: told, in words, when the guest or the front-end has broken the rules.
 
     Attributes:
+        used: set when the guest's driver has begun to use it.
         gone: set when the front-end has closed the connection.
     """
 
@@ -88,6 +89,7 @@ class Device:
         dial: Callable[[int], socket.socket | None],
         tell: Callable[[str], None],
     ) -> None:
+        self.used = asyncio.Event()
         self.gone = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._dial = dial
@@ -159,6 +161,7 @@ class Device:
         if not begins:
             self._loop.remove_reader(kick)
             return
+        self.used.set()
         work = self._on_receive_kick if number == RECEIVE else self._hear
         self._loop.add_reader(kick, self._on_kick, kick, work)
         self._loop.call_soon(work)

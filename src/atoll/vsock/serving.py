@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from atoll.vsock.device import Device
 from atoll.vsock.hello import LONGEST, MOST_PORT, parse_hello
 
-__all__ = ["Reception", "arguments", "dialler", "main"]
+__all__ = ["Reception", "dialler", "main"]
 
 #: Clients that have not said yet what they want, and seconds for that.
 _WAITING = 64
@@ -29,34 +29,6 @@ _AT_ONCE = 64
 
 #: Seconds without accepting where this process has no descriptor left for another client.
 _BREATH = 0.1
-
-
-def arguments(
-    *,
-    device: int,
-    cid: int,
-    ready: int,
-    ports: Mapping[int, str],
-    listener: int = -1,
-    handed: int = -1,
-) -> tuple[str, ...]:
-    """What the program is started with.
-
-    Args:
-        device: descriptor of the connection to the hypervisor.
-        cid: of the guest.
-        ready: of a pipe: a byte is written to it when the device can be used.
-        ports: ports of the host that the guest may connect to, and the unix socket that serves each.
-        listener: of a listening socket for clients; -1 for none.
-        handed: of a socket over which clients' sockets come (``SCM_RIGHTS``, unix(7)); -1 for none.
-    """
-    return (
-        *(sys.executable, "-P", "-m", "atoll.vsock.serving"),
-        *("--device", f"{device}", "--cid", f"{cid}", "--ready", f"{ready}"),
-        *(("--listener", f"{listener}") if listener >= 0 else ()),
-        *(("--handed", f"{handed}") if handed >= 0 else ()),
-        *(word for port, path in ports.items() for word in ("--port", f"{port}:{path}")),
-    )
 
 
 def dialler(ports: Mapping[int, str]) -> Callable[[int], socket.socket | None]:
@@ -173,10 +145,19 @@ async def _serve(options: argparse.Namespace) -> None:
         reception.listen(socket.socket(fileno=options.listener))
     if options.handed is not None:
         reception.take(socket.socket(fileno=options.handed))
-    with contextlib.suppress(BrokenPipeError):
-        os.write(options.ready, b"+")
+    _say(options.ready, b"+")
+    gone, used = asyncio.create_task(device.gone.wait()), asyncio.create_task(device.used.wait())
+    await asyncio.wait({gone, used}, return_when=asyncio.FIRST_COMPLETED)
+    if used.done():
+        _say(options.ready, b"=")
+    used.cancel()
     os.close(options.ready)
-    await device.gone.wait()
+    await gone
+
+
+def _say(fd: int, what: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(fd, what)
 
 
 def _tell(what: str) -> None:
