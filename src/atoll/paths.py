@@ -145,7 +145,7 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.directory / f"vm-{name}.sock"
 
     def log(self, name: str) -> Path:
-        """A log: ``console``, ``serial``, ``agent``, ``hypervisor``, ``supervisor``, ``shares``, ``vsock``."""
+        """A log, such as ``console``, ``hypervisor``, ``supervisor`` or ``vsock``."""
         return self.logs / f"{name}.log"
 
 
