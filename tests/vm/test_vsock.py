@@ -17,8 +17,10 @@ import pytest
 from guests import eventually, running_machine
 from programs import compiled
 
-from atoll.errors import ChannelError
+from atoll import blocking
+from atoll.errors import ChannelError, UsageError
 from atoll.vm.state import StateError
+from atoll.vsock.hello import LONGEST, build_hello, is_accepted
 
 pytestmark = pytest.mark.vm
 
@@ -169,3 +171,33 @@ def test_nothing_listens_for_a_machine_that_is_at_rest(dev):
     with pytest.raises(StateError) as caught:
         dev.connect_vsock(PORT)
     assert caught.value.code == "state.vsock"
+
+
+def test_a_sandbox_talks_both_ways_and_leaves_nothing(config, paths, tmp_path):
+    program = compiled(paths, Path(__file__).parents[1] / "vsock.c")
+    with (
+        listening(tmp_path / "served") as listener,
+        blocking.Sandbox(
+            config=config, vsock=tmp_path / "clients", vsock_ports={OPEN: tmp_path / "served"}, memory="256M"
+        ) as box,
+    ):
+        box.files.write("/root/vsock", program.read_bytes(), mode=0o755)
+        with box.start(["/root/vsock", "connect", f"{OPEN}"], stdin=True) as client:
+            sock, _ = listener.accept()
+            with sock:
+                client.write(b"from the sandbox")
+                client.close_stdin()
+                assert received(sock) == b"from the sandbox"
+            client.wait()
+        box.start(["/root/vsock", "serve", f"{PORT}"])
+        eventually(lambda: reachable(box))
+        with box.connect_vsock(PORT) as sock:
+            assert echoed(sock, b"to the sandbox") == b"to the sandbox"
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(tmp_path / "clients"))
+            sock.sendall(build_hello(PORT))
+            assert is_accepted(sock.recv(LONGEST))
+        with pytest.raises(UsageError) as caught:
+            box.fork()
+        assert caught.value.code == "usage.vsock"
+    assert not (tmp_path / "clients").exists()

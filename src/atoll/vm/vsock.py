@@ -22,7 +22,7 @@ from atoll.events import Emit, Warned
 from atoll.guest.agent import Agent
 from atoll.hypervisor.port import Pluggable, connect, end, listen, wait_for_exit
 from atoll.paths import VmPaths
-from atoll.process import Process
+from atoll.process import Adopted, Process
 from atoll.vm.bootplan import BootPlan, OpenPort, Setup
 from atoll.vm.logs import tail
 from atoll.vm.state import StateError
@@ -52,6 +52,10 @@ _READY, _USED = b"+", b"="
 
 class _Plugged(Protocol):
     """A VM that devices can be plugged into."""
+
+    @property
+    def process(self) -> Process | Adopted:
+        """The hypervisor's process."""
 
     @property
     def plugging(self) -> Pluggable | None:
@@ -301,7 +305,7 @@ class VsockDevice:
         await wait_for_exit(child)
         await asyncio.sleep(_FAREWELL)  # it may be QEMU that ended
         async with self._lock:
-            if self._vm is None or self._child is not child:
+            if self._vm is None or self._vm.process.poll() is not None or self._child is not child:
                 return
             message = f"{self._name}: what serves its virtio socket has ended; it is started again"
             self._emit(Warned(message=message))

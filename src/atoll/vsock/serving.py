@@ -11,14 +11,19 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from atoll.vsock.device import Device
+from atoll.vsock.flows import MOST
 from atoll.vsock.hello import LONGEST, MOST_PORT, parse_hello
 
 __all__ = ["Reception", "dialler", "main"]
+
+#: Descriptors that all connections at a time and all who wait take, with some to spare.
+_FILES = MOST + 256
 
 #: Clients that have not said yet what they want, and seconds for that.
 _WAITING = 64
@@ -181,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listener", type=int)
     parser.add_argument("--handed", type=int)
     parser.add_argument("--port", type=_port, action="append", default=[])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _FILES), most))
     asyncio.run(_serve(parser.parse_args(argv)))
     return 0
 
