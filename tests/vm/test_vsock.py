@@ -189,7 +189,7 @@ def test_a_sandbox_talks_both_ways_and_leaves_nothing(config, paths, tmp_path):
                 client.close_stdin()
                 assert received(sock) == b"from the sandbox"
             client.wait()
-        box.start(["/root/vsock", "serve", f"{PORT}"])
+        box.run(["sh", "-c", f"/root/vsock serve {PORT} >/dev/null 2>&1 &"], check=True)
         eventually(lambda: reachable(box))
         with box.connect_vsock(PORT) as sock:
             assert echoed(sock, b"to the sandbox") == b"to the sandbox"
