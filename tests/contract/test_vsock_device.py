@@ -341,6 +341,30 @@ async def test_no_packets_of_any_content_break_more_than_their_device(served):
     assert not served.device.gone.is_set()
 
 
+async def test_no_content_of_the_rings_breaks_more_than_their_device(served):
+    """Descriptors, indices and tables are overwritten while connections are open; a reset mends all."""
+    dice = random.Random(4)
+    for _ in range(60):
+        client, _ = await served.opened_by_host()
+        with client:
+            client.send(bytes(9000))
+            for _ in range(dice.randrange(1, 40)):
+                place = dice.randrange(0x1000, 0x9000)
+                served.front.view[place : place + 2] = dice.randbytes(2)
+            for kick in served.front.kicks:
+                os.eventfd_write(kick, 1)
+            for _ in range(4):
+                await asyncio.sleep(0)
+        await served.front.stop()
+        served.front.empty()
+        await served.front.begin()
+    assert not served.device.gone.is_set()
+    assert served.told
+    assert all(reason.startswith("the guest broke its ") for reason in served.told)
+    client, _ = await served.opened_by_host()
+    client.close()
+
+
 async def test_the_program_is_the_device_for_those_who_come_by_name_or_are_handed_in(tmp_path):
     front = Front()
     ready_read, ready_write = os.pipe()

@@ -19,6 +19,7 @@ from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.image.bundle import devices, select
 from atoll.image.modules import Module, Tree
 from atoll.machine.adopting import adopted_spec
+from atoll.machine.editing import edited, shown
 from atoll.machine.spec import MachineSpec, cid_of, parse_vsock
 from atoll.vm.bootplan import OpenPort, Setup, Vsock
 from atoll.vm.vsock import DRIVER, taken_slots
@@ -57,6 +58,12 @@ def test_other_wishes_are_refused(wanted, ports):
     with pytest.raises(UsageError) as caught:
         parse_vsock(wanted, ports)
     assert caught.value.code == "usage.vsock"
+
+
+@pytest.mark.parametrize("value", ["yes", "no", "kernel", "5000,6000:/run/x", "'1:/with blank,comma'"])
+def test_an_edit_is_shown_as_it_is_written(value, config):
+    spec = edited(config, MachineSpec(id="0" * 32, image="debian", created=0.0), {"vsock": value})
+    assert shown(spec, "vsock") == value
 
 
 @given(st.text(max_size=20))

@@ -25,6 +25,9 @@ __all__ = ["Reception", "dialler", "main"]
 #: Descriptors that all connections at a time and all who wait take, with some to spare.
 _FILES = MOST + 256
 
+#: Lines that are told of a guest that breaks the rules.
+_LINES = 100
+
 #: Clients that have not said yet what they want, and seconds for that.
 _WAITING = 64
 _PATIENCE = 10.0
@@ -144,7 +147,7 @@ class Reception:
 async def _serve(options: argparse.Namespace) -> None:
     ports = dict(options.port)
     hypervisor = socket.socket(fileno=options.device)
-    device = Device(hypervisor, options.cid, dialler(ports), _tell)
+    device = Device(hypervisor, options.cid, dialler(ports), _Log().tell)
     reception = Reception(device.connect)
     if options.listener is not None:
         reception.listen(socket.socket(fileno=options.listener))
@@ -165,9 +168,18 @@ def _say(fd: int, what: bytes) -> None:
         os.write(fd, what)
 
 
-def _tell(what: str) -> None:
-    sys.stderr.write(f"{what}\n")
-    sys.stderr.flush()
+class _Log:
+    """Standard error, for so many lines: a guest can break its rings as often as it likes."""
+
+    def __init__(self) -> None:
+        self._left = _LINES
+
+    def tell(self, what: str) -> None:
+        """Write a line."""
+        if self._left:
+            self._left -= 1
+            sys.stderr.write(f"{what}\n" if self._left else f"{what}; no more is told\n")
+            sys.stderr.flush()
 
 
 def _port(text: str) -> tuple[int, str]:
