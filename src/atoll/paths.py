@@ -127,6 +127,15 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.directory / "control.sock"
 
     @property
+    def vsock(self) -> Path:
+        """Where programs of the host connect to the guest's AF_VSOCK."""
+        return self.directory / "vsock.sock"
+
+    def vsock_port(self, port: int) -> Path:
+        """What serves a port of the host that the guest may connect to, where nothing else is named."""
+        return self.directory / f"vsock.sock_{port}"
+
+    @property
     def logs(self) -> Path:
         """What the guest, the hypervisor and the supervisor wrote."""
         return self.directory / "logs"
@@ -136,7 +145,7 @@ class VmPaths(msgspec.Struct, frozen=True):
         return self.directory / f"vm-{name}.sock"
 
     def log(self, name: str) -> Path:
-        """A log: ``console``, ``serial``, ``agent``, ``hypervisor``, ``shares`` or ``supervisor``."""
+        """A log, such as ``console``, ``hypervisor``, ``supervisor`` or ``vsock``."""
         return self.logs / f"{name}.log"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -164,19 +165,38 @@ def new_name() -> str:
     return f"sandbox-{os.urandom(4).hex()}"
 
 
-def launch(config: Config, name: str, image: str, *, network: bool = False, emit: Emit = ignore) -> Spawned:
+def launch(
+    config: Config,
+    name: str,
+    image: str,
+    *,
+    network: bool = False,
+    devices: Sequence[str] = (),
+    shaped: Callable[[Machine], Machine] | None = None,
+    emit: Emit = ignore,
+) -> Spawned:
     """Prepare a VM and spawn it: from a template, which is made on its first use, or cold.
+
+    Args:
+        config: size, accelerator, kernel and directories.
+        name: of the VM.
+        image: of its root.
+        network: give it a network card.
+        devices: drivers to load beside that.
+        shaped: makes it what no template is: it is booted.
+        emit: told of progress.
 
     Raises:
         AtollError: as ``prepare``; ``BootError`` with stage ``spawn``.
     """
     prepared = prepare(config, name, image, network=network, emit=emit)
-    if not config.cold:
+    if not config.cold and shaped is None:
         spawned = _from_template(config, prepared, emit)
         if spawned is not None:
             return spawned
-    modules = prepared.base.modules("virtio_net") if network else ()
-    return spawn(prepared.base.hypervisor, prepared.machine, emit, modules=modules)
+    modules = prepared.base.modules(*(("virtio_net",) if network else ()), *devices)
+    machine = prepared.machine if shaped is None else shaped(prepared.machine)
+    return spawn(prepared.base.hypervisor, machine, emit, modules=modules)
 
 
 def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -18,6 +19,7 @@ __all__ = [
     "at_hand",
     "blocking",
     "check_owner",
+    "connecting",
     "in_turn",
     "loop",
     "made_from",
@@ -86,6 +88,21 @@ def blocking(
     def wait(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
         check_owner(self._owner)
         return wait_for(method(self._async, *args, **kwargs))
+
+    return wait
+
+
+def connecting(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, socket.socket]],
+) -> Callable[Concatenate[Any, P], socket.socket]:
+    """A method that waits for the socket that ``method`` returns, which blocks then."""
+    connect = blocking(method)
+
+    @functools.wraps(method)
+    def wait(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> socket.socket:
+        sock = connect(self, *args, **kwargs)
+        sock.setblocking(True)
+        return sock
 
     return wait
 

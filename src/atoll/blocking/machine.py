@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from atoll import aio
-from atoll.blocking.core import Closing, blocking, made_from, opening, wait_for
+from atoll.blocking.core import Closing, blocking, connecting, made_from, opening, wait_for
 from atoll.blocking.files import Files
 from atoll.blocking.processes import Exposed, Process
 from atoll.machine.registry import Named
@@ -55,6 +55,7 @@ class Machine(Closing):
     attach = opening(aio.Machine.attach, Process)
     processes = blocking(aio.Machine.processes)
     expose = opening(aio.Machine.expose, Exposed)
+    connect_vsock = connecting(aio.Machine.connect_vsock)
     ping = blocking(aio.Machine.ping)
     info = blocking(aio.Machine.info)
 

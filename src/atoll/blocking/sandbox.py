@@ -6,7 +6,7 @@ import functools
 from typing import Self
 
 from atoll import aio
-from atoll.blocking.core import Closing, blocking, made_from, opening
+from atoll.blocking.core import Closing, blocking, connecting, made_from, opening
 from atoll.blocking.files import Files
 from atoll.blocking.processes import Exposed, Process
 
@@ -27,6 +27,7 @@ class Sandbox(Closing):
     attach = opening(aio.Sandbox.attach, Process)
     processes = blocking(aio.Sandbox.processes)
     expose = opening(aio.Sandbox.expose, Exposed)
+    connect_vsock = connecting(aio.Sandbox.connect_vsock)
     ping = blocking(aio.Sandbox.ping)
     info = blocking(aio.Sandbox.info)
     pause = blocking(aio.Sandbox.pause)

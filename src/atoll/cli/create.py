@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from atoll.cli.options import add_vm_options, parse_environment, resolve
+from atoll.cli.options import add_vm_options, add_vsock_options, parse_environment, resolve
 from atoll.cli.output import listener, print_json, settle
 from atoll.cli.parts import running
 from atoll.errors import UsageError
@@ -52,6 +52,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="forward a port",
     )
     parser.add_argument("--no-network", action="store_false", dest="network", help="give it no network")
+    add_vsock_options(parser)
+    parser.add_argument(
+        "--vsock-kernel", action="store_true", help="use the host kernel's virtio socket (/dev/vhost-vsock)"
+    )
     parser.add_argument(
         "--restart",
         choices=("no", "on-failure", "always"),
@@ -110,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
         restart=arguments.restart,
         ready_probe=arguments.ready_probe,
         idle_suspend=arguments.idle_suspend,
+        vsock="kernel" if arguments.vsock_kernel else arguments.vsock,
+        vsock_ports=tuple(arguments.vsock_port),
     )
     create(config, arguments.name, wishes, emit)
     machine = Machine(arguments.name, config=config, on_event=emit)

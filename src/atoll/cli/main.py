@@ -73,6 +73,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("export", "changing:export", "write a machine to a file"),
     _Row("import", "changing:import_", "make a machine of such a file"),
     _Row("ssh", "ssh:connect", "connect to a machine by ssh"),
+    _Row("vsock", "vsock", "connect stdin and stdout to a port of a machine's virtio socket"),
     _Row("ssh-config", "ssh:config", "print what makes `ssh NAME.atoll` work"),
     _Row("ssh-proxy", "ssh:proxy", "carry one ssh connection; for ssh itself"),
     _Row("supervise", "service:supervise", "look after a machine in the foreground"),

@@ -35,6 +35,18 @@ def resolve(arguments: argparse.Namespace) -> Resolved:
     return load(flags)
 
 
+def add_vsock_options(parser: argparse.ArgumentParser) -> None:
+    """What is said of a virtio socket."""
+    parser.add_argument("--vsock", action="store_true", help="give it a virtio socket (AF_VSOCK)")
+    parser.add_argument(
+        "--vsock-port",
+        action="append",
+        default=[],
+        metavar="PORT[:PATH]",
+        help="let it connect to this port of the host over that: the unix socket PATH serves it",
+    )
+
+
 def parse_environment(items: Sequence[str]) -> dict[str, str]:
     """Variables from ``NAME=VALUE``, or ``NAME`` to pass on this process's own.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from atoll import runtime
-from atoll.cli.options import add_vm_options, parse_environment, resolve
+from atoll.cli.options import add_vm_options, add_vsock_options, parse_environment, resolve
 from atoll.cli.output import JsonLines, listener
 from atoll.config import Config
 from atoll.errors import UsageError
@@ -27,6 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
     )
     parser.add_argument("--network", action="store_true", help="give it a network")
+    add_vsock_options(parser)
+    parser.add_argument(
+        "--vsock-socket", metavar="PATH", help="where programs of the host connect to its virtio socket"
+    )
     parser.add_argument(
         "--template", metavar="NAME", help="start from this template of yours; then no IMAGE is named"
     )
@@ -64,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     timeout = seconds(arguments.timeout)
     environment = parse_environment(arguments.env)
     emit = listener(json=arguments.json, verbose=arguments.verbose, quiet=arguments.quiet)
-    spawned = _spawned(arguments, config, emit)
+    vsock = _vsock(arguments)
+    spawned = _spawned(arguments, config, vsock, emit)
     # The guest boots from here on, while the event loop and all that needs it are loaded.
     import asyncio
 
@@ -81,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         workdir=arguments.workdir,
         user=arguments.user,
         network=arguments.network,
+        **vsock,
         config=config,
         on_event=emit,
         spawned=spawned,
@@ -97,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     return asyncio.run(session.run())
 
 
-def _spawned(arguments: argparse.Namespace, config: Config, emit: Emit) -> Spawned:
+def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any], emit: Emit) -> Spawned:
     """The VM, on its way up."""
     name = runtime.new_name()
     fixed: dict[str, object] = {
@@ -118,7 +125,38 @@ def _spawned(arguments: argparse.Namespace, config: Config, emit: Emit) -> Spawn
     if arguments.image is None:
         hint = "such as `atoll run debian`; `atoll image ls` lists those that are here"
         raise UsageError("no image is named", code="arguments", hint=hint)
-    return runtime.launch(config, name, arguments.image, network=arguments.network, emit=emit)
+    network = arguments.network
+    if not vsock:
+        return runtime.launch(config, name, arguments.image, network=network, emit=emit)
+    from atoll.sandbox.vsock import parse
+
+    wanted = parse(**vsock)
+    return runtime.launch(
+        config,
+        name,
+        arguments.image,
+        network=network,
+        devices=wanted.devices,
+        shaped=wanted.shaped,
+        emit=emit,
+    )
+
+
+def _vsock(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is said of a virtio socket, for ``Sandbox``; nothing by default. Raises ``UsageError``."""
+    if not (arguments.vsock or arguments.vsock_port or arguments.vsock_socket):
+        return {}
+    from atoll.machine.spec import parse_vsock
+    from atoll.sandbox.vsock import parse
+
+    opened = parse_vsock(True, arguments.vsock_port, named=True)
+    assert opened is not None
+    wanted: dict[str, Any] = {
+        "vsock": arguments.vsock_socket or True,
+        "vsock_ports": {one.port: one.path for one in opened.ports},
+    }
+    parse(**wanted, template=arguments.template, snapshot=arguments.sandbox_snapshot)
+    return wanted
 
 
 def seconds(text: str | None) -> float | None:

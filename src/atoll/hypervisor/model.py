@@ -141,6 +141,7 @@ class Machine(msgspec.Struct, frozen=True):
         max_memory: bytes up to which RAM can grow while it runs; 0 if not at all.
         slots: PCIe slots for devices that come and go.
         network: its network card, or None.
+        vsock_cid: CID of a virtio socket device of the host's kernel (vsock(7)); 0 for none.
         ram: what its RAM begins with, as one of those that are frozen or cloned; None for others.
         more: likewise the RAM that is plugged in while it runs.
     """
@@ -161,6 +162,7 @@ class Machine(msgspec.Struct, frozen=True):
     max_memory: int = 0
     slots: int = 0
     network: UserNetwork | None = None
+    vsock_cid: int = 0
     ram: MemoryFile | None = None
     more: MemoryFile | None = None
 

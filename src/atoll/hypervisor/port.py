@@ -289,6 +289,12 @@ class Pluggable(Protocol):
     async def has_share(self, slot: int) -> bool:
         """Whether there is a share in a slot."""
 
+    async def plug_vsock(self, slot: int, sock: socket.socket) -> None:
+        """Put a virtio socket device into a slot; ``sock`` leads to what serves it, and is the caller's."""
+
+    async def unplug_vsock(self) -> None:
+        """Have the guest let go of that device, if there is one, and close the connection to its server."""
+
     async def balloon(self) -> Balloon:
         """What the balloon leaves the guest, and what the guest says of its memory."""
 

@@ -46,6 +46,9 @@ _DATA = ("ext4",)
 #: Loaded after the root is mounted, in machines that have the device.
 _DEVICES = ("virtio_net", "virtio_balloon", "virtio_rng", "virtio_mem", "virtiofs")
 
+#: Likewise, in the few machines that want it: what others start from does without.
+_RARE = ("vmw_vsock_virtio_transport",)
+
 #: What a bundle and the unpacked package take at most, bytes.
 _SPACE = 512 << 20
 
@@ -80,7 +83,7 @@ def select(tree: modules.Tree) -> Selection:
 def devices(tree: modules.Tree) -> dict[str, tuple[str, ...]]:
     """For each driver of a device the files to load, in order; drivers that the kernel lacks are left out."""
     found: dict[str, tuple[str, ...]] = {}
-    for name in _DEVICES:
+    for name in (*_DEVICES, *_RARE):
         if tree.is_builtin(name):
             found[name] = ()
         elif name in tree.modules:
@@ -113,7 +116,7 @@ def agent_part(agent: bytes) -> bytes:
 
 
 def _key(origin: Origin, architecture: str, agent: str) -> str:
-    selection = ",".join((*CHANNEL, "", *ROOT, "", *_DATA, "", *_DEVICES))
+    selection = ",".join((*CHANNEL, "", *ROOT, "", *_DATA, "", *_DEVICES, "", *_RARE))
     parts = (f"{FORMAT}", architecture, origin.sha256, agent, selection)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 

@@ -19,7 +19,7 @@ from atoll.hypervisor.model import Accelerator, Disk, Machine, UserNetwork
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import kernel
 from atoll.image.catalog import ImageManifest
-from atoll.machine.spec import MachineSpec, check_user, mac_of
+from atoll.machine.spec import MachineSpec, check_user, closed, mac_of
 from atoll.paths import Paths, SnapshotPaths
 from atoll.snapshot import thawing, vetting
 from atoll.snapshot.catalog import Snapshot
@@ -120,7 +120,7 @@ def adopted_spec(spec: MachineSpec) -> MachineSpec:
 
     It is a user's machine, whatever it was: what this Atoll's own machines do is trusted here.
     """
-    return replace(spec, shares=(), forwards=(), kernel="", service=None)
+    return replace(spec, shares=(), forwards=(), kernel="", service=None, vsock=closed(spec.vsock))
 
 
 def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
@@ -146,6 +146,7 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
             initramfs=bundle.initramfs,
             disks=tuple(_disk(disk, bundle) for disk in machine.disks),
             network=UserNetwork(mac_of(spec.id), spec.forwards) if network else None,
+            vsock_cid=0,
             ram=None,
             more=None,
         ),
@@ -154,6 +155,7 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
             plan.setup,
             network=user_network(mac_of(spec.id)) if network else None,
             shares=spec.shares,
+            vsock=spec.vsock,
             user=spec.user,
             probe=spec.probe,
         ),

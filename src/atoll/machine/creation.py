@@ -27,6 +27,7 @@ from atoll.machine.spec import (
     parse_idle,
     parse_probe,
     parse_share,
+    parse_vsock,
     reference_of,
 )
 from atoll.paths import VmPaths
@@ -64,6 +65,8 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     restart: str = "no"
     ready_probe: str | None = None
     idle_suspend: str | float = 0.0
+    vsock: bool | str = False
+    vsock_ports: tuple[str, ...] = ()
 
 
 def parse_disk(size: str | int) -> int:
@@ -101,6 +104,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         probe=parse_probe(wishes.ready_probe) if wishes.ready_probe is not None else None,
         boot_timeout=config.boot_timeout,
         idle_suspend=parse_idle(wishes.idle_suspend),
+        vsock=parse_vsock(wishes.vsock, wishes.vsock_ports),
     )
 
 

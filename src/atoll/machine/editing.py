@@ -27,8 +27,10 @@ from atoll.machine.spec import (
     parse_idle,
     parse_probe,
     parse_share,
+    parse_vsock,
 )
 from atoll.paths import Paths, VmPaths
+from atoll.vm.bootplan import Vsock
 from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import PLAIN, read_chain, require_files, size_of
 from atoll.vm.restart import Policy
@@ -51,6 +53,7 @@ EDITABLE = {
     "restart": "no, on-failure or always",
     "ready_probe": "a TCP port or a command; empty for none",
     "idle_suspend": "time such as 10m after which it is suspended if it does nothing; 0 for never",
+    "vsock": "yes, no, kernel, or ports of the host, PORT[:PATH] each",
     "boot_timeout": "seconds in which it must be up",
 }
 
@@ -108,6 +111,13 @@ def _yes_or_no(value: str) -> bool:
     return value == "yes"
 
 
+def _vsock(value: str) -> Vsock | None:
+    """``yes``, ``no``, ``kernel``, or the ports that are open."""
+    if value in {"", "no", "yes", "kernel"}:
+        return parse_vsock(value if value == "kernel" else value == "yes", ())
+    return parse_vsock(True, _items(value))
+
+
 #: For each of ``EDITABLE`` that is no setting of sandboxes too: the spec's field, and what makes its value.
 _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "user": ("user", check_user),
@@ -118,6 +128,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "network": ("network", _yes_or_no),
     "restart": ("restart", lambda value: choose(Policy, value, "restart")),
     "idle_suspend": ("idle_suspend", parse_idle),
+    "vsock": ("vsock", _vsock),
     "ready_probe": ("probe", lambda value: parse_probe(value) if value else None),
 }
 
@@ -142,6 +153,14 @@ def _show_port(forward: Forward) -> str:
     return f"{address}{forward.host_port}:{forward.guest_port}{protocol}"
 
 
+def _show_vsock(vsock: Vsock | None) -> str:
+    if vsock is None or not vsock.ports:
+        return "no" if vsock is None else "kernel" if vsock.kernel else "yes"
+    return ",".join(
+        shlex.quote(f"{one.port}:{one.path}" if one.path else f"{one.port}") for one in vsock.ports
+    )
+
+
 _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "memory": lambda spec: f"{spec.memory >> 20}M",
     "env": lambda spec: ",".join(shlex.quote(f"{name}={value}") for name, value in spec.env.items()),
@@ -150,6 +169,7 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "network": lambda spec: "yes" if spec.network else "no",
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",
+    "vsock": lambda spec: _show_vsock(spec.vsock),
     "boot_timeout": lambda spec: f"{spec.boot_timeout:g}",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from atoll.machine.checkpoints import Checkpoints
 from atoll.machine.creation import Wishes, create, parse_disk
 from atoll.machine.spec import Share, check_guest_path
 from atoll.machine.supervised import AT_REST
+from atoll.machine.vsock import reach_vsock
 from atoll.vm.messages import MemoryState, Stats, Status
 from atoll.vm.state import Phase, State, StateError
 
@@ -57,6 +59,8 @@ class Machine(Checkpoints):
         restart: str = "no",
         ready_probe: str | None = None,
         idle_suspend: str | float = 0.0,
+        vsock: bool | str = False,
+        vsock_ports: Sequence[str] = (),
         boot_timeout: float | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
@@ -83,6 +87,10 @@ class Machine(Checkpoints):
             ready_probe: a TCP port or a shell command that must work before it counts as running.
             idle_suspend: such as ``"10m"``, or seconds, after which it is suspended if it does nothing and
                 nobody uses it; 0 for never.
+            vsock: give it a virtio socket; ``"kernel"`` for that of the host's kernel.
+            vsock_ports: ports of the host that the guest may connect to over it, ``PORT[:PATH]`` each: what
+                listens at the unix socket PATH serves it, by default ``vsock.sock_PORT`` beside the machine's
+                own.
             boot_timeout: seconds in which it must be up.
             config: resolved settings; by default those of this user.
             on_event: told of everything that happens.
@@ -114,6 +122,8 @@ class Machine(Checkpoints):
             restart=restart,
             ready_probe=ready_probe,
             idle_suspend=idle_suspend,
+            vsock=vsock,
+            vsock_ports=tuple(vsock_ports),
         )
         await asyncio.to_thread(create, settings, name, wishes, on_event)
         return cls(name, config=settings, on_event=on_event)
@@ -216,6 +226,16 @@ class Machine(Checkpoints):
                 **{what: getattr(spec, what) for what in wanted}
             )
             return {what: live.NOW if now[what] else live.LATER for what in wanted}
+
+    async def connect_vsock(self, port: int) -> socket.socket:
+        """A connection to what listens at a port of AF_VSOCK in it; the socket does not block.
+
+        Raises:
+            UsageError: ``usage.vsock``: that is no port.
+            StateError: ``state.vsock``: it has no virtio socket, or does not run.
+            ChannelError: ``channel.refused``: nobody listens there.
+        """
+        return await reach_vsock(self.find(), port)
 
     async def wait(self, *phases: Phase, timeout: float | None = None) -> State:  # noqa: ASYNC109
         """Wait until it is in one of ``phases``; at rest by default.

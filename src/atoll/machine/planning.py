@@ -12,12 +12,13 @@ from atoll.config import Config
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Accelerator, Machine, UserNetwork
 from atoll.image.catalog import ImageManifest
-from atoll.machine.spec import Init, MachineSpec, mac_of
+from atoll.machine.spec import Init, MachineSpec, cid_of, mac_of
 from atoll.paths import VmPaths
 from atoll.vm import serving
 from atoll.vm.bootplan import BootPlan, Setup, user_network
 from atoll.vm.chain import disk_of, read_chain
 from atoll.vm.plan import Residence, limits_of, plan_resident
+from atoll.vm.vsock import DRIVER
 
 __all__ = ["FAKE", "make_plan", "setup_script"]
 
@@ -25,7 +26,7 @@ __all__ = ["FAKE", "make_plan", "setup_script"]
 _SLOTS = 4
 
 #: Devices that may be plugged in later: their modules are loaded then.
-_PLUGGED = ("virtiofs", "virtio_mem")
+_PLUGGED = ("virtiofs", "virtio_mem", DRIVER)
 
 #: What makes systemd start faster and say less; a user's own units are not affected.
 _SYSTEMD = ("systemd.show_status=0",)
@@ -82,8 +83,15 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     )
     network = user_network(mac) if spec.network else None
     machine = plan_resident(name, files, base.shape, residence)
+    kernel_vsock = spec.vsock is not None and spec.vsock.kernel
+    if kernel_vsock:
+        machine = msgspec.structs.replace(machine, vsock_cid=cid_of(spec.id))
     kind = f"machine-{spec.init}" + ("" if spec.network else "-offline")
-    devices = ("virtio_rng", "virtio_balloon", *(("virtio_net",) if spec.network else ()))
+    devices = (
+        *("virtio_rng", "virtio_balloon"),
+        *(("virtio_net",) if spec.network else ()),
+        *((DRIVER,) if kernel_vsock else ()),
+    )
     return BootPlan(
         machine=machine,
         host=base.host,
@@ -92,6 +100,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
             network=network,
             script=setup_script(name, spec),
             shares=spec.shares,
+            vsock=spec.vsock,
             probe=spec.probe,
             user=spec.user,
             farewell=spec.service.stop if spec.service is not None else "",
@@ -101,7 +110,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         boot_timeout=spec.boot_timeout,
         idle_suspend=spec.idle_suspend,
         disk=spec.disk,
-        origin=runtime.machine_origin(settings, base, machine, kind, emit=emit),
+        # A template would have another one's CID.
+        origin=runtime.machine_origin(settings, base, machine, kind, emit=emit) if not kernel_vsock else None,
     )
 
 

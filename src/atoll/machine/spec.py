@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -11,8 +13,10 @@ import msgspec
 
 from atoll.errors import UsageError
 from atoll.hypervisor.model import Forward
-from atoll.vm.bootplan import Probe, Share
+from atoll.hypervisor.port import SUN_PATH
+from atoll.vm.bootplan import OpenPort, Probe, Share, Vsock
 from atoll.vm.restart import Policy
+from atoll.vsock.hello import MOST_PORT
 
 __all__ = [
     "RESERVED",
@@ -24,11 +28,14 @@ __all__ = [
     "check_guest_path",
     "check_name",
     "check_user",
+    "cid_of",
+    "closed",
     "mac_of",
     "parse_forward",
     "parse_idle",
     "parse_probe",
     "parse_share",
+    "parse_vsock",
     "reference_of",
 ]
 
@@ -88,6 +95,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         boot_timeout: seconds in which the guest must be up.
         idle_suspend: seconds after which a machine that does nothing is suspended; 0 for never.
         service: of a machine that Atoll itself made; None for a user's.
+        vsock: its virtio socket device, or None.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -114,6 +122,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     boot_timeout: float = 60.0
     idle_suspend: float = 0.0
     service: Service | None = None
+    vsock: Vsock | None = None
 
 
 def check_name(name: str) -> str:
@@ -149,6 +158,12 @@ def mac_of(identifier: str) -> str:
     return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
 
 
+def cid_of(identifier: str) -> int:
+    """The CID of a machine on the virtio sockets of the host's kernel, which knows all guests (vsock(7))."""
+    digest = hashlib.sha256(f"atoll cid {identifier}".encode()).digest()
+    return 1024 + int.from_bytes(digest[:4], "big") % (1 << 31)
+
+
 def reference_of(distro: str, init: Init) -> str:
     """The image for ``--distro debian[:suite]``: with systemd it is the distribution's machine flavour."""
     name, colon, tag = distro.partition(":")
@@ -182,6 +197,51 @@ def parse_forward(text: str) -> Forward:
         hint = "write HOST:GUEST, as 8080:80 or 0.0.0.0:8080:80, with /udp behind it for UDP"
         raise UsageError(f"-p {text}: malformed", code="port", hint=hint)
     return Forward(ports[0], ports[1], found[4] or "tcp", found[1] or "127.0.0.1")
+
+
+def parse_vsock(wanted: bool | str, ports: Iterable[str], *, named: bool = False) -> Vsock | None:
+    """A virtio socket device, if it is wanted or ports are opened: ``PORT[:PATH]`` each.
+
+    Args:
+        wanted: whether; ``kernel`` for that of the host's kernel.
+        ports: of the host that the guest may connect to.
+        named: each needs a path.
+
+    Raises:
+        UsageError: ``usage.vsock``.
+    """
+    if not isinstance(wanted, bool) and wanted != "kernel":
+        raise UsageError(f"vsock = {wanted!r}", code="vsock", hint='use True, False or "kernel"')
+    opened = tuple(_open_port(text, named=named) for text in ports)
+    if len({one.port for one in opened}) != len(opened):
+        raise UsageError("a port is opened twice", code="vsock", hint="name each port once")
+    if opened and wanted == "kernel":
+        hint = "programs of the host listen with AF_VSOCK then: no port is opened"
+        raise UsageError("the kernel's virtio socket has no ports of ours", code="vsock", hint=hint)
+    return Vsock(opened, wanted == "kernel") if wanted or opened else None
+
+
+def closed(vsock: Vsock | None) -> Vsock | None:
+    """The same device for a machine from elsewhere: no port of this host is open to it."""
+    return Vsock() if vsock is not None else None
+
+
+def _open_port(text: str, *, named: bool) -> OpenPort:
+    number, colon, path = text.partition(":")
+    if (
+        not re.fullmatch(r"[0-9]{1,10}", number, re.ASCII)
+        or int(number) > MOST_PORT
+        or bool(colon) > bool(path)
+    ):
+        hint = "write PORT:PATH, as 5000:/run/user/1000/agent.sock"
+        raise UsageError(f"{text}: no port for a virtio socket", code="vsock", hint=hint)
+    if named and not path:
+        raise UsageError(f"port {number}: nothing serves it", code="vsock", hint="write PORT:PATH")
+    full = os.path.abspath(os.path.expanduser(path)) if path else ""
+    if len(os.fsencode(full)) > SUN_PATH:
+        message = f"{full} is too long for a socket"
+        raise UsageError(message, code="vsock", hint=f"use a path of {SUN_PATH} bytes at most")
+    return OpenPort(int(number), full)
 
 
 def parse_idle(text: str | float) -> float:

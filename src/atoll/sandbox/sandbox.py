@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,9 +24,11 @@ from atoll.template import falling_back
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
+from atoll.vm.state import StateError
 
 if TYPE_CHECKING:
     from atoll.snapshot.catalog import Snapshot
+    from atoll.vm.vsock import VsockDevice
 
 __all__ = ["Sandbox"]
 
@@ -55,6 +58,10 @@ class Sandbox(Commands):
         idle_timeout: seconds without a request, and without a command that runs, until ``on_idle`` is done.
         on_idle: ``stop`` closes it; ``pause`` has it stand still until the next request.
         labels: whatever the program wants to keep with it.
+        vsock: give it a virtio socket; a path is a unix socket where programs of the host connect. It is
+            booted then, and cannot be copied.
+        vsock_ports: ports of the host that the guest may connect to over it, and the unix socket that serves
+            each.
         config: resolved settings; by default those of this user. The arguments above win over them.
         on_event: told of everything that happens, see ``atoll.events``.
         spawned: a VM of ``image`` that runs already; it is taken over.
@@ -65,7 +72,7 @@ class Sandbox(Commands):
     Raises:
         ConfigError: a value is wrong.
         UsageError: ``usage.limit``: a limit is none; ``usage.template``, ``usage.snapshot``: the template or
-            snapshot says that already.
+            snapshot says that already; ``usage.vsock``: a port or path is none, or a template is named, too.
     """
 
     def __init__(
@@ -90,6 +97,8 @@ class Sandbox(Commands):
         idle_timeout: float | None = None,
         on_idle: OnIdle = "stop",
         labels: Mapping[str, str] | None = None,
+        vsock: bool | str | Path = False,
+        vsock_ports: Mapping[int, str | Path] | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
@@ -99,6 +108,12 @@ class Sandbox(Commands):
             warm.refuse_beside_snapshot({**fixed, "memory": memory, "template": template})
         elif template is not None:
             warm.refuse_what_it_fixes(fixed)
+        self._vsock = None
+        self._device: VsockDevice | None = None
+        if vsock or vsock_ports:
+            from atoll.sandbox.vsock import parse  # noqa: PLC0415 - rarely wanted
+
+            self._vsock = parse(vsock, vsock_ports, template=template, snapshot=snapshot)
         size = f"{memory / (1 << 20):f}M" if isinstance(memory, int) else memory
         flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel, "cold": cold}
         self._config = load(flags).config if config is None else override(config, flags)
@@ -139,6 +154,8 @@ class Sandbox(Commands):
             await self._launch()
         try:
             await self._boot()
+            if self._vsock is not None:
+                self._device = await self._vsock.plug_into(self.vm, self._emit)
             await limits.enforce(self._limits, self.vm.agent, self.files)
         except BaseException:
             await self.close()
@@ -171,13 +188,23 @@ class Sandbox(Commands):
             self.image = revived.image
             return revived.spawned
         if self._template is None:
-            return runtime.launch(self._config, self.name, self.image, network=self._network, emit=self._emit)
+            return runtime.launch(
+                self._config,
+                self.name,
+                self.image,
+                network=self._network,
+                devices=self._vsock.devices if self._vsock is not None else (),
+                shaped=self._vsock.shaped if self._vsock is not None else None,
+                emit=self._emit,
+            )
         return warm.launch(self._config, self.name, self._template, self._memory, emit=self._emit)
 
     async def close(self) -> None:
         """Remove the VM. Closing twice is fine."""
         if self.keeper is not None:
             self.keeper.stop()
+        if self._device is not None:
+            await self._device.forget()
         if self._vm is not None:
             await self._vm.close()
 
@@ -196,6 +223,24 @@ class Sandbox(Commands):
         await self.vm.freezable.resume()
         await self.vm.agent.step_clock(time.time_ns())
 
+    async def connect_vsock(self, port: int) -> socket.socket:
+        """A connection to what listens at a port of AF_VSOCK in it; the socket does not block.
+
+        Raises:
+            StateError: ``state.vsock``: it has no virtio socket.
+            ChannelError: ``channel.refused``: nobody listens there.
+        """
+        await self._reach()
+        if self._device is None:
+            hint = "ask for one: Sandbox(vsock=True)"
+            raise StateError(f"{self.name} has no virtio socket", code="vsock", hint=hint)
+        return await self._device.reach(port)
+
+    def _require_copyable(self) -> None:
+        if self._vsock is not None:
+            message = "a sandbox with a virtio socket cannot be copied"
+            raise UsageError(message, code="vsock", hint="use a machine: `atoll create --vsock NAME`")
+
     async def fork(self, count: int = 1) -> list[Self]:
         """Copy this sandbox as it runs: memory, processes and files. It goes on, and so do the copies.
 
@@ -206,11 +251,12 @@ class Sandbox(Commands):
             count: how many copies.
 
         Raises:
-            UsageError: ``usage.fork``: there are to be none.
+            UsageError: ``usage.fork``: there are to be none; ``usage.vsock``: it has a virtio socket.
             BootError: it cannot be copied, or a copy does not come up: then there is none of them.
         """
         if count < 1:
             raise UsageError(f"{count} copies of a sandbox", code="fork", hint="ask for one or more")
+        self._require_copyable()
         await self._reach()
         async with self._copying:
             forked = await fork(self.vm, [runtime.new_name() for _ in range(count)], self._emit)
@@ -246,13 +292,15 @@ class Sandbox(Commands):
                 that: not with a template on a disk. ``Warned`` tells why it did stand still.
 
         Raises:
-            UsageError: ``usage.snapshot``: that is no name; ``usage.state``: the sandbox was closed.
+            UsageError: ``usage.snapshot``: that is no name; ``usage.state``: the sandbox was closed;
+                ``usage.vsock``: it has a virtio socket.
             StoreError: ``store.already_exists``: there is one of that name; ``store.full``: nothing is left.
             BootError: it cannot be copied.
         """
         from atoll.sandbox import snapshots  # noqa: PLC0415 - not for those who make none
         from atoll.snapshot.storing import Wish  # noqa: PLC0415
 
+        self._require_copyable()
         wish = Wish(name=name, description=description, labels=dict(labels or {}))
         await self._reach()
         async with self._copying:

@@ -12,7 +12,17 @@ from atoll.hypervisor.qemu.host import QemuHost
 from atoll.vm.origin import Origin
 from atoll.vm.restart import Policy
 
-__all__ = ["Beginning", "BootPlan", "NetworkSetup", "Probe", "Setup", "Share", "user_network"]
+__all__ = [
+    "Beginning",
+    "BootPlan",
+    "NetworkSetup",
+    "OpenPort",
+    "Probe",
+    "Setup",
+    "Share",
+    "Vsock",
+    "user_network",
+]
 
 
 class NetworkSetup(msgspec.Struct, frozen=True):
@@ -50,6 +60,30 @@ class Share(msgspec.Struct, frozen=True):
     read_only: bool = False
 
 
+class OpenPort(msgspec.Struct, frozen=True):
+    """A port of the host that a guest may connect to over AF_VSOCK.
+
+    Attributes:
+        port: which.
+        path: unix socket that serves it; empty for ``vsock.sock_PORT`` in the machine's directory.
+    """
+
+    port: int
+    path: str = ""
+
+
+class Vsock(msgspec.Struct, frozen=True):
+    """A virtio socket device.
+
+    Attributes:
+        ports: of the host that the guest may connect to.
+        kernel: it is the host's kernel's (/dev/vhost-vsock), and part of the machine; no port is opened then.
+    """
+
+    ports: tuple[OpenPort, ...] = ()
+    kernel: bool = False
+
+
 class Setup(msgspec.Struct, frozen=True):
     """What is done in the guest once its root is mounted, in this order.
 
@@ -61,6 +95,7 @@ class Setup(msgspec.Struct, frozen=True):
         probe: what is waited for at last, or None.
         user: the machine's user, to whom shares belong; empty for root.
         drivers: modules of devices that may come later, by the device.
+        vsock: a virtio socket device, or None.
         farewell: for the guest's ``/bin/sh``, as root, before it is ended in order; empty for none.
     """
 
@@ -72,6 +107,7 @@ class Setup(msgspec.Struct, frozen=True):
     user: str = ""
     drivers: dict[str, tuple[str, ...]] = {}
     farewell: str = ""
+    vsock: Vsock | None = None
 
 
 class Beginning(StrEnum):

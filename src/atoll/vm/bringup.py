@@ -24,6 +24,7 @@ from atoll.vm.outputs import Outputs
 from atoll.vm.reasons import unready
 from atoll.vm.setup import set_up
 from atoll.vm.shares import Shares
+from atoll.vm.vsock import VsockDevice
 
 __all__ = ["BringUp", "attached", "hypervisor_said", "left_to_do"]
 
@@ -45,6 +46,7 @@ class BringUp:
         plan: what was spawned, and what is to be done in it.
         outputs: read along already.
         shares: plugged in once the guest's root is mounted.
+        vsock: likewise.
         emit: told of the stages.
         cloned: it goes on from a template, and is to be told who it is.
         beginning: how it comes up if it goes on from what it was.
@@ -58,6 +60,7 @@ class BringUp:
     plan: BootPlan
     outputs: Outputs
     shares: Shares
+    vsock: VsockDevice
     emit: Emit
     cloned: bool = False
     beginning: Beginning = Beginning.BOOT
@@ -105,6 +108,8 @@ class BringUp:
         self.reached("root")
         self.emit(GuestBooted(vm=self.name, timeline=timeline))
         self.shares.connect(self.vm, agent, self.plan)
+        self.vsock.connect(self.vm, agent, self.plan)
+        await self.vsock.plug()
         await set_up(
             agent,
             left_to_do(self.plan.setup, self.beginning),

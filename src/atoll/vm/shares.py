@@ -28,6 +28,7 @@ from atoll.vm.logs import tail
 from atoll.vm.serving import serve
 from atoll.vm.setup import run_quietly
 from atoll.vm.state import StateError
+from atoll.vm.vsock import taken_slots
 
 __all__ = ["Plugged", "Shares"]
 
@@ -94,7 +95,7 @@ class Shares:
     def connect(self, vm: Resident, agent: Agent, plan: BootPlan) -> None:
         """Work with this VM, which was made by ``plan``, and its agent from now on."""
         self._vm, self._agent = vm, agent
-        self._setup, self._slots = plan.setup, plan.machine.slots
+        self._setup, self._slots = plan.setup, plan.machine.slots - taken_slots(plan.setup)
         self._ready = False
 
     # What may be asked for.

@@ -45,6 +45,7 @@ from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
 from atoll.vm.stopping import stop_guest
 from atoll.vm.tidying import tidy
+from atoll.vm.vsock import VsockDevice
 
 __all__ = ["Supervisor"]
 
@@ -81,6 +82,7 @@ class Supervisor:
         self.agent: Agent | None = None
         self.outputs = Outputs(place)
         self.shares = Shares(place, self.emit)
+        self.vsock = VsockDevice(self.name, self.emit, place)
         self.changed = asyncio.Event()
         self.on_channel: Callable[[Channel | None], None] = lambda _: None
         self._hypervisor = hypervisor
@@ -192,6 +194,7 @@ class Supervisor:
             vm = self.require(Phase.PAUSED, "resumed")
             await vm.resume()
             self._advance(Cause.RESUMED)
+            self._spawn(self.vsock.restore())  # an earlier supervisor may have left it without
         await self._set_clock()
 
     async def capture(self, *, hold: bool = False, flush: bool = False, live: bool = False) -> Taken:
@@ -205,12 +208,15 @@ class Supervisor:
             BootError: stage ``capture``.
         """
         async with self._lock:
-            if self.state.phase is Phase.PAUSED and await self.shares.listed():
-                message = f"{self.name} is paused: its shares cannot be set aside"
+            if self.state.phase is Phase.PAUSED and (self.vsock.plugged or await self.shares.listed()):
+                message = f"{self.name} is paused: its shares and its virtio socket cannot be set aside"
                 raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
             vm = self._up("written down")
             agent = self.agent if flush else None
-            taken = await capture(vm, self.place, self.shares, self.emit, flushed=agent, hold=hold, live=live)
+            async with self.vsock.aside(stays=hold):
+                taken = await capture(
+                    vm, self.place, self.shares, self.emit, flushed=agent, hold=hold, live=live
+                )
             if hold and self.state.phase is Phase.RUNNING:
                 self._advance(Cause.PAUSED)
             return taken
@@ -228,6 +234,7 @@ class Supervisor:
             self._advance(Cause.RESUMED)
             self.shares.connect(vm, agent, self._read_plan())
         await self._set_clock()
+        await self.vsock.restore()
         await self.shares.mount_all()
 
     async def branch(self) -> Branch:
@@ -271,7 +278,7 @@ class Supervisor:
             self._spawn(self._watch(vm))
             self._spawn(self._keep_time())
             self._spawn(self._set_clock())
-            self._spawn(self._recover_shares(vm))
+            self._spawn(self._recover_devices(vm))
             self._spawn(self._finish_branch(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
@@ -291,9 +298,13 @@ class Supervisor:
             with contextlib.suppress(AtollError):
                 await self._correct(vm)
 
-    async def _recover_shares(self, vm: Resident) -> None:
+    async def _recover_devices(self, vm: Resident) -> None:
         if self.agent is not None:
-            self.shares.connect(vm, self.agent, self._read_plan())
+            plan = self._read_plan()
+            self.shares.connect(vm, self.agent, plan)
+            self.vsock.connect(vm, self.agent, plan)
+            if self.state.phase is Phase.RUNNING:
+                await self.vsock.restore()
             await self.shares.recover()
 
     async def _finish_branch(self, vm: Resident) -> None:
@@ -323,6 +334,7 @@ class Supervisor:
         if self._channel is not None:
             self._channel.close()
         self.shares.leave()
+        await self.vsock.forget()
         if self.vm is not None:
             await self.vm.leave()
         self.outputs.close()
@@ -476,6 +488,7 @@ class Supervisor:
             plan,
             self.outputs,
             self.shares,
+            self.vsock,
             self.emit,
             cloned=cloned,
             beginning=beginning,
@@ -504,6 +517,7 @@ class Supervisor:
         if vm is not None:
             await vm.close()
             self.emit(VmExited(vm=self.name, status=vm.process.poll() or 0))
+        await self.vsock.forget()
         await self.shares.forget()
         self.outputs.disconnect()
 

@@ -147,6 +147,7 @@ def render(
         *_ports(machine, fds),
         *("-device", "virtio-rng-pci"),
         *_network(machine.network),
+        *(("-device", f"vhost-vsock-pci,guest-cid={machine.vsock_cid}") if machine.vsock_cid else ()),
         *(
             ("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on")
             if machine.balloon

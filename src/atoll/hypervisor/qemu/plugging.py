@@ -1,4 +1,4 @@
-"""What a running QEMU can be given and relieved of: shares, memory, vCPUs, a larger disk.
+"""What a running QEMU can be given and relieved of: shares, a virtio socket, memory, vCPUs, a larger disk.
 
 Everything is found again by its name, so that whoever takes over a VM needs to know no more than the slot of
 a share: all methods look at what is there first and may be called again after they were cut short.
@@ -24,6 +24,9 @@ _DEVICES = "/machine/peripheral"
 _BALLOON = f"{_DEVICES}/balloon"
 _MEMORY = f"{_DEVICES}/memory"
 
+#: What QEMU calls the virtio socket device, of which there is one.
+_VSOCK = "vsock"
+
 #: Requests that the guest and virtiofsd may have in flight for each share.
 _QUEUE = 1024
 
@@ -48,23 +51,32 @@ class Plugging:
 
     async def plug_share(self, slot: int, tag: str, sock: socket.socket) -> None:
         """Put a share into a slot; ``sock`` is connected to its daemon, and the caller's still."""
-        name = _share(slot)
+        wanted = {"driver": "vhost-user-fs-pci", "tag": tag, "queue-size": _QUEUE}
+        await self._plug(_share(slot), slot, sock, wanted)
+
+    async def unplug_share(self, slot: int) -> None:
+        """Have the guest let go of the share in a slot, and close the connection to its daemon."""
+        await self._unplug(_share(slot))
+
+    async def plug_vsock(self, slot: int, sock: socket.socket) -> None:
+        """Put a virtio socket device into a slot."""
+        await self._plug(_VSOCK, slot, sock, {"driver": "vhost-user-vsock-pci"})
+
+    async def unplug_vsock(self) -> None:
+        """Have the guest let go of its virtio socket device."""
+        await self._unplug(_VSOCK)
+
+    async def _plug(self, name: str, slot: int, sock: socket.socket, device: dict[str, Any]) -> None:
+        """Put a device into a slot whose back-end is behind ``sock`` (QEMU's interop/vhost-user.rst)."""
         await self._monitor.lend(name, sock.fileno())
         address = {"type": "fd", "data": {"str": name}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await self._monitor.execute("chardev-add", {"id": name, "backend": backend})
-        device = {
-            "driver": "vhost-user-fs-pci",
-            "id": name,
-            "chardev": name,
-            "tag": tag,
-            "queue-size": _QUEUE,
-        }
-        await self._monitor.execute("device_add", {**device, "bus": f"slot{slot}"})
+        await self._monitor.execute(
+            "device_add", {**device, "id": name, "chardev": name, "bus": f"slot{slot}"}
+        )
 
-    async def unplug_share(self, slot: int) -> None:
-        """Have the guest let go of the share in a slot, and close the connection to its daemon."""
-        name = _share(slot)
+    async def _unplug(self, name: str) -> None:
         asked = 0.0
         while name in await self._devices():
             if time.monotonic() - asked > _AGAIN:
