@@ -82,6 +82,14 @@ def test_a_changed_kernel_makes_a_new_bundle(home, agent, vmlinuz):
     assert first.vmlinux.exists()
 
 
+def test_another_recipe_makes_a_new_bundle(home, agent, vmlinuz, monkeypatch):
+    first = build(home, agent, vmlinuz)
+    for module in (kernel, bundle):
+        monkeypatch.setattr(module, "RECIPE", "another")
+    assert kernel.find(home, kernel.Choice("x86_64", vmlinuz), agent=agent) is None
+    assert build(home, agent, vmlinuz).manifest.key != first.manifest.key
+
+
 def test_a_damaged_bundle_is_built_again(home, agent, vmlinuz):
     made = build(home, agent, vmlinuz)
     made.vmlinux.write_bytes(b"short")

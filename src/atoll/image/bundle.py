@@ -16,12 +16,10 @@ from atoll.errors import AtollError, ImageError, StoreError
 from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.image import cpio, erofs, kernel, modindex, modules, sources
 from atoll.image.kernel import Choice, FileRecord, Kernel, KernelBundle, Origin, Pointer
+from atoll.image.recipe import CHANNEL, DATA, DEVICES, RARE, RECIPE, ROOT
 from atoll.paths import Paths
 
 __all__ = [
-    "CHANNEL",
-    "FORMAT",
-    "ROOT",
     "Selection",
     "agent_part",
     "build",
@@ -29,25 +27,6 @@ __all__ = [
     "modules_part",
     "select",
 ]
-
-#: Counts changes of what is put into a bundle: a bundle of another format is not used.
-FORMAT = 4
-
-#: Loaded before the guest channel opens (docs/reference/agent-protocol.md, section 7).
-CHANNEL = ("virtio_pci", "virtio_console")
-
-#: Loaded before the root is mounted. Under TCG each module costs 5 to 15 ms of boot time, so the rest waits
-#: in modules.erofs.
-ROOT = ("virtio_blk", "erofs", "overlay")
-
-#: Loaded last if the kernel has it as a module; data disks of another type do without.
-_DATA = ("ext4",)
-
-#: Loaded after the root is mounted, in machines that have the device.
-_DEVICES = ("virtio_net", "virtio_balloon", "virtio_rng", "virtio_mem", "virtiofs")
-
-#: Likewise, in the few machines that want it: what others start from does without.
-_RARE = ("vmw_vsock_virtio_transport",)
 
 #: What a bundle and the unpacked package take at most, bytes.
 _SPACE = 512 << 20
@@ -71,11 +50,11 @@ def select(tree: modules.Tree) -> Selection:
         ImageError: ``image.modules``: the kernel lacks something that is needed.
     """
     channel = modules.plan(tree, CHANNEL)
-    extra = tuple(name for name in _DATA if name in tree.modules)
+    extra = tuple(name for name in DATA if name in tree.modules)
     loaded = {module.name for module in channel}
     root = tuple(module for module in modules.plan(tree, (*ROOT, *extra)) if module.name not in loaded)
     loaded |= {module.name for module in root}
-    there = tuple(name for name in _DEVICES if name in tree.modules)
+    there = tuple(name for name in DEVICES if name in tree.modules)
     held = tuple(module for module in modules.plan(tree, there) if module.name not in loaded)
     return Selection(channel, root, held)
 
@@ -83,7 +62,7 @@ def select(tree: modules.Tree) -> Selection:
 def devices(tree: modules.Tree) -> dict[str, tuple[str, ...]]:
     """For each driver of a device the files to load, in order; drivers that the kernel lacks are left out."""
     found: dict[str, tuple[str, ...]] = {}
-    for name in (*_DEVICES, *_RARE):
+    for name in (*DEVICES, *RARE):
         if tree.is_builtin(name):
             found[name] = ()
         elif name in tree.modules:
@@ -116,8 +95,7 @@ def agent_part(agent: bytes) -> bytes:
 
 
 def _key(origin: Origin, architecture: str, agent: str) -> str:
-    selection = ",".join((*CHANNEL, "", *ROOT, "", *_DATA, "", *_DEVICES, "", *_RARE))
-    parts = (f"{FORMAT}", architecture, origin.sha256, agent, selection)
+    parts = (RECIPE, architecture, origin.sha256, agent)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 

@@ -24,6 +24,7 @@ import msgspec
 from atoll import store
 from atoll.errors import AtollError, ImageError, StoreError, UsageError
 from atoll.events import Emit, ignore
+from atoll.image.recipe import RECIPE
 from atoll.paths import Paths, agent_path
 
 __all__ = [
@@ -120,13 +121,14 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pointer(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle that a choice leads to as long as its inputs are unchanged."""
+    """The bundle that a choice leads to as long as its inputs and the recipe are unchanged."""
 
     SCHEMA: ClassVar[int] = 1
 
     schema: int = 1
     key: str
     inputs: tuple[Stamp, ...]
+    recipe: str = ""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -259,7 +261,7 @@ def find(paths: Paths, choice: Choice, *, agent: Path | None = None) -> Kernel |
     except (StoreError, ImageError):
         return None  # it is only a cache: whatever is wrong with it, a new one is built
     wanted = str((agent or agent_path(choice.architecture)).absolute())
-    if not record.inputs or record.inputs[0].path != wanted:
+    if not record.inputs or record.inputs[0].path != wanted or record.recipe != RECIPE:
         return None
     inputs: list[Stamp] = []
     for before in record.inputs:
@@ -274,7 +276,7 @@ def find(paths: Paths, choice: Choice, *, agent: Path | None = None) -> Kernel |
 
 def remember(paths: Paths, choice: Choice, key: str, inputs: tuple[Stamp, ...]) -> None:
     """Let ``choice`` lead to ``key`` until one of ``inputs``, the agent first, changes."""
-    store.write_record(choice.pointer(paths), Pointer(key=key, inputs=inputs))
+    store.write_record(choice.pointer(paths), Pointer(key=key, inputs=inputs, recipe=RECIPE))
 
 
 def ensure(
