@@ -37,6 +37,7 @@ async def stop_guest(
     emit: Emit,
     *,
     force: bool,
+    killed: bool = False,
     timeout: float,  # noqa: ASYNC109 - the guest's own part of the time
     farewell: str = "",
 ) -> tuple[StopStep, ...]:
@@ -48,6 +49,7 @@ async def stop_guest(
         name: of the machine.
         emit: told of each step.
         force: without the guest's part.
+        killed: it was killed already, and is only waited for.
         timeout: seconds for that.
         farewell: what the guest's shell does before its agent ends it, within the agent's share of the time.
     """
@@ -58,7 +60,7 @@ async def stop_guest(
         "kill": lambda: _kill(vm),
     }
     steps: list[StopStep] = []
-    for how, seconds in plan_steps(force=force, timeout=timeout):
+    for how, seconds in plan_steps(force=force, timeout=timeout)[-1 if killed else 0 :]:
         step = await _try(vm, how, attempts[how], seconds)
         steps.append(step)
         emit(StopTried(vm=name, how=how, elapsed=step.elapsed, ended=step.ended))

@@ -140,8 +140,7 @@ class Supervisor:
 
         With ``suspended`` it is recorded that it goes on from what was written down.
         """
-        if force and not suspended:
-            self._cut_short()
+        killed = force and not suspended and self._cut_short()
         async with self._lock:
             self._cancel_restart()
             if self._starting is not None and not self._starting.done():
@@ -159,6 +158,7 @@ class Supervisor:
                     self.name,
                     self.emit,
                     force=force,
+                    killed=killed,
                     timeout=timeout,
                     farewell="" if force else self._farewell(),
                 )
@@ -166,13 +166,14 @@ class Supervisor:
             self._advance(Cause.SUSPENDED if suspended else Cause.STOPPED)
             return Stopped(steps)
 
-    def _cut_short(self) -> None:
-        """End the VM now, if something is under way with it: that fails, where it could go on for long."""
+    def _cut_short(self) -> bool:
+        """Kill the VM now, if something is under way with it: that fails, where it could go on for long."""
         if self.vm is None or self.state.phase is Phase.STARTING or not self._lock.locked():
-            return
+            return False
         if self.state.phase is not Phase.STOPPING:
             self._advance(Cause.STOP_ASKED)  # before: else it would be taken for a crash
         self.vm.process.kill()
+        return True
 
     def _farewell(self) -> str:
         """What is said to the guest before it is ended: nothing where its plan cannot be read any more."""
