@@ -1,8 +1,8 @@
-"""Run all tests as two sessions of pytest side by side, since those with guests wait more than they compute.
+"""Run all tests as sessions of pytest side by side, since those with guests wait more than they compute.
 
-``run_tests.py WORDS...`` passes ``WORDS`` to both. Progress is shown line by line as it comes, a session's
-report in one piece when it has ended. The status is 0 if both succeeded. Whatever asks this program to end
-interrupts both, which then clean up.
+``run_tests.py WORDS...`` passes ``WORDS`` to each. Progress is shown line by line as it comes, a session's
+report in one piece when it has ended. The status is 0 if all succeeded. Whatever asks this program to end
+interrupts all, which then clean up.
 """
 
 from __future__ import annotations
@@ -12,14 +12,21 @@ import subprocess
 import sys
 import threading
 
-#: What each runs, so that in a fresh checkout, where images are built too, both take about as long.
-_MOVED = [
-    f"tests/vm/test_{name}.py"
-    for name in ("docker_chaos", "docker_socket", "engine", "engine_host", "live_copies", "snapshot_transfer")
+#: Tests of the Docker engine, which wait for their guests most of all.
+_ENGINE = [
+    "tests/e2e/test_docker.py",
+    *(f"tests/vm/test_{name}.py" for name in ("docker_chaos", "docker_socket", "engine", "engine_host")),
+    "tests/vm/test_migration_engines.py",
 ]
+
+#: What each runs, so that in a fresh checkout, where images are built too, all take about as long.
 SESSIONS = {
-    "unit, vm": ["tests/unit", "tests/vm", *(f"--ignore={path}" for path in _MOVED)],
-    "all others": [*(f"tests/{name}" for name in ("contract", "e2e", "images")), *_MOVED],
+    "unit, contract, e2e": [
+        *(f"tests/{name}" for name in ("unit", "contract", "images", "e2e")),
+        f"--ignore={_ENGINE[0]}",
+    ],
+    "vm": ["tests/vm", *(f"--ignore={path}" for path in _ENGINE[1:])],
+    "engine": _ENGINE,
 }
 
 

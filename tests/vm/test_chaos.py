@@ -26,7 +26,7 @@ from atoll.machine import registry
 from atoll.machine.machine import Machine
 from atoll.vm.state import Phase
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "10"))
 SEED = int(os.environ.get("CHAOS_SEED", "3"))
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(SECONDS * 3 + 180)]

@@ -24,7 +24,7 @@ from atoll.snapshot import catalog
 from atoll.vm.chain import PLAIN
 from atoll.vm.folding import compact
 
-ROUNDS = int(os.environ.get("SNAPSHOT_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("SNAPSHOT_ROUNDS", "2"))
 SEED = int(os.environ.get("SNAPSHOT_SEED", "1"))
 
 #: Snapshots that are kept, to go back to any of them.
