@@ -28,10 +28,12 @@ WAYS = {
     (Phase.STARTING, Cause.BOOTED): Phase.RUNNING,
     (Phase.STARTING, Cause.NOT_BOOTED): Phase.STOPPED,  # the origin, as ``known`` makes it
     (Phase.RUNNING, Cause.PAUSED): Phase.PAUSED,
+    (Phase.RUNNING, Cause.HELD): Phase.PAUSED,
     (Phase.PAUSED, Cause.RESUMED): Phase.RUNNING,
     (Phase.STARTING, Cause.STOP_ASKED): Phase.STOPPING,
     (Phase.RUNNING, Cause.STOP_ASKED): Phase.STOPPING,
     (Phase.PAUSED, Cause.STOP_ASKED): Phase.STOPPING,
+    (Phase.PAUSED, Cause.SUSPEND_ASKED): Phase.STOPPING,
     (Phase.STOPPING, Cause.STOP_FAILED): Phase.RUNNING,
     (Phase.STOPPING, Cause.STOPPED): Phase.STOPPED,
     (Phase.STOPPING, Cause.SUSPENDED): Phase.SUSPENDED,
