@@ -112,6 +112,14 @@ def test_restarts_are_counted_until_somebody_starts_it_by_hand():
     assert advance(state, Cause.STARTED, 5.0).restarts == 0
 
 
+def test_what_was_suspended_goes_on_whoever_was_killed_at_the_last_step():
+    for was in (known(Phase.PAUSED), advance(known(Phase.RUNNING), Cause.HELD, 2.0)):
+        asked = advance(was, Cause.SUSPEND_ASKED, 3.0)
+        for boot in ("this", "another"):
+            found = truth(asked, supervised=False, alive=False, boot=boot, at=4.0)
+            assert (found.phase, found.cause, found.vm) == (Phase.SUSPENDED, Cause.SUSPENDED, None)
+
+
 def test_the_vm_is_known_from_the_spawn_to_the_end():
     starting = advance(known(Phase.STOPPED), Cause.STARTED, 2.0)
     assert starting.vm is None

@@ -24,9 +24,10 @@ import atoll
 from atoll import process
 from atoll.errors import AtollError, BootError
 from atoll.hypervisor.port import find_holder
+from atoll.machine import registry
 from atoll.machine.launching import reach
 from atoll.snapshot import catalog
-from atoll.vm.state import Phase
+from atoll.vm.state import Phase, StateError
 
 #: Stages of ``snapshot`` and of ``restore``: a function is called for the first time.
 MAKING = (
@@ -168,6 +169,8 @@ COMMAND = STOPPING + textwrap.dedent(
         async with Machine("dev", config=config) as machine:
             if what == "suspend":
                 await machine.suspend()
+            elif what == "fork":
+                await machine.fork(name)
             else:
                 await (machine.snapshot(name) if what == "snapshot" else machine.restore(name))
 
@@ -409,6 +412,70 @@ def test_a_suspend_is_complete_or_the_machine_runs_as_it_did(dev, config, shared
         return
     assert shared() == WHOLE
     assert (dev.state.phase, vm_of(dev)) == (Phase.RUNNING, vm)
+
+
+def test_nobody_has_a_machine_go_on_that_is_about_to_be_suspended(dev, config, shared):
+    with (
+        stopped_command(config, "suspend", SUSPENDING[1], "-") as child,
+        asked(config, "resume") as resuming,
+        asked(config, "run", ["true"]) as running,
+    ):
+        with pytest.raises(TimeoutError):
+            resuming.exception(0.3)
+        assert not running.done()
+        assert dev.state.held
+        assert outcome(child) == "ok"
+        assert resuming.exception(30).code.startswith(("state.", "channel."))
+        assert running.exception(30).code == "state.not_running"
+    dev.start()
+    assert shared() == WHOLE
+
+
+@pytest.mark.skipif(not ALL, reason="make snapshots")
+@pytest.mark.parametrize("stage", SUPERVISING["suspend"][1:4])
+def test_a_machine_that_was_paused_stays_so_when_its_suspend_is_cut_off(dev, config, stage):
+    if not dev.state.active:
+        dev.start()
+    mark(dev, "now")
+    dev.pause()
+    with own_supervisor(dev, stage=stage) as child:
+        with asked(config, "suspend") as making:
+            assert child.stdout.readline() == b"here\n"
+            kill_child(child)
+            dev.close()
+            assert isinstance(making.exception(30), AtollError)
+        assert dev.status().state.phase is Phase.PAUSED
+    with pytest.raises(StateError):
+        marks(dev)
+    dev.resume()
+    assert marks(dev) == ["now", "now"]
+
+
+@pytest.mark.skipif(not ALL, reason="make snapshots")
+@pytest.mark.parametrize("who", ["supervisor", "vm"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "atoll.vm.client.Control.capture",
+        "atoll.machine.forking.add_copy",
+        "atoll.machine.forking.opened",
+    ],
+)
+def test_a_fork_is_there_or_not_and_the_machine_runs_as_it_did(dev, config, shared, stage, who):
+    supervisor, vm = dev.status().supervisor, vm_of(dev)
+    with stopped_command(config, "fork", stage, "twin") as child:
+        kill(supervisor if who == "supervisor" else vm)
+        ended = outcome(child)
+    dev.close()
+    with atoll.Machine("twin", config=config) as twin:
+        assert registry.exists(config.paths, "twin") is (ended == "ok")
+        if ended == "ok":
+            assert marks(twin) == ["now", "now"]
+            twin.remove(force=True)
+    if who == "vm":
+        eventually(lambda: not dev.state.active)
+        dev.start()
+    assert shared() == (WHOLE if who == "supervisor" else ("-", *WHOLE[1:]))
 
 
 @pytest.mark.parametrize(
