@@ -144,8 +144,7 @@ class Supervisor:
         Raises:
             StateError: ``state.not_held``: it is not as it was written down any more.
         """
-        if force and not suspended:
-            self._cut_short()
+        cut = self._cut_short() if force and not suspended else None
         async with self._lock:
             self._cancel_restart()
             if self._starting is not None and not self._starting.done():
@@ -167,6 +166,7 @@ class Supervisor:
                     force=force,
                     timeout=timeout,
                     farewell="" if force else self._farewell(),
+                    killed=self.vm is cut,
                 )
             await self._clean_up()
             self._advance(Cause.SUSPENDED if self.state.suspending else Cause.STOPPED)
@@ -178,13 +178,14 @@ class Supervisor:
             message = f"{self.name} is {self.state.phase}: it has not stood still since it was written down"
             raise StateError(message, code="not_held", hint="try it again")
 
-    def _cut_short(self) -> None:
-        """End the VM now, if something is under way with it: that fails, where it could go on for long."""
+    def _cut_short(self) -> Resident | None:
+        """Kill the VM now, if something is under way with it: that fails, where it could go on for long."""
         if self.vm is None or self.state.phase is Phase.STARTING or not self._lock.locked():
-            return
+            return None
         if self.state.phase is not Phase.STOPPING:
             self._advance(Cause.STOP_ASKED)  # before: else it would be taken for a crash
         self.vm.process.kill()
+        return self.vm
 
     def _farewell(self) -> str:
         """What is said to the guest before it is ended: nothing where its plan cannot be read any more."""
