@@ -147,22 +147,30 @@ def write_archive(
         with task(emit, "export", title, total=held.room, unit="bytes"):
             advance = _advancing(emit, "export", step)
 
-            def write(file: BinaryIO) -> int:
+            def write(file: exporting.Target) -> int:
                 return exporting.write(held, file, modules=modules, advance=advance)
 
-            count = _write_file(target, write) if isinstance(target, Path) else _write_out(target, write)
+            if isinstance(target, Path):
+                count = _write_file(target, write)
+            else:
+                count = _write_out(target, write, step)
     return Exported(id=found.id, name=manifest.name, bytes=count, elapsed=time.monotonic() - began)
 
 
-def _write_file(target: Path, write: Callable[[BinaryIO], int]) -> int:
+def _write_file(target: Path, write: Callable[[exporting.Target], int]) -> int:
     """A new file with all that ``write`` writes, for its owner's eyes, or none."""
     with store.new_file(target) as file:
         return write(file)
 
 
-def _write_out(target: BinaryIO, write: Callable[[BinaryIO], int]) -> int:
+def _write_out(target: BinaryIO, write: Callable[[exporting.Target], int], step: Callable[[], None]) -> int:
     try:
-        count = write(target)
+        target.flush()
+        raw = getattr(target, "raw", target)
+        if isinstance(raw, io.FileIO) and not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+            count = write(_Reluctant(raw, step))
+        else:
+            count = write(target)
         target.flush()
     except BrokenPipeError:  # its reader has seen enough
         raise
@@ -231,6 +239,28 @@ class _Waiting:
         while self._ready is not None and not self._ready.poll(_LOOK):
             self._step()
         return self._take(count)
+
+
+class _Reluctant:
+    """A target that may take nothing for long, as a pipe whose reader is slow: see ``_Waiting``.
+
+    It only gets what it has room for, which is as much as a pipe takes at once (pipe(7), ``PIPE_BUF``): a
+    write of more waits for its reader.
+    """
+
+    def __init__(self, raw: io.FileIO, step: Callable[[], None]) -> None:
+        self._step = step
+        self._raw = raw
+        self._ready = select.poll()
+        self._ready.register(raw.fileno(), select.POLLOUT)
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Write some of ``data``; how much."""
+        part = memoryview(data)[: select.PIPE_BUF]
+        while True:
+            self._step()
+            if self._ready.poll(_LOOK) and (count := self._raw.write(part)) is not None:
+                return count
 
 
 def _open_source(path: Path) -> BinaryIO:

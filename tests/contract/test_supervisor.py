@@ -25,6 +25,7 @@ from machines import (
     true_state,
     until,
 )
+from msgspec.structs import replace
 
 from atoll import aio, store
 from atoll.config import load
@@ -302,6 +303,74 @@ async def test_a_supervisor_killed_again_and_again_never_loses_the_machine(dev):
         control = await dev.connect()
         assert (await control.status()).vm == vm
         assert await run(control, "echo", "here") == b"here\n"
+    await ended(dev)
+
+
+async def left(dev, phase, cause):
+    """Have a machine be left by its supervisor while its vCPUs stand still; its VM."""
+    control = await dev.started()
+    await control.pause()
+    status = await control.status()
+    os.kill(status.supervisor, KILL)
+    await gone(status.supervisor)
+    control.close()
+    store.write_record(dev.place.state, replace(dev.state, phase=phase, cause=cause))
+    return status.vm
+
+
+async def test_a_machine_that_was_held_goes_on_when_its_supervisor_was_killed(dev, tmp_path):
+    config = load({"data_dir": tmp_path, "cache_dir": tmp_path}, environment={}, files=()).config
+    for phase, cause in ((Phase.PAUSED, Cause.HELD), (Phase.RUNNING, Cause.BOOTED)):
+        vm = await left(dev, phase, cause)
+        async with aio.Machine("dev", config=config) as machine:
+            assert (await machine.run(["echo", "on"])).stdout == "on\n"
+            status = await machine.status()
+        assert (status.vm, status.state.phase) == (vm, Phase.RUNNING)
+    await ended(dev)
+
+
+async def test_a_machine_that_was_paused_stays_so_when_its_supervisor_was_killed(dev, tmp_path):
+    config = load({"data_dir": tmp_path, "cache_dir": tmp_path}, environment={}, files=()).config
+    vm = await left(dev, Phase.PAUSED, Cause.PAUSED)
+    async with aio.Machine("dev", config=config) as machine:
+        with pytest.raises(StateError) as caught:
+            await machine.run(["echo", "on"])
+        assert caught.value.code == "state.paused"
+        assert is_stopped(vm)
+        await machine.resume()
+        assert (await machine.run(["echo", "on"])).stdout == "on\n"
+    await ended(dev)
+
+
+@pytest.mark.parametrize("first", ["pause", "shares"])
+async def test_what_is_asked_first_waits_until_a_killed_supervisors_work_is_put_right(dev, first):
+    await left(dev, Phase.PAUSED, Cause.HELD)
+    control = await dev.connect()
+    await getattr(control, first)()
+    if first == "pause":
+        assert dev.state.cause is Cause.PAUSED
+    assert (await control.wait_for(*Phase)).state.phase is (
+        Phase.PAUSED if first == "pause" else Phase.RUNNING
+    )
+    await ended(dev)
+
+
+async def test_a_suspend_whose_supervisor_was_killed_is_carried_out(dev):
+    vm = await left(dev, Phase.STOPPING, Cause.SUSPEND_ASKED)
+    (await dev.connect()).close()
+    await at_rest(dev.place)
+    assert (dev.state.phase, dev.state.vm) == (Phase.SUSPENDED, None)
+    await gone(vm)
+
+
+async def test_nothing_is_suspended_that_was_not_written_down(dev):
+    control = await dev.started()
+    for phase in (Phase.RUNNING, Phase.PAUSED):
+        with pytest.raises(StateError) as caught:
+            await control.stop(force=True, suspended=True)
+        assert (caught.value.code, dev.state.phase) == ("state.not_held", phase)
+        if phase is Phase.RUNNING:
+            await control.pause()
     await ended(dev)
 
 

@@ -7,11 +7,13 @@ import hashlib
 import io
 import json
 import os
+import select
 import shutil
 import struct
 import subprocess
 import threading
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import archives
@@ -806,6 +808,35 @@ async def test_one_who_waits_no_more_for_a_silent_pipe_need_not(home, other, con
             await task
         assert threading.active_count() <= threads + 1  # one that waits for other work
     assert os.listdir(other.snapshots) == [] if other.snapshots.exists() else True
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("buffered", [False, True])
+async def test_one_who_waits_no_more_for_a_pipe_that_nobody_reads_need_not(home, config, buffered):
+    made = keep(home)
+    mine = replace(config, data_dir=home.data)
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb", buffering=-1 if buffered else 0) as sink, os.fdopen(reader, "rb"):
+        task = asyncio.create_task(atoll.aio.export_snapshot(made.id, sink, config=mine))
+        await asyncio.to_thread(select.select, [reader], [], [])
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert done
+        assert task.cancelled()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_pipe_that_is_read_gets_all_whether_or_not_a_write_to_it_waits(home, waits):
+    made = keep(home)
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as source, ThreadPoolExecutor(1) as thread:
+        got = thread.submit(source.read)
+        os.set_blocking(writer, waits)
+        with os.fdopen(writer, "wb") as sink:
+            transfer.write_archive(home, made.id, sink)
+        assert got.result(10) == exported(home, made)
 
 
 class DoneError(Exception):

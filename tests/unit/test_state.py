@@ -28,10 +28,12 @@ WAYS = {
     (Phase.STARTING, Cause.BOOTED): Phase.RUNNING,
     (Phase.STARTING, Cause.NOT_BOOTED): Phase.STOPPED,  # the origin, as ``known`` makes it
     (Phase.RUNNING, Cause.PAUSED): Phase.PAUSED,
+    (Phase.RUNNING, Cause.HELD): Phase.PAUSED,
     (Phase.PAUSED, Cause.RESUMED): Phase.RUNNING,
     (Phase.STARTING, Cause.STOP_ASKED): Phase.STOPPING,
     (Phase.RUNNING, Cause.STOP_ASKED): Phase.STOPPING,
     (Phase.PAUSED, Cause.STOP_ASKED): Phase.STOPPING,
+    (Phase.PAUSED, Cause.SUSPEND_ASKED): Phase.STOPPING,
     (Phase.STOPPING, Cause.STOP_FAILED): Phase.RUNNING,
     (Phase.STOPPING, Cause.STOPPED): Phase.STOPPED,
     (Phase.STOPPING, Cause.SUSPENDED): Phase.SUSPENDED,
@@ -108,6 +110,14 @@ def test_restarts_are_counted_until_somebody_starts_it_by_hand():
         assert state.restarts == count
         state = advance(state, Cause.HYPERVISOR_DIED, 4.0)
     assert advance(state, Cause.STARTED, 5.0).restarts == 0
+
+
+def test_what_was_suspended_goes_on_whoever_was_killed_at_the_last_step():
+    for was in (known(Phase.PAUSED), advance(known(Phase.RUNNING), Cause.HELD, 2.0)):
+        asked = advance(was, Cause.SUSPEND_ASKED, 3.0)
+        for boot in ("this", "another"):
+            found = truth(asked, supervised=False, alive=False, boot=boot, at=4.0)
+            assert (found.phase, found.cause, found.vm) == (Phase.SUSPENDED, Cause.SUSPENDED, None)
 
 
 def test_the_vm_is_known_from_the_spawn_to_the_end():

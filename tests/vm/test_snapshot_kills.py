@@ -24,9 +24,10 @@ import atoll
 from atoll import process
 from atoll.errors import AtollError, BootError
 from atoll.hypervisor.port import find_holder
+from atoll.machine import registry
 from atoll.machine.launching import reach
 from atoll.snapshot import catalog
-from atoll.vm.state import Phase
+from atoll.vm.state import Phase, StateError
 
 #: Stages of ``snapshot`` and of ``restore``: a function is called for the first time.
 MAKING = (
@@ -80,6 +81,45 @@ LIVE = (
 #: What is tried of them in ``make test``: those between which the guest stands still, or is protected.
 SHORT_LIVE = {"supervisor": (LIVE[3], LIVE[5]), "vm": (LIVE[5],)}
 
+#: Stages of a snapshot and of ``suspend`` in the command that suspends, and in the supervisor, by what is
+#: asked for. ``#2``: at the second call, since whoever adopts a machine calls it, too.
+SUSPENDING = (
+    "atoll.vm.client.Control.capture",
+    "atoll.machine.suspending.keep",
+    "atoll.vm.client.Control.stop",
+)
+SUPERVISING = {
+    "snapshot": (
+        "atoll.vm.shares.Shares.remove",
+        "atoll.guest.agent.Agent.freeze_data",
+        "atoll.guest.agent.Agent.thaw_data#2",
+        "atoll.vm.branching.prepare_branch",
+        "atoll.hypervisor.qemu.plugging.Plugging.branch_disk",
+        "atoll.hypervisor.qemu.migrating.write",
+        "atoll.hypervisor.qemu.freezing.go_on",
+        "atoll.vm.branching.finish_branch",
+        "atoll.vm.shares.Shares.bring_back",
+    ),
+    "disk": (
+        "atoll.guest.agent.Agent.freeze_data",
+        "atoll.hypervisor.qemu.plugging.Plugging.branch_disk",
+        "atoll.guest.agent.Agent.thaw_data#2",
+        "atoll.vm.branching.finish_branch",
+    ),
+    "suspend": (
+        "atoll.vm.shares.Shares.remove",
+        "atoll.vm.capturing._held",
+        "atoll.hypervisor.qemu.migrating.write",
+        "atoll.vm.capturing.report",
+        "atoll.vm.supervisor.stop_guest",
+        "atoll.vm.shares.Shares.forget",
+    ),
+}
+
+#: What is tried of them in ``make test``.
+SHORT_SUSPENDING = {("supervisor", SUSPENDING[1])}
+SHORT_SUPERVISING = {("snapshot", SUPERVISING["snapshot"][2]), ("suspend", SUPERVISING["suspend"][4])}
+
 #: Has a process stand still at a stage until somebody lets it go on.
 STOPPING = textwrap.dedent(
     """
@@ -96,14 +136,15 @@ STOPPING = textwrap.dedent(
                 owner = getattr(owner, part)
             return owner, parts[-1]
 
-    def stop_at(name):
+    def stop_at(stage):
+        name, _, number = stage.partition("#")
         owner, attribute = at(name)
         real, calls = getattr(owner, attribute), []
 
         @functools.wraps(real)
         def stopping(*arguments, **options):
-            if not calls:
-                calls.append(1)
+            calls.append(1)
+            if len(calls) == int(number or 1):
                 print("here", flush=True)
                 sys.stdin.read(1)
             return real(*arguments, **options)
@@ -126,7 +167,12 @@ COMMAND = STOPPING + textwrap.dedent(
         config = load({"data_dir": data, "cache_dir": cache}, environment={}, files=()).config
         stop_at(stage)
         async with Machine("dev", config=config) as machine:
-            await (machine.snapshot(name) if what == "snapshot" else machine.restore(name))
+            if what == "suspend":
+                await machine.suspend()
+            elif what == "fork":
+                await machine.fork(name)
+            else:
+                await (machine.snapshot(name) if what == "snapshot" else machine.restore(name))
 
     try:
         asyncio.run(main(*sys.argv[1:]))
@@ -255,10 +301,14 @@ def own_supervisor(machine, *, stage="", room=""):
 
 
 @contextlib.contextmanager
-def live_snapshot(config, name):
-    """One that is made in a thread; its error, if it fails."""
+def asked(config, what, *words, **wishes):
+    """Something that is asked of the machine in a thread; its error, if it fails."""
     with atoll.Machine("dev", config=config) as same, ThreadPoolExecutor(1) as thread:
-        yield thread.submit(same.snapshot, name, pause=False)
+        yield thread.submit(getattr(same, what), *words, **wishes)
+
+
+def live_snapshot(config, name):
+    return asked(config, "snapshot", name, pause=False)
 
 
 def is_protected(pid):
@@ -317,6 +367,145 @@ def test_whoever_is_killed_at_whatever_stage_all_is_whole(dev, config, what, who
         left = os.listdir(dev.find().place.directory)
         kept = ("before", ".partial-before", ".partial-after")
         assert not [entry for entry in left if entry.startswith(kept)]
+
+
+@pytest.fixture
+def shared(dev, tmp_path):
+    """A machine that runs, with a directory of the host; tells whether it is as it was."""
+    if not dev.state.active:
+        dev.start()
+    (tmp_path / "file").write_text("of the host\n")
+    dev.share(tmp_path, "/mnt")
+    mark(dev, "now")
+
+    def as_it_was():
+        return (*marks(dev), output(dev, "cat /mnt/file; echo on > /root/written; sync").strip())
+
+    yield as_it_was
+    dev.unshare("/mnt")
+
+
+WHOLE = ("now", "now", "of the host")
+
+
+@pytest.mark.parametrize(
+    ("who", "stage"),
+    [
+        (who, stage)
+        for who in ("command", "supervisor", "vm")
+        for stage in SUSPENDING
+        if ALL or (who, stage) in SHORT_SUSPENDING
+    ],
+)
+def test_a_suspend_is_complete_or_the_machine_runs_as_it_did(dev, config, shared, who, stage):
+    supervisor, vm = dev.status().supervisor, vm_of(dev)
+    with stopped_command(config, "suspend", stage, "-") as child:
+        kill({"command": child.pid, "supervisor": supervisor, "vm": vm}[who])
+        ended = "killed" if who == "command" else outcome(child)
+    dev.close()
+    # A VM that is killed at last may be ended as if it were there still: what it was is complete by then.
+    assert ended != "ok" or (who, stage) in {("supervisor", SUSPENDING[0]), ("vm", SUSPENDING[2])}
+    if who == "vm" or ended == "ok":
+        assert dev.state.phase is (Phase.SUSPENDED if ended == "ok" else Phase.FAILED)
+        dev.start()
+        assert shared() == (WHOLE if ended == "ok" else ("-", *WHOLE[1:]))
+        return
+    assert shared() == WHOLE
+    assert (dev.state.phase, vm_of(dev)) == (Phase.RUNNING, vm)
+
+
+def test_nobody_has_a_machine_go_on_that_is_about_to_be_suspended(dev, config, shared):
+    with (
+        stopped_command(config, "suspend", SUSPENDING[1], "-") as child,
+        asked(config, "resume") as resuming,
+        asked(config, "run", ["true"]) as running,
+    ):
+        with pytest.raises(TimeoutError):
+            resuming.exception(0.3)
+        assert not running.done()
+        assert dev.state.held
+        assert outcome(child) == "ok"
+        assert resuming.exception(30).code.startswith(("state.", "channel."))
+        assert running.exception(30).code == "state.not_running"
+    dev.start()
+    assert shared() == WHOLE
+
+
+@pytest.mark.skipif(not ALL, reason="make snapshots")
+@pytest.mark.parametrize("stage", SUPERVISING["suspend"][1:4])
+def test_a_machine_that_was_paused_stays_so_when_its_suspend_is_cut_off(dev, config, stage):
+    if not dev.state.active:
+        dev.start()
+    mark(dev, "now")
+    dev.pause()
+    with own_supervisor(dev, stage=stage) as child:
+        with asked(config, "suspend") as making:
+            assert child.stdout.readline() == b"here\n"
+            kill_child(child)
+            dev.close()
+            assert isinstance(making.exception(30), AtollError)
+        assert dev.status().state.phase is Phase.PAUSED
+    with pytest.raises(StateError):
+        marks(dev)
+    dev.resume()
+    assert marks(dev) == ["now", "now"]
+
+
+@pytest.mark.skipif(not ALL, reason="make snapshots")
+@pytest.mark.parametrize("who", ["supervisor", "vm"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "atoll.vm.client.Control.capture",
+        "atoll.machine.forking.add_copy",
+        "atoll.machine.forking.opened",
+    ],
+)
+def test_a_fork_is_there_or_not_and_the_machine_runs_as_it_did(dev, config, shared, stage, who):
+    supervisor, vm = dev.status().supervisor, vm_of(dev)
+    with stopped_command(config, "fork", stage, "twin") as child:
+        kill(supervisor if who == "supervisor" else vm)
+        ended = outcome(child)
+    dev.close()
+    with atoll.Machine("twin", config=config) as twin:
+        assert registry.exists(config.paths, "twin") is (ended == "ok")
+        if ended == "ok":
+            assert marks(twin) == ["now", "now"]
+            twin.remove(force=True)
+    if who == "vm":
+        eventually(lambda: not dev.state.active)
+        dev.start()
+    assert shared() == (WHOLE if who == "supervisor" else ("-", *WHOLE[1:]))
+
+
+@pytest.mark.parametrize(
+    ("what", "stage"),
+    [
+        (what, stage)
+        for what, stages in SUPERVISING.items()
+        for stage in stages
+        if ALL or (what, stage) in SHORT_SUPERVISING
+    ],
+)
+def test_a_supervisor_that_is_killed_while_it_writes_down_leaves_the_machine_as_it_was(
+    dev, config, shared, what, stage
+):
+    names, vm = [one.manifest.name for one in dev.snapshots()], vm_of(dev)
+    wanted = ("suspend",) if what == "suspend" else ("snapshot", "never")
+    with own_supervisor(dev, stage=stage) as child:
+        with asked(config, *wanted, **({"disk_only": True} if what == "disk" else {})) as making:
+            assert child.stdout.readline() == b"here\n"
+            kill_child(child)
+            dev.close()
+            assert isinstance(making.exception(30), AtollError)
+        if stage in SUPERVISING["suspend"][4:]:
+            eventually(lambda: dev.find().state.phase is Phase.SUSPENDED or not dev.status())
+            dev.start()
+        assert shared() == WHOLE
+    assert dev.state.phase is Phase.RUNNING
+    assert vm_of(dev) == vm or stage in SUPERVISING["suspend"][4:]
+    assert [one.manifest.name for one in dev.snapshots()] == names
+    assert left_by_snapshots(config) == []
 
 
 def test_a_supervisor_that_is_killed_while_the_guest_runs_on_leaves_it_running(dev, config):

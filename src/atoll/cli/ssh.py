@@ -24,7 +24,7 @@ def _configure_connect(parser: argparse.ArgumentParser) -> None:
 def _run_connect(arguments: argparse.Namespace) -> NoReturn:
     paths = load().config.paths
     machine = registry.find(paths, arguments.machine)
-    if machine.state.phase is not Phase.RUNNING:
+    if machine.state.phase is not Phase.RUNNING and not machine.state.held:  # that ends by itself
         message = f"{machine.name} is {machine.state.phase}: it cannot be reached"
         paused = machine.state.phase is Phase.PAUSED
         hint = (

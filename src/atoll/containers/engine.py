@@ -375,6 +375,8 @@ class Engine:
             wishes = Wishes(image=IMAGE, init="minimal", disk=self.settings.disk)
             spec = self._wanted(creation.make_spec(self._sized(), wishes))
             await asyncio.to_thread(creation.enter, self._config, NAME, spec, self._emit)
+        if self._machine.state.held:
+            await self._machine.settled()
         machine = self._require_own()
         if machine.state.phase is Phase.SUSPENDED:
             await asyncio.to_thread(root.check, machine)

@@ -225,7 +225,7 @@ class Checkpoints(Supervised):
         await asyncio.to_thread(exchange.undo)
         if former is not None:
             await self._go_on(former)
-            if machine.state.phase is Phase.PAUSED:
+            if machine.state.phase is Phase.PAUSED and not machine.state.held:
                 await self.control.pause()
 
     def _rest(self, machine: Named) -> Disk:

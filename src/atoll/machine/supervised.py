@@ -34,6 +34,9 @@ _ATTEMPTS = 20
 #: Seconds that a supervisor has to record that its guest is gone.
 _RECORD_GRACE = 2.0
 
+#: Seconds for a machine to be written down, before it is said to stand still.
+_HELD = 60.0
+
 #: In which there is no VM.
 AT_REST = (Phase.STOPPED, Phase.FAILED, Phase.CREATED, Phase.SUSPENDED)
 
@@ -234,10 +237,21 @@ class Supervised(Commands):
         Raises:
             StateError: it is not running, or is paused: nothing in it would answer.
         """
+        await self.settled()
         await self._active("used")
         if self.state.phase is Phase.PAUSED:
             message = f"{self.name} is paused: nothing in it goes on"
             raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
+
+    async def settled(self) -> None:
+        """Wait, for a limited time, until nobody has the machine stand still who writes it down.
+
+        What of that was cut off is put right then. Raises ``StateError`` if the machine has no VM.
+        """
+        control = await self._active("used")
+        with contextlib.suppress(ChannelError, TimeoutError):  # it leaves when the machine was suspended
+            async with asyncio.timeout(_HELD):
+                await control.wait_for(*Phase)
 
     async def close(self) -> None:
         """Let go of the connection; the machine goes on. Closing twice is fine."""

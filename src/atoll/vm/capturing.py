@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from atoll import store
-from atoll.errors import AtollError, ChannelError, GuestError
+from atoll.errors import ChannelError, GuestError
 from atoll.events import Emit, VmCaptured, Warned
 from atoll.guest.agent import Agent
 from atoll.hypervisor.port import Instant, Pluggable, Resident, Standstill
@@ -20,10 +20,13 @@ from atoll.vm.chain import SERIAL
 from atoll.vm.shares import Shares
 from atoll.vm.state import StateError
 
-__all__ = ["Aside", "Taken", "branch", "capture", "report", "set_aside"]
+__all__ = ["Aside", "Taken", "branch", "capture", "report", "set_aside", "thaw"]
 
 #: Seconds in which the guest's file system stands still, and for which it does at most.
 _STILL = 10.0
+
+#: Seconds for the guest to have it go on, before somebody else is served.
+_ANSWER = 5.0
 
 
 class Taken(NamedTuple):
@@ -66,7 +69,7 @@ async def capture(
     """
     name = place.directory.name
     plugging = _plugging(vm)
-    async with set_aside(shares, name, emit) as aside:
+    async with set_aside(shares) as aside:
         if flushed is not None and not await vm.paused():
             await _flush(flushed)
         taken = await (_held(vm) if hold else _branched(vm, place, plugging, live=live))
@@ -99,6 +102,22 @@ async def _flush(agent: Agent) -> None:
         async with asyncio.timeout(_STILL):
             await agent.freeze_data(_STILL)
             await agent.thaw_data()
+
+
+async def thaw(agent: Agent) -> bool:
+    """Have the guest's file system go on if it stands still; whether the guest answers.
+
+    In one that does not it goes on by itself.
+    """
+    try:
+        async with asyncio.timeout(_ANSWER):
+            await agent.ready()
+            await agent.thaw_data()
+    except GuestError:  # it has no data disk
+        return True
+    except (ChannelError, TimeoutError):
+        return False
+    return True
 
 
 async def _nothing() -> None:
@@ -189,7 +208,7 @@ class Aside:
 
 
 @asynccontextmanager
-async def set_aside(shares: Shares, name: str, emit: Emit) -> AsyncIterator[Aside]:
+async def set_aside(shares: Shares) -> AsyncIterator[Aside]:
     """Take the shares away and bring them back at the end. Raises as ``Shares.remove``."""
     removed = []
     aside = Aside()
@@ -200,8 +219,4 @@ async def set_aside(shares: Shares, name: str, emit: Emit) -> AsyncIterator[Asid
         yield aside
     finally:
         for share in () if aside.stays else reversed(removed):
-            try:
-                await shares.add(share)
-            except (AtollError, TimeoutError) as error:
-                message = f"{name}: {share.guest} could not be brought back: {error}"
-                emit(Warned(message=message, hint=f"`atoll mount {name} {share.host}:{share.guest}`"))
+            await shares.bring_back(share)

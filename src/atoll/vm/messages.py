@@ -134,7 +134,10 @@ class Resume(Request, frozen=True, tag="vm.resume"):
 
 
 class WaitFor(Request, frozen=True, tag="vm.wait"):
-    """Ask to be answered when the machine is in one of these phases."""
+    """Ask to be answered when the machine is in one of these phases, and nobody writes it down.
+
+    What of that an earlier supervisor began is put right then.
+    """
 
     phases: tuple[Phase, ...]
 

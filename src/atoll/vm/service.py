@@ -110,11 +110,10 @@ class Service:
     async def _capture(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.Capture)
         hold = request.hold
-        held = hold and self._supervisor.state.phase is Phase.RUNNING
 
         def drop(taken: tuple[Branch | None, Instant]) -> None:
             taken[1].close()
-            if held:
+            if hold:
                 self._supervisor.release_soon()
 
         capture = self._supervisor.capture(hold=hold, flush=request.flush, live=request.live)
@@ -143,12 +142,13 @@ class Service:
                 pass
         finally:
             instant.close()
-            if held:
+            if hold:
                 self._supervisor.release_soon()
 
     async def _wait(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.WaitFor)
         stream.patient = True
+        await self._supervisor.settled()
         while self._supervisor.state.phase not in request.phases:
             changed = self._supervisor.changed
             await changed.wait()
@@ -166,6 +166,7 @@ class Service:
 
     async def _console(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.ConsoleAttach)
+        await self._supervisor.settled()
         if self._supervisor.state.phase is Phase.PAUSED or self._supervisor.vm is None:
             message = f"{self._supervisor.name} is {self._supervisor.state.phase}: its console is dead"
             raise StateError(message, code="not_running", hint="`atoll start` or `atoll resume` helps")
@@ -194,28 +195,33 @@ class Service:
 
     async def _memory(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.MemoryTarget)
+        await self._supervisor.settled()
         vm = self._supervisor.require(Phase.RUNNING, "asked for its memory")
         stream.reply(await (memory_state(vm) if request.target is None else set_balloon(vm, request.target)))
 
     async def _resize(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.Resize)
+        await self._supervisor.settled()
         vm, agent = self._supervisor.require(Phase.RUNNING, "resized"), self._supervisor.agent
         assert agent is not None, "it is running"
         stream.reply(messages.Resized(await resize(vm, agent, self._supervisor.plan.setup, request)))
 
     async def _share_add(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.ShareAdd)
+        await self._supervisor.settled()
         self._supervisor.require(Phase.RUNNING, "given a share")
         await self._supervisor.shares.add(request.share)
         stream.reply(Empty())
 
     async def _share_remove(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.ShareRemove)
+        await self._supervisor.settled()
         self._supervisor.require(Phase.RUNNING, "relieved of a share")
         await self._supervisor.shares.remove(request.guest)
         stream.reply(Empty())
 
     async def _share_list(self, _: bytes, stream: LocalStream) -> None:
+        await self._supervisor.settled()
         self._supervisor.require(Phase.RUNNING, "asked for its shares")
         stream.reply(messages.Shared(await self._supervisor.shares.listed()))
 

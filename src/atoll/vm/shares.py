@@ -35,6 +35,9 @@ __all__ = ["Plugged", "Shares"]
 #: Seconds for a guest to find a device and mount it, and for it to let go of one.
 _PATIENCE = 15.0
 
+#: Seconds for all of bringing a share back: a guest that is silent shall not hold up everybody else.
+_LONGEST = 40.0
+
 #: Seconds between two attempts to mount: the device appears in the guest by itself.
 _LOOK = 0.01
 
@@ -163,11 +166,33 @@ class Shares:
             await self._unmount(plugged)
             await self._take_out(plugged.slot)
 
-    async def recover(self) -> None:
-        """Take over what another supervisor plugged in, and take out what it did not finish."""
-        async with self._lock:
-            with contextlib.suppress(AtollError, TimeoutError):
-                await self._recollect()
+    async def recover(self, *, again: bool) -> None:
+        """Take over what another supervisor plugged in, and take out what it did not finish.
+
+        Args:
+            again: share again what is missing then, such as what was set aside for who wrote the VM down. Of
+                each that cannot be shared it is told.
+        """
+        if self._vm is None:
+            return
+        try:
+            have = {share.guest for share in await self.listed()}
+        except (AtollError, TimeoutError) as error:
+            self._emit(Warned(message=f"{self._name}: its shares cannot be taken over: {error}"))
+            return
+        # A directory within another one's place is mounted over it.
+        for share in sorted(self._setup.shares, key=lambda one: one.guest):
+            if again and share.guest not in have:
+                await self.bring_back(share)
+
+    async def bring_back(self, share: Share) -> None:
+        """``add`` what was shared before; if that cannot be done, it is told."""
+        try:
+            async with asyncio.timeout(_LONGEST):
+                await self.add(share)
+        except (AtollError, TimeoutError) as error:
+            message = f"{self._name}: {share.guest} could not be brought back: {error}"
+            self._emit(Warned(message=message, hint=f"`atoll mount {self._name} {share.host}:{share.guest}`"))
 
     async def forget(self) -> None:
         """The VM is gone: have its daemons gone, too, which end by themselves."""

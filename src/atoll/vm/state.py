@@ -36,8 +36,10 @@ class Cause(StrEnum):
     BOOTED = "the guest is up"
     NOT_BOOTED = "the start failed"
     PAUSED = "pause was asked for"
+    HELD = "it is being written down"
     RESUMED = "resume was asked for"
     STOP_ASKED = "stop was asked for"
+    SUSPEND_ASKED = "suspend was asked for"
     STOP_FAILED = "the stop was given up"
     STOPPED = "stopped"
     SUSPENDED = "suspended: `atoll start` has it go on"
@@ -88,6 +90,16 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         """Whether there is, or is about to be, a VM."""
         return self.phase in {Phase.STARTING, Phase.RUNNING, Phase.PAUSED, Phase.STOPPING}
 
+    @property
+    def held(self) -> bool:
+        """Whether its vCPUs stand still for who writes it down, and not because that was asked for."""
+        return self.phase is Phase.PAUSED and self.cause is Cause.HELD
+
+    @property
+    def suspending(self) -> bool:
+        """Whether it was written down for its next start, and its VM is ended."""
+        return self.phase is Phase.STOPPING and self.cause is Cause.SUSPEND_ASKED
+
 
 class StateError(AtollError):
     """The machine is in a state in which this cannot be done."""
@@ -107,8 +119,10 @@ TRANSITIONS: dict[Cause, tuple[tuple[Phase, ...], Phase | None]] = {
     Cause.BOOTED: ((Phase.STARTING,), Phase.RUNNING),
     Cause.NOT_BOOTED: ((Phase.STARTING,), None),
     Cause.PAUSED: ((Phase.RUNNING,), Phase.PAUSED),
+    Cause.HELD: ((Phase.RUNNING,), Phase.PAUSED),
     Cause.RESUMED: ((Phase.PAUSED,), Phase.RUNNING),
     Cause.STOP_ASKED: ((Phase.STARTING, *_UP), Phase.STOPPING),
+    Cause.SUSPEND_ASKED: ((Phase.PAUSED,), Phase.STOPPING),
     Cause.STOP_FAILED: ((Phase.STOPPING,), Phase.RUNNING),
     Cause.STOPPED: ((Phase.STOPPING,), Phase.STOPPED),
     Cause.SUSPENDED: ((Phase.STOPPING,), Phase.SUSPENDED),
@@ -167,7 +181,7 @@ def truth(state: State, *, supervised: bool, alive: bool, boot: str, at: float) 
     if supervised or alive or not state.active:
         return state
     if state.phase is Phase.STOPPING:
-        return advance(state, Cause.STOPPED, at)
+        return advance(state, Cause.SUSPENDED if state.suspending else Cause.STOPPED, at)
     if state.vm is not None and state.vm.boot != boot:
         return advance(state, Cause.HOST_RESTARTED, at)
     lost = Failure(

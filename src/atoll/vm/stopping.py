@@ -22,8 +22,10 @@ _QUIT = 5.0
 _AGENT_SHARE = 0.75
 
 
-def plan_steps(*, force: bool, timeout: float) -> tuple[tuple[str, float], ...]:
+def plan_steps(*, force: bool, timeout: float, killed: bool = False) -> tuple[tuple[str, float], ...]:
     """The attempts in their order, and the seconds that each may take."""
+    if killed:
+        return (("kill", _QUIT),)
     by_force = (("quit", _QUIT), ("kill", _QUIT))
     if force:
         return by_force
@@ -37,9 +39,9 @@ async def stop_guest(
     emit: Emit,
     *,
     force: bool,
-    killed: bool = False,
     timeout: float,  # noqa: ASYNC109 - the guest's own part of the time
     farewell: str = "",
+    killed: bool = False,
 ) -> tuple[StopStep, ...]:
     """End the guest; what was tried. The last step, a kill, always ends it.
 
@@ -49,9 +51,9 @@ async def stop_guest(
         name: of the machine.
         emit: told of each step.
         force: without the guest's part.
-        killed: it was killed already, and is only waited for.
         timeout: seconds for that.
         farewell: what the guest's shell does before its agent ends it, within the agent's share of the time.
+        killed: it was killed already, and is about to be gone.
     """
     attempts: dict[str, Callable[[], Awaitable[None]]] = {
         "agent": lambda: _power_off(agent, farewell),
@@ -60,7 +62,7 @@ async def stop_guest(
         "kill": lambda: _kill(vm),
     }
     steps: list[StopStep] = []
-    for how, seconds in plan_steps(force=force, timeout=timeout)[-1 if killed else 0 :]:
+    for how, seconds in plan_steps(force=force, timeout=timeout, killed=killed):
         step = await _try(vm, how, attempts[how], seconds)
         steps.append(step)
         emit(StopTried(vm=name, how=how, elapsed=step.elapsed, ended=step.ended))

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,7 @@ from atoll.vm import clock, restart
 from atoll.vm.bootplan import Beginning, BootPlan
 from atoll.vm.branching import Branch, finish_switch
 from atoll.vm.bringup import BringUp, attached, hypervisor_said
-from atoll.vm.capturing import Taken, branch, capture
+from atoll.vm.capturing import Taken, branch, capture, thaw
 from atoll.vm.folding import compact
 from atoll.vm.messages import Files, Stopped, StopStep
 from atoll.vm.outputs import Outputs
@@ -93,6 +94,8 @@ class Supervisor:
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._restarting: asyncio.Task[None] | None = None
+        self._recovering: asyncio.Task[None] | None = None
+        self._held: Resident | None = None
         self._began = 0.0
 
     # What may be asked for.
@@ -139,17 +142,22 @@ class Supervisor:
         """End the guest, in order or by force; nothing happens if there is none.
 
         With ``suspended`` it is recorded that it goes on from what was written down.
+
+        Raises:
+            StateError: ``state.not_held``: it is not as it was written down any more.
         """
-        killed = force and not suspended and self._cut_short()
+        cut = self._cut_short() if force and not suspended else None
         async with self._lock:
             self._cancel_restart()
             if self._starting is not None and not self._starting.done():
                 self._starting.cancel()
                 await asyncio.wait([self._starting])
+            if suspended and not self.state.suspending:
+                self._require_held()
             if not self.state.active:
                 return Stopped(())
             if self.state.phase is not Phase.STOPPING:
-                self._advance(Cause.STOP_ASKED)
+                self._advance(Cause.SUSPEND_ASKED if suspended else Cause.STOP_ASKED)
             steps: tuple[StopStep, ...] = ()
             if self.vm is not None:
                 steps = await stop_guest(
@@ -158,22 +166,28 @@ class Supervisor:
                     self.name,
                     self.emit,
                     force=force,
-                    killed=killed,
                     timeout=timeout,
                     farewell="" if force else self._farewell(),
+                    killed=self.vm is cut,
                 )
             await self._clean_up()
-            self._advance(Cause.SUSPENDED if suspended else Cause.STOPPED)
+            self._advance(Cause.SUSPENDED if self.state.suspending else Cause.STOPPED)
             return Stopped(steps)
 
-    def _cut_short(self) -> bool:
+    def _require_held(self) -> None:
+        """Who goes on from what was written down must have it as it was left."""
+        if self._held is None or self._held is not self.vm:
+            message = f"{self.name} is {self.state.phase}: it has not stood still since it was written down"
+            raise StateError(message, code="not_held", hint="try it again")
+
+    def _cut_short(self) -> Resident | None:
         """Kill the VM now, if something is under way with it: that fails, where it could go on for long."""
         if self.vm is None or self.state.phase is Phase.STARTING or not self._lock.locked():
-            return False
+            return None
         if self.state.phase is not Phase.STOPPING:
             self._advance(Cause.STOP_ASKED)  # before: else it would be taken for a crash
         self.vm.process.kill()
-        return True
+        return self.vm
 
     def _farewell(self) -> str:
         """What is said to the guest before it is ended: nothing where its plan cannot be read any more."""
@@ -184,14 +198,14 @@ class Supervisor:
 
     async def pause(self) -> None:
         """Stop the vCPUs. Raises ``StateError`` if the machine is not running."""
-        async with self._lock:
+        async with self._unheld():
             vm = self.require(Phase.RUNNING, "paused")
             await vm.pause()
             self._advance(Cause.PAUSED)
 
     async def resume(self) -> None:
         """Let the vCPUs go on and set the guest's clock. Raises ``StateError`` if it is not paused."""
-        async with self._lock:
+        async with self._unheld():
             vm = self.require(Phase.PAUSED, "resumed")
             await vm.resume()
             self._advance(Cause.RESUMED)
@@ -208,7 +222,7 @@ class Supervisor:
             StateError: the machine has no VM, or it cannot be written down.
             BootError: stage ``capture``.
         """
-        async with self._lock:
+        async with self._unheld():
             if self.state.phase is Phase.PAUSED and (self.vsock.plugged or await self.shares.listed()):
                 message = f"{self.name} is paused: its shares and its virtio socket cannot be set aside"
                 raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
@@ -218,29 +232,49 @@ class Supervisor:
                 taken = await capture(
                     vm, self.place, self.shares, self.emit, flushed=agent, hold=hold, live=live
                 )
-            if hold and self.state.phase is Phase.RUNNING:
-                self._advance(Cause.PAUSED)
+            if hold:
+                self._held = vm
+                if self.state.phase is Phase.RUNNING:
+                    self._advance(Cause.HELD)
             return taken
 
     def release_soon(self) -> None:
-        """Let a VM go on that was held, if it is there, and give it its shares again."""
+        """Let a VM be as it was before it was held, if it is there, with its shares."""
         self._spawn(self._release())
 
     async def _release(self) -> None:
         async with self._lock:
-            vm, agent = self.vm, self.agent
-            if vm is None or agent is None or self.state.phase is not Phase.PAUSED:
-                return
-            await vm.resume()
-            self._advance(Cause.RESUMED)
-            self.shares.connect(vm, agent, self._read_plan())
-        await self._set_clock()
-        await self.vsock.restore()
-        await self.shares.mount_all()
+            vm = self._held
+            try:
+                if vm is not None and vm is self.vm and self.state.held:
+                    await vm.resume()
+                    self._advance(Cause.RESUMED)
+                    await self._revive(vm)
+            finally:
+                self._held = None
+                self._announce()
+
+    @asynccontextmanager
+    async def _unheld(self) -> AsyncIterator[None]:
+        """The lock, as soon as nobody has the VM stand still for what it was written down as."""
+        while True:
+            async with self._lock:
+                if self._held is None:
+                    yield
+                    return
+                changed = self.changed
+            await changed.wait()
+
+    async def settled(self) -> None:
+        """Wait until what an earlier supervisor began is put right, and nobody holds the VM."""
+        if self._recovering is not None:
+            await asyncio.wait([self._recovering])
+        while self._held is not None:
+            await self.changed.wait()
 
     async def branch(self) -> Branch:
         """Branch the disk; what it holds is whole. Raises as ``capture``."""
-        async with self._lock:
+        async with self._unheld():
             agent = self.agent if self.state.phase is Phase.RUNNING else None
             return await branch(self._up("branched"), self.place, agent, self.emit)
 
@@ -275,44 +309,45 @@ class Supervisor:
             if self.state.phase is Phase.STARTING:
                 self._starting = self._spawn(self._boot_on())
                 return
-            self._spawn(self._recover(vm))
+            self._recovering = self._spawn(self._recover(vm))
             self._spawn(self._watch(vm))
             self._spawn(self._keep_time())
-            self._spawn(self._set_clock())
-            self._spawn(self._recover_devices(vm))
-            self._spawn(self._finish_branch(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
 
     async def _recover(self, vm: Resident) -> None:
-        """What an earlier supervisor began with the vCPUs: they do what the record says, or it what they do.
+        """Put right what an earlier supervisor began: nobody has what it was writing down any more.
 
-        Who was writing the VM down had them stand still, which no record speaks of.
+        The vCPUs do what the record says, or it what they do: they may stand still although it says that they
+        run. The disk is that of the record, and a guest that runs has its files and its shares.
         """
         async with self._lock:
             if self.vm is not vm or self.state.phase not in {Phase.RUNNING, Phase.PAUSED}:
                 return
             try:
-                await vm.recover(running=self.state.phase is Phase.RUNNING)
+                await vm.recover(running=self.state.phase is Phase.RUNNING or self.state.held)
             except AtollError as error:
                 self.emit(Warned(message=f"{self.name}: {error.message}", hint=error.hint))
             with contextlib.suppress(AtollError):
                 await self._correct(vm)
+            with contextlib.suppress(AtollError):
+                if vm.plugging is not None:
+                    await finish_switch(self.place, vm.plugging)
+            await self._revive(vm)
 
-    async def _recover_devices(self, vm: Resident) -> None:
-        if self.agent is not None:
+    async def _revive(self, vm: Resident) -> None:
+        """Give a guest the time, its files and its devices, after it stood still for somebody."""
+        if self.agent is None:
+            return
+        with contextlib.suppress(StoreError):
             plan = self._read_plan()
             self.shares.connect(vm, self.agent, plan)
             self.vsock.connect(vm, self.agent, plan)
-            if self.state.phase is Phase.RUNNING:
-                await self.vsock.restore()
-            await self.shares.recover()
-
-    async def _finish_branch(self, vm: Resident) -> None:
-        """What an earlier supervisor began with the disk."""
-        async with self._lock:
-            if self.vm is vm and vm.plugging is not None:
-                await finish_switch(self.place, vm.plugging)
+        running = self.state.phase is Phase.RUNNING
+        if running:
+            self._spawn(self._set_clock())
+            await self.vsock.restore()
+        await self.shares.recover(again=running and await thaw(self.agent))
 
     @property
     def expects_change(self) -> bool:
@@ -511,7 +546,7 @@ class Supervisor:
         """Kill the VM if it still runs, and let go of all that belonged to it."""
         vm, self.vm = self.vm, None
         channel, self._channel = self._channel, None
-        self.agent = None
+        self.agent = self._held = None
         self.on_channel(None)
         if channel is not None:
             channel.close()
@@ -565,7 +600,8 @@ class Supervisor:
             self._announce()
 
     async def _finish_stop(self) -> None:
-        await self.stop(force=False, timeout=30.0)
+        suspending = self.state.suspending
+        await self.stop(force=suspending, timeout=30.0, suspended=suspending)
 
     async def _correct(self, vm: Resident) -> None:
         """Bring the record in line with what the hypervisor says."""
