@@ -106,6 +106,10 @@ class _OwnMachine(Machine):
                 await asyncio.to_thread(root.check, machine)
                 registry.save(machine, wanted)
 
+    async def settled(self) -> None:
+        """Wait until nobody has it stand still who writes it down. Raises ``StateError``: it has no VM."""
+        await self._settled()
+
     async def purge(self) -> None:
         """Remove it, whatever it does."""
         await self._discard(force=True)

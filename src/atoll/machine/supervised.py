@@ -237,13 +237,13 @@ class Supervised(Commands):
         Raises:
             StateError: it is not running, or is paused: nothing in it would answer.
         """
-        await self.settled()
+        await self._settled()
         await self._active("used")
         if self.state.phase is Phase.PAUSED:
             message = f"{self.name} is paused: nothing in it goes on"
             raise StateError(message, code="paused", hint=f"`atoll resume {self.name}` lets it go on")
 
-    async def settled(self) -> None:
+    async def _settled(self) -> None:
         """Wait, for a limited time, until nobody has the machine stand still who writes it down.
 
         What of that was cut off is put right then. Raises ``StateError`` if the machine has no VM.
