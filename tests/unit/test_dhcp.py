@@ -225,11 +225,25 @@ def test_a_machine_keeps_its_borrowed_address_when_its_link_is_made_anew():
     assert lease(dhcp, mac(1), link="b") is None, "somebody else uses the same hardware address"
     dhcp.forget("a")
     assert lease(dhcp, mac(1), link="b") == "10.0.2.100"
+    assert lease(dhcp, mac(2), link="b") == "10.0.2.101"
+    dhcp.forget("b")
+    assert lease(dhcp, mac(2), link="a") == "10.0.2.101"
 
 
 def test_a_server_that_starts_anew_grants_what_it_lent_before():
     asked = request("request", mac(1), ciaddr="10.0.2.105")
     assert read(server().reply(asked, 0, "a"))[1]["message-type"] == ACK
+
+
+def test_what_is_lent_outlives_the_server():
+    dhcp, following = server(), server()
+    assert [lease(dhcp, mac(n)) for n in (1, 2)] == ["10.0.2.100", "10.0.2.101"]
+    following.pool.restore(dhcp.pool.loans(10))
+    following.pool.restore(dhcp.pool.loans(10))
+    assert lease(following, mac(3), 20) == "10.0.2.102"
+    assert lease(following, mac(2), 20, "b") == "10.0.2.101"
+    assert lease(following, mac(2), 30, "a") is None
+    assert dhcp.pool.loans(4000) == ()
 
 
 def test_without_a_pool_strangers_hear_nothing():

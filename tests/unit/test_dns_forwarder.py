@@ -325,6 +325,14 @@ def test_other_upstreams_may_have_other_answers():
     assert peer.sent[-1].upstream == SECOND
 
 
+def test_what_upstreams_answer_that_are_not_asked_any_more_is_not_kept():
+    peer = Peer()
+    peer.ask("site.example")
+    peer.forwarder.follow(Resolvers((SECOND,)), parse_hosts(""))
+    assert peer.reply(A) is not None
+    assert peer.ask("site.example") is None
+
+
 def test_names_that_are_not_allowed_get_the_verdict():
     seen = []
 

@@ -141,6 +141,8 @@ class Server:
         settings: what they are told.
         leases: addresses that are given; others can be added and removed.
 
+    ``pool`` is what it lends from; None if it lends nothing.
+
     Raises:
         ValueError: a name in ``settings`` is no domain name, or the pool is empty or too large.
     """
@@ -153,7 +155,7 @@ class Server:
         self._reserved |= {int(address) for address in settings.dns}
         self._reserved |= {int(settings.network[0]), int(settings.network[-1])}
         ends = settings.pool
-        self._pool = Pool(int(ends[0]), int(ends[1]), self._reserved) if ends else None
+        self.pool = Pool(int(ends[0]), int(ends[1]), self._reserved) if ends else None
         self._times = _times(settings.seconds)
         self._facts = _facts(settings)
         for lease in leases:
@@ -165,8 +167,8 @@ class Server:
         self._given[lease.mac] = lease
         if lease.ipv4 is not None:
             self._reserved.add(int(lease.ipv4))
-            if self._pool is not None:
-                self._pool.drop(int(lease.ipv4))
+            if self.pool is not None:
+                self.pool.drop(int(lease.ipv4))
 
     def remove(self, mac: bytes) -> None:
         """Take back what was given."""
@@ -176,8 +178,8 @@ class Server:
 
     def forget(self, link: Hashable) -> None:
         """A link is gone: what was lent on it is free."""
-        if self._pool is not None:
-            self._pool.forget(link)
+        if self.pool is not None:
+            self.pool.forget(link)
 
     def reply(self, request: bytes | memoryview, now: float, link: Hashable = None) -> Reply | None:
         """The answer to a datagram for port 67; None where there is none, or it is malformed.
@@ -197,20 +199,20 @@ class Server:
                 return self._request(parsed, now, link)
             case _Kind.INFORM:
                 return self._inform(parsed)
-            case _Kind.RELEASE if self._pool is not None:
-                self._pool.release(parsed.mac, link, int.from_bytes(parsed.client), now)
-            case _Kind.DECLINE if self._pool is not None:
+            case _Kind.RELEASE if self.pool is not None:
+                self.pool.release(parsed.mac, link, int.from_bytes(parsed.client), now)
+            case _Kind.DECLINE if self.pool is not None:
                 declined = int.from_bytes(parsed.address(_Option.ADDRESS))
-                self._pool.decline(parsed.mac, link, declined, now)
+                self.pool.decline(parsed.mac, link, declined, now)
         return None
 
     def _discover(self, request: _Request, now: float, link: Hashable) -> Reply | None:
         given = self._given.get(request.mac)
         if given is not None and given.ipv4 is not None:
             address = given.ipv4.packed
-        elif self._pool is not None:
+        elif self.pool is not None:
             wanted = int.from_bytes(request.address(_Option.ADDRESS))
-            offered = self._pool.offer(request.mac, link, now, wanted)
+            offered = self.pool.offer(request.mac, link, now, wanted)
             if offered is None:
                 return None
             address = offered.to_bytes(4)
@@ -225,7 +227,7 @@ class Server:
         server = request.options.get(_Option.SERVER)
         if server is not None and server != self._server:
             return None
-        if self._pool is None and request.mac not in self._given:
+        if self.pool is None and request.mac not in self._given:
             return None
         address = request.address(_Option.ADDRESS)
         if not address and server is None and request.client != _ZERO:
@@ -242,7 +244,7 @@ class Server:
             return given.ipv4.packed == address
         seconds = self._settings.seconds
         wanted = int.from_bytes(address)
-        return self._pool is not None and self._pool.lend(request.mac, link, now, seconds, wanted)
+        return self.pool is not None and self.pool.lend(request.mac, link, now, seconds, wanted)
 
     def _inform(self, request: _Request) -> Reply | None:
         if request.client == _ZERO or IPv4Address(request.client) not in self._settings.network:

@@ -131,6 +131,8 @@ class Server:
         settings: what they are told.
         leases: addresses that are given; others can be added and removed.
 
+    ``pool`` is what it lends from; None if it lends nothing.
+
     Raises:
         ValueError: a name in ``settings`` is no domain name, or the pool is empty or too large.
     """
@@ -141,7 +143,7 @@ class Server:
         self._given: dict[bytes, Lease] = {}
         self._reserved = {int(settings.network[0])} | {int(address) for address in settings.dns}
         ends = settings.pool
-        self._pool = Pool(int(ends[0]), int(ends[1]), self._reserved) if ends else None
+        self.pool = Pool(int(ends[0]), int(ends[1]), self._reserved) if ends else None
         self._facts = [(_Option.DNS, b"".join(server.packed for server in settings.dns))]
         self._facts.append((_Option.SEARCH, b"".join(wire(domain) for domain in settings.search)))
         self._facts.append((_Option.REFRESH, settings.seconds.to_bytes(4)))
@@ -154,8 +156,8 @@ class Server:
         self._given[lease.mac] = lease
         if lease.ipv6 is not None:
             self._reserved.add(int(lease.ipv6))
-            if self._pool is not None:
-                self._pool.drop(int(lease.ipv6))
+            if self.pool is not None:
+                self.pool.drop(int(lease.ipv6))
 
     def remove(self, mac: bytes) -> None:
         """Take back what was given."""
@@ -165,8 +167,8 @@ class Server:
 
     def forget(self, link: Hashable) -> None:
         """A link is gone: what was lent on it is free."""
-        if self._pool is not None:
-            self._pool.forget(link)
+        if self.pool is not None:
+            self.pool.forget(link)
 
     def reply(
         self, request: bytes | memoryview, mac: bytes, now: float, link: Hashable = None
@@ -260,14 +262,14 @@ class Server:
         given = self._given.get(request.mac)
         if given is not None and given.ipv6 is not None:
             return given.ipv6.packed
-        if self._pool is None:
+        if self.pool is None:
             return None
         wanted = int.from_bytes(asked[0]) if asked else 0
-        address = self._pool.offer(request.mac, request.link, request.now, wanted)
+        address = self.pool.offer(request.mac, request.link, request.now, wanted)
         if address is None:
             return None
         if settle:
-            self._pool.lend(request.mac, request.link, request.now, self._settings.seconds, address)
+            self.pool.lend(request.mac, request.link, request.now, self._settings.seconds, address)
         return address.to_bytes(16)
 
     def _confirm(self, request: _Request) -> bytes | None:
@@ -300,9 +302,9 @@ class Server:
         given = self._given.get(request.mac)
         if given is not None and given.ipv6 is not None:
             return given.ipv6.packed == address
-        if self._pool is None:
+        if self.pool is None:
             return False
-        take = self._pool.release if request.kind == _Kind.RELEASE else self._pool.decline
+        take = self.pool.release if request.kind == _Kind.RELEASE else self.pool.decline
         return take(request.mac, request.link, int.from_bytes(address), request.now)
 
     def _tell(self, kind: _Kind, request: _Request, content: list[tuple[int, bytes]]) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 import msgspec
 
-__all__ = ["Lease", "Pool"]
+__all__ = ["Lease", "Loan", "Pool"]
 
 #: Seconds for which an address is kept for a client to which it was offered.
 _OFFERED = 60.0
@@ -29,6 +29,14 @@ class Lease(msgspec.Struct, frozen=True):
     ipv4: IPv4Address | None = None
     ipv6: IPv6Address | None = None
     hostname: str = ""
+
+
+class Loan(msgspec.Struct, frozen=True):
+    """An address, as a whole number, that was lent to a hardware address until a time in seconds."""
+
+    mac: bytes
+    address: int
+    until: float
 
 
 class _Loan:
@@ -119,11 +127,23 @@ class Pool:
         if loan := self._by_address.get(address):
             self._remove(loan)
 
+    def loans(self, now: float) -> tuple[Loan, ...]:
+        """What is lent, for ``restore`` in another process."""
+        lent = (loan for loan in self._by_address.values() if loan.mac and loan.until > now)
+        return tuple(Loan(loan.mac, loan.address, loan.until) for loan in lent)
+
+    def restore(self, loans: Iterable[Loan]) -> None:
+        """Take over what was lent before; what does not fit is passed over."""
+        for loan in loans:
+            if loan.address in self and loan.address not in self._by_address and loan.mac not in self._by_mac:
+                self._insert(_Loan(loan.address, loan.mac, None, loan.until))
+
     def forget(self, link: Hashable) -> None:
         """A link is gone: its clients' addresses are free, and remembered for when they return elsewhere."""
         for loan in self._by_link.pop(link, ()):
             loan.link = None
             loan.until = 0.0
+            self._by_link.setdefault(None, set()).add(loan)
 
     def _loan(self, mac: bytes, link: Hashable, now: float, wanted: int) -> _Loan | None:
         known = self._by_mac.get(mac)
@@ -132,7 +152,7 @@ class Pool:
             known = None
         if known is not None and known.link == link:
             return known
-        if known is not None and known.until > now:
+        if known is not None and known.until > now and known.link is not None:
             return None  # somebody else's hardware address
         if sum(loan.until > now for loan in self._by_link.get(link, ())) >= _PER_LINK:
             return None
@@ -140,7 +160,7 @@ class Pool:
         if address is None:
             return None
         self.drop(address)
-        return self._insert(_Loan(address, mac, link, now))
+        return self._insert(_Loan(address, mac, link, max(now, known.until) if known else now))
 
     def _choose(self, now: float, wanted: int) -> int | None:
         if wanted in self and self._free(wanted, now):

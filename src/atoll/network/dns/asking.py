@@ -36,7 +36,9 @@ class Waiting(NamedTuple):
 class Pending:
     """A question that is open, for all who asked it."""
 
-    __slots__ = ("attempts", "failed", "key", "last", "query", "since", "tries", "upstreams", "waiting")
+    __slots__ = (
+        "attempts", "failed", "key", "last", "outdated", "query", "since", "tries", "upstreams", "waiting",
+    )  # fmt: skip
 
     def __init__(self, key: Key, query: Query, upstreams: tuple[Upstream, ...], since: float) -> None:
         self.key = key
@@ -48,6 +50,8 @@ class Pending:
         self.failed: set[Upstream] = set()
         self.last: Answer | None = None
         self.tries = 0
+        #: Whether the host asks others by now.
+        self.outdated = False
 
     def of(self, machine: Hashable) -> list[Waiting]:
         """What one machine waits for."""

@@ -74,14 +74,17 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class ToClient(NamedTuple):
-    """Send a client its answer."""
+    """Send a client its answer; over TCP it is the message without its length."""
 
     client: Client
     message: bytes
 
 
 class ToUpstream(NamedTuple):
-    """Open a connected socket, send this, and hand every message from it to ``answer`` with this number."""
+    """Open a connected socket, send this, and hand every message from it to ``answer`` with this number.
+
+    Over TCP it is the message without its length.
+    """
 
     number: int
     upstream: Upstream
@@ -172,6 +175,8 @@ class Forwarder:
         self._hosts = hosts
         if resolvers.upstreams != self._upstreams:
             self._upstreams = resolvers.upstreams
+            for pending in self._pending.values():
+                pending.outdated = True
             self._cache.clear()
             self._avoided.clear()
             self._plain.clear()
@@ -361,7 +366,8 @@ class Forwarder:
         for number in sorted(pending.attempts):
             effects += self._drop(number)
         del self._pending[pending.key]
-        self._cache.put(pending.key, answer, now)
+        if not pending.outdated:
+            self._cache.put(pending.key, answer, now)
         for waiting in pending.waiting.values():
             self._less(waiting.client.machine)
             effects += self._deliver(waiting.client, waiting.query, answer, answer.records, answer.seconds)
