@@ -1,147 +1,220 @@
-"""A guest on a network, from the network's end."""
+"""A guest on a network, from the network's end, without any I/O.
+
+What a guest sends is looked at here first. It may only send from the addresses that are its own; and what it
+sends to the outside goes no further than the translation into sockets of this host: no packet is passed on.
+"""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from hashlib import blake2b
 from typing import Final, Protocol
 
-
+from atoll.network.gateway import Gateway
+from atoll.network.leases import Lease
+from atoll.network.reassembly import Reassembly
 from atoll.network.tcp.flow import Flow
-from atoll.network.tcp.segment import ACK, FIN, RST, SYN, Template
-from atoll.network.wire import ethernet
-from atoll.network.wire.checksum import checksum, ones_sum
+from atoll.network.tcp.flows import Flows
+from atoll.network.udp.associations import Associations, Peer
+from atoll.network.wire import ethernet, icmp, ip, udp
 
-_FAST: Final = struct.Struct(">HBxHxxHxB")
+__all__ = ["Neighbourhood", "Station"]
+
+#: From the EtherType on: it, version and header length, total length, fragment, protocol.
+_IP4: Final = struct.Struct(">HBxHxxHxB")
+#: From the EtherType on: it, the first bytes, payload length, next header.
+_IP6: Final = struct.Struct(">HIHB")
+#: From the sequence number on: it, the acknowledged one, header length and flags, window.
 _TCP: Final = struct.Struct(">IIHH")
 
+#: Bytes of the shortest frames with a TCP segment, and where its sequence number and the addresses are.
+_LEAST_4: Final = ethernet.HEADER + 20 + 20
+_LEAST_6: Final = ethernet.HEADER + 40 + 20
 
-class Wire(Protocol):
-    def transmit(self, parts: list[bytes | memoryview]) -> None: ...
+_ANY_4, _ANY_6 = bytes(4), bytes(16)
+
+
+class Neighbourhood(Protocol):
+    """The other guests of the network."""
+
+    def forward(self, station: Station, destination: bytes, frame: bytes) -> None:
+        """Pass a frame on to the guest with that hardware address, or to all if it is a group's."""
+
+
+class Pings(Protocol):
+    """Sends echo requests to the outside."""
+
+    def ping(self, packet: ip.Packet) -> None:
+        """Send the request in ``packet`` on, if this host may."""
 
 
 class Station:
+    """One guest.
+
+    Args:
+        lease: its addresses.
+        gateway: of the network.
+        flows: its connections.
+        associations: its datagrams.
+        neighbourhood: other guests, None on a network where they do not see one another.
+        pings: for echo requests.
+        transmit: sends it frames.
+        clock: seconds, monotonic.
+
+    Attributes:
+        mac: its hardware address.
+        refused: frames that were dropped, as they came from addresses that are not its own.
+    """
+
     def __init__(
         self,
-        mac: bytes,
-        own_mac: bytes,
-        guest: bytes,
-        gateway: bytes,
-        mtu: int,
-        wire: Wire,
-        outside,
-        clock,
-        secret: bytes,
+        lease: Lease,
+        gateway: Gateway,
+        flows: Flows,
+        associations: Associations,
+        *,
+        neighbourhood: Neighbourhood | None,
+        pings: Pings,
+        transmit: Callable[[list[bytes | memoryview]], None],
+        clock: Callable[[], float],
     ) -> None:
-        self.allowance = 32 << 20
-        self.due: list[Flow] = []
-        self.lazy: list[Flow] = []
-        self.flows: dict[bytes, Flow] = {}
-        self._wire = wire
-        self.transmit = wire.transmit
-        self._out_header = mac + own_mac
-        self._own_mac = own_mac
-        self._guest = guest
+        assert lease.ipv4 is not None
+        self.mac = lease.mac
+        self.address = lease.ipv4.packed
+        self.refused = 0
         self._gateway = gateway
-        self._mtu = mtu
-        self._outside = outside
+        self._flows = flows
+        self._table = flows.table
+        self._associations = associations
+        self._neighbourhood = neighbourhood
+        self._pings = pings
+        self._transmit = transmit
         self._clock = clock
-        self._secret = secret
-        self.timer = None
+        self._reassembly = Reassembly()
+
+    def send(self, kind: int, packet: bytes, mac: bytes | None = None) -> None:
+        """See ``Asker``."""
+        head = ethernet.LENGTH.pack(ethernet.HEADER + len(packet)) + (mac or self.mac) + self._gateway.mac
+        self._transmit([head + kind.to_bytes(2), packet])
 
     def frame(self, buffer: memoryview, start: int, end: int) -> None:
-        if end - start < 54:
-            self._other(buffer, start, end)
+        """See ``Card``: first of all whether it is a segment of a connection that is known."""
+        if end - start >= _LEAST_4:
+            kind, version, total, fragment, protocol = _IP4.unpack_from(buffer, start + 12)
+            if kind == ethernet.IPV4:
+                if protocol == ip.TCP and version == 0x45 and not fragment & 0x3FFF:
+                    flow = self._table.get(bytes(buffer[start + 26 : start + 38]))
+                    if flow is not None:
+                        self._segment(flow, buffer, start + 38, min(end, start + ethernet.HEADER + total))
+                        return
+            elif kind == ethernet.IPV6 and end - start >= _LEAST_6 and buffer[start + 20] == ip.TCP:
+                flow = self._table.get(bytes(buffer[start + 22 : start + 58]))
+                if flow is not None:
+                    size = int.from_bytes(buffer[start + 18 : start + 20])
+                    self._segment(flow, buffer, start + 58, min(end, start + ethernet.HEADER + 40 + size))
+                    return
+        self._other(buffer[start:end])
+
+    def _segment(self, flow: Flow, buffer: memoryview, start: int, end: int) -> None:
+        """Give a flow its segment, whose sequence number is at ``start``."""
+        sequence, acknowledged, flags, window = _TCP.unpack_from(buffer, start)
+        payload = start - 4 + (flags >> 10 & 0x3C)
+        if start + 16 <= payload <= end:
+            now = self._clock()
+            options = buffer[start + 16 : payload]
+            flow.segment(sequence, acknowledged, flags, window, options, buffer[payload:end], now)
+
+    # What is of no known connection
+
+    def _other(self, frame: memoryview) -> None:
+        if len(frame) < ethernet.HEADER:
             return
-        kind, version, total, fragment, protocol = _FAST.unpack_from(buffer, start + 12)
-        if (
-            kind == 0x800
-            and version == 0x45
-            and protocol == 6
-            and not fragment & 0x3FFF
-            and 14 + total <= end - start
-        ):
-            sequence, acknowledged, flags, window = _TCP.unpack_from(buffer, start + 38)
-            key = bytes(buffer[start + 26 : start + 38])
-            payload = start + 34 + (flags >> 10 & 0x3C)
-            stop = start + 14 + total
-            if payload > stop or payload < start + 54:
-                return
-            flow = self.flows.get(key)
-            if flow is not None:
-                flow.segment(
-                    sequence,
-                    acknowledged,
-                    flags,
-                    window,
-                    buffer[start + 54 : payload],
-                    buffer[payload:stop],
-                    self._clock(),
-                )
+        destination, source, kind = bytes(frame[:6]), frame[6:12], int.from_bytes(frame[12:14])
+        packet = ip.parse(frame[14:]) if kind in {ethernet.IPV4, ethernet.IPV6} else None
+        if source != self.mac or not (self._is_own(packet) if packet else kind == ethernet.ARP):
+            self.refused += 1
+            return
+        is_group = bool(destination[0] & 1)
+        if destination == self._gateway.mac or is_group:
+            if packet is not None:
+                self._packet(packet)
             else:
-                self._new(
-                    key, sequence, acknowledged, flags, window, buffer[start + 54 : payload], stop - payload
-                )
+                self._gateway.resolve_address(self, frame[14:], self.address)
+        if (
+            destination != self._gateway.mac
+            and self._neighbourhood is not None
+            and self._may_tell(frame, packet)
+        ):
+            self._neighbourhood.forward(self, destination, bytes(frame))
+
+    def _is_own(self, packet: ip.Packet) -> bool:
+        """Whether the guest may send from the address that ``packet`` is from."""
+        source = packet.source
+        if len(source) == 4:
+            is_asking = source == _ANY_4 and packet.protocol == ip.UDP
+            return source == self.address or is_asking
+        if source == _ANY_6:
+            return packet.protocol == ip.ICMP6
+        return self._gateway.neighbours.learn(source, self.mac, self, self._clock())
+
+    def _may_tell(self, frame: memoryview, packet: ip.Packet | None) -> bool:
+        """Whether a frame for others says nothing of addresses that are not the guest's own."""
+        if packet is None:
+            return bytes(frame[28:32]) in {self.address, _ANY_4} and bytes(frame[22:28]) == self.mac
+        if packet.protocol != ip.ICMP6 or not packet.payload or packet.payload[0] != 136:
+            return packet.protocol != ip.ICMP6 or not packet.payload or packet.payload[0] not in {134, 137}
+        target = bytes(packet.payload[8:24])
+        return len(target) == 16 and self._gateway.neighbours.learn(target, self.mac, self, self._clock())
+
+    def _packet(self, packet: ip.Packet) -> None:
+        now = self._clock()
+        if packet.fragment is not None:
+            whole = self._reassembly.add(packet, now)
+            if whole is None:
+                return
+            packet = whole
+        if packet.protocol == ip.TCP:
+            self._first_segment(packet)
+        elif self._gateway.is_for_it(packet):
+            reason = self._gateway.take(self, packet, now)
+            if reason is not None:
+                self.tell(packet, reason)
+        elif packet.protocol == ip.UDP:
+            self._datagram(packet, now)
+        elif packet.protocol in {ip.ICMP, ip.ICMP6}:
+            self._pings.ping(packet)
+        else:
+            self.tell(packet, icmp.Reason.NO_PROTOCOL)
+
+    def _first_segment(self, packet: ip.Packet) -> None:
+        """A segment of no known flow, or one that came in fragments."""
+        payload, ends = packet.payload, packet.source + packet.destination
+        if len(payload) < 20:
             return
-        self._other(buffer, start, end)
-
-    def _new(self, key, sequence, acknowledged, flags, window, options, size):
-        template = Template(
-            self._out_header + b"\x08\x00", key[4:8], key[:4], key[10] << 8 | key[11], key[8] << 8 | key[9]
-        )
-        if flags & (SYN | RST | ACK) != SYN:
-            if not flags & RST:
-                if flags & ACK:
-                    self.transmit([template.head(acknowledged, 0, RST, 0)])
-                else:
-                    self.transmit(
-                        [
-                            template.head(
-                                0, (sequence + size + (flags & (SYN | FIN) > 0)) & 0xFFFFFFFF, RST | ACK, 0
-                            )
-                        ]
-                    )
+        key = ends + bytes(payload[:4])
+        flow = self._table.get(key)
+        if flow is not None:
+            self._segment(flow, payload, 4, len(payload))
             return
-        if key[:4] != self._guest:
+        sequence, acknowledged, flags, window = _TCP.unpack_from(payload, 4)
+        size = flags >> 10 & 0x3C
+        if 20 <= size <= len(payload):
+            rest = len(payload) - size
+            self._flows.first(key, sequence, acknowledged, flags & 0x3F, window, payload[20:size], rest)
+
+    def _datagram(self, packet: ip.Packet, now: float) -> None:
+        datagram = udp.parse(packet.payload)
+        if datagram is None:
             return
-        host = self._outside.dial(self, key[4:8], key[10] << 8 | key[11])
-        flow = Flow(template, self, host, mss=self._mtu - 40, isn=self._isn(key), now=self._clock())
-        self.flows[key] = flow
-        host.on_closed = lambda: self.flows.pop(key, None)
-        flow.asked(sequence, window, options)
-        host.start(flow)
+        guest = Peer(packet.source, datagram.source_port)
+        peer = Peer(packet.destination, datagram.destination_port)
+        if not self._associations.send(guest, peer, datagram.payload, now):
+            self.tell(packet, icmp.Reason.PROHIBITED)
 
-    def _isn(self, key: bytes) -> int:
-        return (
-            int.from_bytes(blake2b(key, key=self._secret, digest_size=4).digest())
-            + int(self._clock() * 250000)
-        ) & 0xFFFFFFFF
-
-    def _other(self, buffer, start, end):
-        kind = bytes(buffer[start + 12 : start + 14])
-        if kind == b"\x08\x06" and end - start >= 42:
-            target = bytes(buffer[start + 38 : start + 42])
-            if buffer[start + 21] == 1 and target != self._guest:
-                sender = bytes(buffer[start + 22 : start + 32])
-                f = self._out_header + b"\x08\x06" + b"\0\1\x08\0\6\4\0\2" + self._own_mac + target + sender
-                self.transmit([len(f).to_bytes(4), f])
-
-    def seen(self) -> None:
-        if self.due:
-            due, self.due = self.due, []
-            parts = [head for flow in due if (head := flow.acknowledgement())]
-            if parts:
-                self.transmit(parts)
-        if self.lazy and self.timer is None:
-            self.timer = self._outside.later(0.003, self.tick)
-
-    def tick(self):
-        self.timer = None
-        lazy, self.lazy = self.lazy, []
-        parts = [head for flow in lazy if (head := flow.acknowledgement())]
-        if parts:
-            self.transmit(parts)
-
-    def gone(self):
-        raise SystemExit
+    def tell(self, packet: ip.Packet, reason: icmp.Reason) -> None:
+        """Tell the guest that ``packet`` of its did not arrive."""
+        reporter = self._gateway.reporter(packet.source)
+        message = icmp.error(reporter, packet, reason)
+        is_6 = len(reporter) == 16
+        head = ip.header(reporter, packet.source, ip.ICMP6 if is_6 else ip.ICMP, len(message))
+        self.send(ethernet.IPV6 if is_6 else ethernet.IPV4, head + message)

@@ -130,7 +130,7 @@ class Flows:
             self._refuse(ends, sequence, acknowledged, flags, size)
 
     def accept(self, host: Host, ends: Ends) -> Flow | None:
-        """Open a connection to the guest; ``ends.other_port`` 0 for any. None if it has this one, or too many.
+        """A connection to the guest, from any port if ``ends.other_port`` is 0; None if there is no room.
 
         The caller calls ``Flow.open`` when the host's side is ready for it.
         """

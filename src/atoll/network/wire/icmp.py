@@ -8,7 +8,7 @@ from typing import Final
 from atoll.network.wire import ip
 from atoll.network.wire.checksum import checksum, ones_sum
 
-__all__ = ["Reason", "echo_reply", "error", "message"]
+__all__ = ["Reason", "echo_reply", "echo_reply_kind", "error", "is_echo", "message"]
 
 _ECHO_4, _ECHO_REPLY_4 = 8, 0
 _ECHO_6, _ECHO_REPLY_6 = 128, 129
@@ -37,12 +37,20 @@ def message(source: bytes, destination: bytes, kind: int, code: int, rest: bytes
     return bytes((kind, code)) + checksum(total).to_bytes(2) + rest
 
 
-def echo_reply(packet: ip.Packet) -> bytes | None:
-    """The message that answers an echo request; None for whatever else ``packet`` holds."""
-    is_6 = len(packet.source) == 16
-    if len(packet.payload) < 8 or packet.payload[0] != (_ECHO_6 if is_6 else _ECHO_4) or packet.payload[1]:
-        return None
-    kind = _ECHO_REPLY_6 if is_6 else _ECHO_REPLY_4
+def is_echo(packet: ip.Packet) -> bool:
+    """Whether ``packet`` holds an echo request."""
+    kind = _ECHO_6 if len(packet.source) == 16 else _ECHO_4
+    return len(packet.payload) >= 8 and packet.payload[0] == kind and not packet.payload[1]
+
+
+def echo_reply_kind(address: bytes) -> int:
+    """The type of an echo reply between addresses of this version."""
+    return _ECHO_REPLY_6 if len(address) == 16 else _ECHO_REPLY_4
+
+
+def echo_reply(packet: ip.Packet) -> bytes:
+    """The message that answers the echo request in ``packet``."""
+    kind = echo_reply_kind(packet.source)
     return message(packet.destination, packet.source, kind, 0, bytes(packet.payload[4:]))
 
 

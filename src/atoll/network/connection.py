@@ -1,4 +1,4 @@
-"""Ordinary sockets of this host, in which the connections of guests go on."""
+"""Ordinary sockets of this host, in which connections and datagrams of guests go on."""
 
 from __future__ import annotations
 
