@@ -235,6 +235,13 @@ def test_a_server_that_starts_anew_grants_what_it_lent_before():
     assert read(server().reply(asked, 0, "a"))[1]["message-type"] == ACK
 
 
+def test_an_offer_does_not_shorten_what_is_lent():
+    dhcp = server(pool=(IPv4Address("10.0.2.100"), IPv4Address("10.0.2.100")))
+    lease(dhcp, mac(1))
+    dhcp.reply(request("discover", mac(1)), 10, "a")
+    assert lease(dhcp, mac(2), 3000, "b") is None
+
+
 def test_what_is_lent_outlives_the_server():
     dhcp, following = server(), server()
     assert [lease(dhcp, mac(n)) for n in (1, 2)] == ["10.0.2.100", "10.0.2.101"]
