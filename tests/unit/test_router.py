@@ -187,7 +187,7 @@ def test_who_was_heard_last_is_remembered_longest():
     for number in range(1000):
         gateway.learn(packed("fd00:a::15"), GUEST, "a", 0)
         gateway.learn(packed(f"fd00:a::{number + 0x100:x}"), GUEST, "a", 1)
-    assert gateway.neighbour(packed("fd00:a::15")) == Neighbour(GUEST, "a")
+        assert gateway.neighbour(packed("fd00:a::15")) == Neighbour(GUEST, "a")
 
 
 @pytest.mark.parametrize("address", ["fd00:a::2", "ff02::1", "2001:db8::1", "::", "::1"])
