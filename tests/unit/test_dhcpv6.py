@@ -183,6 +183,18 @@ def test_addresses_are_given_back_by_those_who_have_them():
     assert given_to(ask(dhcp, DHCP6_Request, ME, OURS, association(), who=mac(2), link="b")) == "fd00:a::1000"
 
 
+def test_many_associations_are_answered_only_in_part():
+    reply = ask(server(), DHCP6_Request, ME, OURS, *[association(ident=number) for number in range(50)])
+    assert reply.getlayer(DHCP6OptIA_NA, 8).iaid == 7
+    assert reply.getlayer(DHCP6OptIA_NA, 9) is None
+
+
+@pytest.mark.parametrize(("length", "answered"), [(2, False), (3, True), (130, True), (131, False)])
+def test_identifiers_have_a_length_that_the_standard_allows(length, answered):
+    client = b"\0\1" + length.to_bytes(2) + bytes(length)
+    assert (server().reply(b"\x0babc" + client, KNOWN, 0) is not None) == answered
+
+
 def test_an_address_in_use_elsewhere_is_not_lent_for_a_while():
     dhcp = server()
     ask(dhcp, DHCP6_Request, ME, OURS, association(), who=mac(1))

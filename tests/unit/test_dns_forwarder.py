@@ -75,6 +75,33 @@ def test_what_is_not_there_is_not_remembered_where_no_zone_says_so():
     assert peer.ask("no.example", now=0.1) is None
 
 
+def test_nothing_is_remembered_for_more_than_a_day():
+    peer = Peer()
+    peer.resolve("site.example", ("site.example.", 864_000, "IN", "A", "203.0.113.5"))
+    assert peer.ask("site.example", now=86_399) is not None
+    assert peer.ask("site.example", now=86_401) is None
+
+
+def test_further_records_do_not_make_an_answer_older():
+    peer = Peer()
+    peer.resolve("site.example", A, additional=[("glue.test.", 1, "IN", "A", "203.0.113.6")])
+    reply = peer.ask("site.example", now=200)
+    assert [rrset.ttl for rrset in reply.answer + reply.additional] == [100, 0]
+
+
+def test_a_negative_time_to_live_is_none():
+    peer = Peer()
+    peer.resolve("site.example", A, change=lambda reply: reply.replace(struct.pack(">I", 300), b"\xff" * 4))
+    assert peer.ask("site.example", now=1) is None
+
+
+def test_addresses_of_other_networks_than_the_internet_are_none():
+    peer = Peer()
+    record = b"\0\1\0\1" + struct.pack(">I", 300)
+    peer.resolve("site.example", A, change=lambda reply: reply.replace(record, b"\0\1\0\5" + record[4:]))
+    assert peer.learned == []
+
+
 def test_answers_for_different_flags_are_kept_apart():
     peer = Peer()
     peer.resolve("site.example", A)
@@ -153,6 +180,36 @@ def test_a_silent_upstream_is_followed_by_the_next_and_avoided_for_a_while():
     peer.reply(now=3)
     peer.ask("third.example", now=40)
     assert peer.sent[-1].upstream == FIRST
+
+
+def test_an_upstream_that_answers_late_is_not_avoided():
+    peer = Peer(FIRST, SECOND)
+    peer.ask("site.example")
+    peer.tick(2.0)
+    peer.reply(A, number=0, now=3)
+    peer.ask("other.example", now=3)
+    assert peer.sent[-1].upstream == FIRST
+
+
+def test_a_late_failure_does_not_hurry_the_one_that_is_asked_now():
+    peer = Peer(FIRST, SECOND, THIRD)
+    peer.ask("site.example")
+    peer.tick(2.0)
+    peer.reply(rcode=2, number=0, now=2.5)
+    assert [sent.upstream for sent in peer.sent] == [FIRST, SECOND]
+    assert peer.reply(A, now=2.6) is not None
+
+
+def test_an_upstream_that_cuts_even_over_tcp_has_failed():
+    peer = Peer(FIRST, SECOND)
+    peer.ask("site.example")
+    peer.reply(flags=dns.flags.TC)
+    peer.reply(flags=dns.flags.TC)
+    assert [(sent.upstream, sent.tcp) for sent in peer.sent] == [
+        (FIRST, False),
+        (FIRST, True),
+        (SECOND, False),
+    ]
 
 
 def test_a_late_answer_is_as_good():
@@ -408,6 +465,15 @@ def test_protection_can_be_switched_off():
         (lambda asked: asked[:-1], "FORMERR"),
         (lambda asked: asked + b"x", "FORMERR"),
         (lambda asked: asked[:12] + b"\x3f" * 300 + asked[-5:], "FORMERR"),
+        (lambda asked: asked[:12] + (b"\x3f" + b"a" * 63) * 4 + b"\0" + asked[-4:], "FORMERR"),
+        (lambda asked: asked[:11] + b"\1" + asked[12:] + b"\1x\0\0\x29\4\0" + bytes(6), "FORMERR"),
+        (lambda asked: asked[:11] + b"\x09" + asked[12:] + (b"\0\0\1\0\1" + bytes(6)) * 9, "FORMERR"),
+        (
+            lambda asked: (
+                asked[:11] + b"\1" + asked[12:] + b"\0\0\x0a\0\1" + bytes(4) + b"\x10\0" + bytes(4096)
+            ),
+            "FORMERR",
+        ),
         (lambda asked: asked[:-4] + b"\0\xfc\0\1", "REFUSED"),
         (lambda asked: asked[:-2] + b"\0\3", "REFUSED"),
         (lambda asked: asked[:-4] + b"\0\xf9\0\1", "NOTIMP"),
@@ -477,6 +543,19 @@ def test_one_machine_cannot_have_too_many_questions_open():
     assert peer.ask("n20.example") is None
 
 
+def test_an_answered_question_makes_room_for_another():
+    peer = Peer(per_machine=2)
+    for number in range(20):
+        assert peer.resolve(f"n{number}.example") is not None
+
+
+def test_answers_that_are_kept_ready_are_bounded():
+    peer = Peer()
+    for number in range(3000):
+        peer.forwarder.ask(ME, question(f"n{number}.atoll.internal").to_wire(), 0)
+    assert len(peer.forwarder._ready) <= 1024
+
+
 def test_nothing_is_sent_to_those_who_left():
     peer = Peer()
     stream, other = Client("machine", "stream", tcp=True), Client("machine", "other", tcp=True)
@@ -522,7 +601,7 @@ def test_nothing_an_upstream_sends_raises(tail, flags, counts):
         assert type(effect).__name__ in {"ToClient", "ToUpstream", "Close", "Learned", "Stripped"}
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_whatever_happens_every_question_is_answered_once_and_nothing_is_left(draw):
     peer = Peer(FIRST, SECOND, per_machine=6, questions=8)

@@ -167,6 +167,29 @@ def test_nothing_is_learned_from_what_the_standard_says_to_drop(packet, more):
     assert gateway.neighbour(packed("fd00:a::16")) is None
 
 
+@pytest.mark.parametrize(
+    ("packet", "mac"),
+    [
+        (ICMPv6ND_NS(tgt="fd00:a::2") / source_mac(OTHER), GUEST),
+        (ICMPv6ND_NS(tgt="ff02::1") / source_mac(), GUEST),
+        (ICMPv6ND_NS(tgt="fd00:a::2") / source_mac(b"\x53" + GUEST[1:]), b"\x53" + GUEST[1:]),
+        (ICMPv6ND_RS() / source_mac(OTHER), GUEST),
+    ],
+)
+def test_nothing_is_learned_from_questions_that_lie(packet, mac):
+    gateway = router()
+    receive(gateway, packet, source=packed("fd00:a::16"), mac=mac)
+    assert gateway.neighbour(packed("fd00:a::16")) is None
+
+
+def test_who_was_heard_last_is_remembered_longest():
+    gateway = router()
+    for number in range(1000):
+        gateway.learn(packed("fd00:a::15"), GUEST, "a", 0)
+        gateway.learn(packed(f"fd00:a::{number + 0x100:x}"), GUEST, "a", 1)
+        assert gateway.neighbour(packed("fd00:a::15")) == Neighbour(GUEST, "a")
+
+
 @pytest.mark.parametrize("address", ["fd00:a::2", "ff02::1", "2001:db8::1", "::", "::1"])
 def test_addresses_that_no_machine_can_have_are_not_learned(address):
     gateway = router()

@@ -147,9 +147,6 @@ class Pool:
 
     def _loan(self, mac: bytes, link: Hashable, now: float, wanted: int) -> _Loan | None:
         known = self._by_mac.get(mac)
-        if known is not None and known.address in self._reserved:
-            self._remove(known)
-            known = None
         if known is not None and known.link == link:
             return known
         if known is not None and known.until > now and known.link is not None:

@@ -36,6 +36,10 @@ _FAILED, _NEGATIVE, _KEPT = 5, 3600, 86_400
 
 _TTL = struct.Struct(">I")
 
+#: Types of records that have addresses, and those that have them beside other things.
+_ADDRESSED = frozenset(int(kind) for kind in (Type.A, Type.AAAA, Type.SVCB, Type.HTTPS))
+_HINTING = frozenset(int(kind) for kind in (Type.SVCB, Type.HTTPS))
+
 
 class Answer(msgspec.Struct, frozen=True):
     """An answer without its question and OPT record, which are each client's own.
@@ -151,13 +155,13 @@ class _Reader:
         if kind == Type.SOA and section == 1:
             minimum = _TTL.unpack_from(data, name_over(data, name_over(data, body)) + 16)[0]
             self._negative = min(ttl, minimum)
-        elif kind in {Type.A, Type.AAAA, Type.SVCB, Type.HTTPS}:
+        elif kind in _ADDRESSED:
             self._learn(kind, data[body:end], ttl, section)
         return end
 
     def _learn(self, kind: int, body: bytes, ttl: int, section: int) -> None:
         """Look at the addresses that a record has."""
-        if kind in {Type.SVCB, Type.HTTPS}:
+        if kind in _HINTING:
             found = _hints(body)
         elif len(body) == (4 if kind == Type.A else 16):
             found = [body]
@@ -169,7 +173,7 @@ class _Reader:
         if section == 0 and not bad:
             for address in found:
                 self._addresses[address] = None
-            if kind in {Type.A, Type.AAAA} and kind == self._kind:
+            if kind == self._kind and kind not in _HINTING:
                 self._own.append((ttl, body))
 
     def _seconds(self, rcode: int) -> int:

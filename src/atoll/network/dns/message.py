@@ -85,6 +85,19 @@ class Type(IntEnum):
     ANY = 255
 
 
+#: Types that are no types of records, or that only a zone's own servers are asked for.
+_UNANSWERED = {
+    0: Rcode.FORMERR,
+    int(Type.OPT): Rcode.FORMERR,
+    int(Type.TKEY): Rcode.NOTIMP,
+    int(Type.TSIG): Rcode.NOTIMP,
+    int(Type.MAILA): Rcode.NOTIMP,
+    int(Type.MAILB): Rcode.NOTIMP,
+    int(Type.AXFR): Rcode.REFUSED,
+    int(Type.IXFR): Rcode.REFUSED,
+}
+
+
 class Query(NamedTuple):
     """A question as asked. ``name`` is in lower case, ``question`` as it came; ``size`` is the client's."""
 
@@ -207,11 +220,7 @@ def _client_edns(data: bytes, at: int, count: int) -> _Edns | None:
 
 def _outcome(kind: int, group: int) -> int:
     """The outcome of questions that have no answer here, whatever their name; 0 for others."""
-    if group != IN or kind in {Type.AXFR, Type.IXFR}:
-        return Rcode.REFUSED
-    if kind in {0, Type.OPT}:
-        return Rcode.FORMERR
-    return Rcode.NOTIMP if kind in {Type.TKEY, Type.TSIG, Type.MAILA, Type.MAILB} else 0
+    return _UNANSWERED.get(kind, 0) if group == IN else Rcode.REFUSED
 
 
 def opt(rcode: int, *, secure: bool) -> bytes:
