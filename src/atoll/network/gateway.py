@@ -137,20 +137,17 @@ class Gateway:
             or (destination[0] == 0xFF if len(destination) == 16 else 224 <= destination[0] < 240)
         )
 
-    def take(self, asker: Asker, packet: ip.Packet, now: float) -> icmp.Reason | None:
-        """Answer a packet for the gateway, unless it is of TCP; why not, if that is worth telling.
-
-        A ``Reason`` is given for datagrams to ports of the gateway where nobody is.
-        """
+    def take(self, asker: Asker, packet: ip.Packet, now: float) -> bool:
+        """Answer a packet for the gateway, but of TCP; False for a datagram to a port without a service."""
         if packet.protocol == ip.UDP:
             return self._datagram(asker, packet, now)
         if packet.protocol == ip.ICMP6 and self._discover(asker, packet, now):
-            return None
+            return True
         is_own = packet.destination in self.addresses
         if is_own and packet.protocol in {ip.ICMP, ip.ICMP6} and icmp.is_echo(packet):
             message = icmp.echo_reply(packet)
             _send(asker, packet.destination, packet.source, packet.protocol, message)
-        return None
+        return True
 
     def tick(self, now: float) -> router.Packet | None:
         """The advertisement to all guests, when its time has come."""
@@ -165,10 +162,10 @@ class Gateway:
             send_discovery(asker, answer)
         return True
 
-    def _datagram(self, asker: Asker, packet: ip.Packet, now: float) -> icmp.Reason | None:
+    def _datagram(self, asker: Asker, packet: ip.Packet, now: float) -> bool:
         datagram = udp.parse(packet.payload)
         if datagram is None:
-            return None
+            return True
         port, is_own = datagram.destination_port, packet.destination in self.addresses
         if port == _DHCP_SERVER and len(packet.source) == 4:
             self._lend(asker, datagram, now)
@@ -178,9 +175,9 @@ class Gateway:
             ends = (packet.destination, packet.source, _DNS, datagram.source_port)
             answer = functools.partial(_send_datagram, asker, *ends)
             self._resolve(asker, bytes(datagram.payload), answer)
-        elif is_own:
-            return icmp.Reason.NO_PORT
-        return None
+        else:
+            return not is_own
+        return True
 
     def _lend(self, asker: Asker, datagram: udp.Datagram, now: float) -> None:
         reply = self._leases.reply(datagram.payload, now, asker)

@@ -48,7 +48,7 @@ class Guest:
         self.lease = lease
         self.link = link = Link(sock, self)
         macs = lease.mac + lan.addressing.mac
-        outside = Outside(link, lan.destinations, self._ask, self._unreachable)
+        self.outside = outside = Outside(link, lan.destinations, self._ask, self._unreachable)
         self.flows = Flows(link.transmit, outside, macs, mtu=lan.mtu, clock=time.monotonic, secret=lan.secret)
         self.associations = Associations(link.transmit, outside, macs, mtu=lan.mtu)
         self._pings = PingSockets(outside.translate, self._ponged)

@@ -176,11 +176,10 @@ class Station:
         if packet.protocol == ip.TCP:
             self._first_segment(packet)
         elif self._gateway.is_for_it(packet):
-            reason = self._gateway.take(self, packet, now)
-            if reason is not None:
-                self.tell(packet, reason)
+            if not self._gateway.take(self, packet, now):
+                self._datagram(packet, now, icmp.Reason.NO_PORT)
         elif packet.protocol == ip.UDP:
-            self._datagram(packet, now)
+            self._datagram(packet, now, icmp.Reason.PROHIBITED)
         elif packet.protocol in {ip.ICMP, ip.ICMP6}:
             self._pings.ping(packet)
         else:
@@ -202,14 +201,14 @@ class Station:
             rest = len(payload) - size
             self._flows.first(key, sequence, acknowledged, flags & 0x3F, window, payload[20:size], rest)
 
-    def _datagram(self, packet: ip.Packet, now: float) -> None:
+    def _datagram(self, packet: ip.Packet, now: float, refusal: icmp.Reason) -> None:
         datagram = udp.parse(packet.payload)
         if datagram is None:
             return
         guest = Peer(packet.source, datagram.source_port)
         peer = Peer(packet.destination, datagram.destination_port)
         if not self._associations.send(guest, peer, datagram.payload, now):
-            self.tell(packet, icmp.Reason.PROHIBITED)
+            self.tell(packet, refusal)
 
     def tell(self, packet: ip.Packet, reason: icmp.Reason) -> None:
         """Tell the guest that ``packet`` of its did not arrive."""
