@@ -88,7 +88,8 @@ def seen_as(client: str, port: int, addressing: Addressing) -> Peer:
     """The address that a guest sees of a client: its own, or the gateway's if it is this host itself.
 
     A client of this host's loopback has no address that a guest could answer, and one of the guest's own
-    network would be answered there. Port 0 is any.
+    network would
+    be answered there. Port 0 is any.
     """
     address = ip_address(client.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
