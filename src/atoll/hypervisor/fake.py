@@ -166,6 +166,11 @@ class FakeResident:
         message = "an agent alone cannot be written down"
         raise BootError(message, stage="capture", hint="use QEMU")
 
+    async def recover(self, *, running: bool) -> None:
+        """Nobody writes it down; it may have been stopped."""
+        if running and self._is_stopped():
+            await self.resume()
+
     async def press_power_button(self) -> None:
         """There is no button."""
 

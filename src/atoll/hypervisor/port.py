@@ -374,6 +374,18 @@ class Resident(Protocol):
             AtollError: of ``branch``; likewise.
         """
 
+    async def recover(self, *, running: bool) -> None:
+        """Put a VM right that somebody who is gone may have been writing down: nobody has what was written.
+
+        Waits for the end of that.
+
+        Args:
+            running: the vCPUs go on then, if they stand still.
+
+        Raises:
+            BootError: as ``attach``; stage ``capture``: its RAM stays write-protected.
+        """
+
     async def press_power_button(self) -> None:
         """Ask the guest to power off as a button would (ACPI). Raises as ``attach``."""
 

@@ -24,11 +24,10 @@ from atoll.paths import SnapshotPaths
 from atoll.sandbox import adopting
 from atoll.sandbox.snapshots import Record
 from atoll.snapshot import catalog
-from atoll.snapshot.catalog import Snapshot, manifest_of
+from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.manifest import Kind
 from atoll.snapshot.thawing import Thawed, require_fit, thaw
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
-from atoll.vm.state import StateError
 
 __all__ = ["Revived", "launch"]
 
@@ -58,7 +57,7 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
         BootError: stage ``spawn``.
     """
     found = catalog.find(config.paths, reference, kind=Kind.SANDBOX)
-    _require_sandbox(found)
+    catalog.require_kind(found, Kind.SANDBOX)
     host = inspect_host(runtime.host_architecture(), config.cache_dir)
     require_fit(found, host, hint="make it anew with `Sandbox.snapshot`")
     catalog.check(found)
@@ -70,14 +69,6 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
         clone = Clone("", _number(files.state), machine.memory, snapshot=found.id, same=same)
         spawned = spawn_clone(QemuHypervisor(host), machine, clone, emit)
         return Revived(replace(spawned, release=stack.pop_all().close), record.image)
-
-
-def _require_sandbox(snapshot: Snapshot) -> None:
-    manifest = manifest_of(snapshot)
-    if manifest.kind is not Kind.SANDBOX:
-        message = f"snapshot {manifest.name} is of the machine {manifest.machine}"
-        hint = f"`atoll snapshot restore --as NEW {snapshot.id}` makes a machine of it"
-        raise StateError(message, code="foreign", hint=hint)
 
 
 def _machine(machine: Machine, name: str, place: SnapshotPaths, ram: Path) -> Machine:

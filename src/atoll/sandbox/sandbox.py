@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from atoll import runtime
 from atoll.config import Config, load, override
-from atoll.errors import AtollError, BootError, ChannelError, UsageError, innermost
-from atoll.events import Emit, Warned, ignore
+from atoll.errors import AtollError, ChannelError, UsageError, innermost
+from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.sandbox import limits, warm
 from atoll.sandbox.keeping import Keeper
 from atoll.sandbox.limits import OnIdle
-from atoll.template import cache
+from atoll.template import falling_back
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
@@ -146,18 +146,13 @@ class Sandbox(Commands):
         self.keeper = Keeper(self._limits, self.vm, self.close)
 
     async def _boot(self) -> None:
-        try:
-            await self.vm.boot(self._config.boot_timeout)
-        except BootError as error:
-            clone = self.vm.clone
-            if clone is None or not clone.template:
-                raise
-            await self.vm.close()
-            self._emit(Warned(message=f"a template is of no use and was discarded: {error.message}"))
-            cache.withdraw(self._config.paths, clone.template, clone.created)
+        async def again() -> Vm:
             self._config = override(self._config, {"cold": True})
             await self._launch()
-            await self.vm.boot(self._config.boot_timeout)
+            return self.vm
+
+        patience, paths = self._config.boot_timeout, self._config.paths
+        await falling_back.boot(self.vm, again, patience=patience, paths=paths, emit=self._emit)
 
     async def _launch(self) -> None:
         """Launch beside the event loop: builds take long. A cancelled caller does not wait for them."""

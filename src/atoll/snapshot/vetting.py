@@ -20,7 +20,15 @@ from atoll.snapshot.index import Image
 from atoll.snapshot.manifest import Kind, Manifest, check_name
 from atoll.vm.chain import Chain, new_active
 
-__all__ = ["LARGEST", "check_images", "check_layers", "check_machine", "check_manifest", "require"]
+__all__ = [
+    "LARGEST",
+    "check_image",
+    "check_images",
+    "check_layers",
+    "check_machine",
+    "check_manifest",
+    "require",
+]
 
 #: Bytes that a file, a disk or a guest's memory has at most.
 LARGEST = 1 << 46
@@ -35,6 +43,7 @@ _GROWTH, _GROWN = 1 << 40, 16
 _END_OF_TIME = 253_402_300_800
 
 _MIB = 1 << 20
+_LONGEST = 256
 _MOST_VCPUS = 1024
 _MOST_SLOTS = 32
 
@@ -58,6 +67,11 @@ def require(good: object, what: str) -> None:
     """Raise ``ValueError``, with what is wrong, unless ``good``."""
     if not good:
         raise ValueError(what)
+
+
+def check_image(name: str) -> None:
+    """Whether this can be the name of an image. Raises as ``check_manifest``."""
+    require(name.isprintable() and len(name) <= _LONGEST, "its image")
 
 
 def check_manifest(manifest: Manifest) -> None:

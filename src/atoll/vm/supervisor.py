@@ -138,6 +138,8 @@ class Supervisor:
 
         With ``suspended`` it is recorded that it goes on from what was written down.
         """
+        if force and not suspended:
+            self._cut_short()
         async with self._lock:
             self._cancel_restart()
             if self._starting is not None and not self._starting.done():
@@ -161,6 +163,14 @@ class Supervisor:
             await self._clean_up()
             self._advance(Cause.SUSPENDED if suspended else Cause.STOPPED)
             return Stopped(steps)
+
+    def _cut_short(self) -> None:
+        """End the VM now, if something is under way with it: that fails, where it could go on for long."""
+        if self.vm is None or self.state.phase is Phase.STARTING or not self._lock.locked():
+            return
+        if self.state.phase is not Phase.STOPPING:
+            self._advance(Cause.STOP_ASKED)  # before: else it would be taken for a crash
+        self.vm.process.kill()
 
     def _farewell(self) -> str:
         """What is said to the guest before it is ended: nothing where its plan cannot be read any more."""
@@ -257,8 +267,7 @@ class Supervisor:
             if self.state.phase is Phase.STARTING:
                 self._starting = self._spawn(self._boot_on())
                 return
-            with contextlib.suppress(AtollError):
-                await self._correct(vm)
+            self._spawn(self._recover(vm))
             self._spawn(self._watch(vm))
             self._spawn(self._keep_time())
             self._spawn(self._set_clock())
@@ -266,6 +275,21 @@ class Supervisor:
             self._spawn(self._finish_branch(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
+
+    async def _recover(self, vm: Resident) -> None:
+        """What an earlier supervisor began with the vCPUs: they do what the record says, or it what they do.
+
+        Who was writing the VM down had them stand still, which no record speaks of.
+        """
+        async with self._lock:
+            if self.vm is not vm or self.state.phase not in {Phase.RUNNING, Phase.PAUSED}:
+                return
+            try:
+                await vm.recover(running=self.state.phase is Phase.RUNNING)
+            except AtollError as error:
+                self.emit(Warned(message=f"{self.name}: {error.message}", hint=error.hint))
+            with contextlib.suppress(AtollError):
+                await self._correct(vm)
 
     async def _recover_shares(self, vm: Resident) -> None:
         if self.agent is not None:

@@ -17,6 +17,7 @@ from atoll.hypervisor.model import (
     Disk,
     DiskFile,
     DiskFormat,
+    Forward,
     Machine,
     MemoryFile,
     UserNetwork,
@@ -239,14 +240,15 @@ def _ports(machine: Machine, fds: Descriptors) -> tuple[str, ...]:
 def _network(network: UserNetwork | None) -> tuple[str, ...]:
     if network is None:
         return ()
-    forwards = "".join(
-        f",hostfwd={forward.protocol}:{forward.address}:{forward.host_port}-:{forward.guest_port}"
-        for forward in network.forwards
-    )
+    forwards = "".join(f",hostfwd={_escape(_forward(forward))}" for forward in network.forwards)
     return (
         *("-netdev", f"user,id=net0{forwards}"),
-        *("-device", f"virtio-net-pci,netdev=net0,mac={network.mac},romfile="),
+        *("-device", f"virtio-net-pci,netdev=net0,mac={_escape(network.mac)},romfile="),
     )
+
+
+def _forward(forward: Forward) -> str:
+    return f"{forward.protocol}:{forward.address}:{forward.host_port}-:{forward.guest_port}"
 
 
 def _slot(number: int) -> tuple[str, ...]:

@@ -43,6 +43,9 @@ __all__ = ["QemuResident", "adopt", "settle"]
 
 _QMP = "qmp"
 
+#: Seconds in which a QEMU answers that waits for nothing.
+_LOOK = 1.0
+
 
 def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> QemuResident:
     """Start QEMU at ``place``. Raises as ``ResidentHypervisor.settle``."""
@@ -243,6 +246,20 @@ class QemuResident:
         if live:
             return await background.capture(self._attached(), self.process.pid, branch)
         return await freezing.capture(self._attached(), self.process.pid, branch)
+
+    async def recover(self, *, running: bool) -> None:
+        """Wait until QEMU writes nothing any more, and have no memory be write-protected."""
+        from atoll.hypervisor.qemu import background, freezing  # noqa: PLC0415 - for captures only
+
+        try:
+            async with asyncio.timeout(_LOOK):
+                await self.attach()
+        except (BootError, TimeoutError):
+            # QEMU, too, waits for RAM that it left protected: only that can have it answer.
+            await background.release(self.process.pid)
+        await background.abandon(self._attached(), self.process.pid)
+        if running and await self.paused():
+            await freezing.go_on(self._attached())
 
     async def press_power_button(self) -> None:
         """An ACPI power button."""
