@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from atoll import process
+from atoll import process, store
 from atoll.errors import BootError, ProcessError
 from atoll.hypervisor.cgroups import bounds_of
 from atoll.hypervisor.confinement import Confinement, confine
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, ChannelEnd, Frozen, Position, Standstill, end, wait_for_exit
+from atoll.hypervisor.port import (
+    Capture,
+    ChannelEnd,
+    Frozen,
+    Position,
+    Standstill,
+    end,
+    listen,
+    wait_for_exit,
+)
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
 from atoll.hypervisor.qemu.orders import Order, going_on, open_frozen, orders
@@ -36,6 +45,7 @@ class QemuHypervisor:
 
     Args:
         host: which QEMU, and what it can do.
+        cards: directory for the sockets at which network cards of VMs listen that do not stay.
 
     Attributes:
         host: likewise.
@@ -43,8 +53,9 @@ class QemuHypervisor:
 
     name = "qemu"
 
-    def __init__(self, host: QemuHost) -> None:
+    def __init__(self, host: QemuHost, cards: Path | None = None) -> None:
         self.host = host
+        self._cards = cards
 
     def vector(self, machine: Machine, *, incoming: bool = False) -> tuple[str, ...]:
         """The argument vector for ``machine``, but for the numbers of descriptors."""
@@ -84,15 +95,17 @@ class QemuHypervisor:
             ours.callback(os.close, stderr_read)
             theirs.callback(os.close, stderr_write)
             consoles = [_pair(ours, theirs) for _ in range(2 if machine.consoles else 0)]
+            card, listener = self._listen(machine, ours, theirs)
             fds = Descriptors(
                 channel=channel[1].fileno(),
                 serial=console[1].fileno(),
                 qmp=qmp[1].fileno(),
                 console=consoles[0][1].fileno() if consoles else -1,
                 agent_log=consoles[1][1].fileno() if consoles else -1,
+                network=listener,
             )
             pairs = (channel, console, qmp, *consoles)
-            inherited = [*(pair[1].fileno() for pair in pairs), *frozen]
+            inherited = [*(pair[1].fileno() for pair in pairs), *frozen, *([listener] if card else [])]
             argv = render(machine, self.host.program, fds, sandbox=self.host.sandbox, incoming=bool(frozen))
             confinement = confine(machine.name, bounds_of(machine))
             if confinement is not None:
@@ -111,7 +124,20 @@ class QemuHypervisor:
                 qmp=qmp[0],
                 unread=tuple(pair[0] for pair in consoles),
                 confinement=confinement,
+                card=card,
             )
+
+    def _listen(self, machine: Machine, ours: ExitStack, theirs: ExitStack) -> tuple[Path | None, int]:
+        """Where the VM's network card is to be reached, and the socket; None and -1 if it has none."""
+        if machine.card is None:
+            return None, -1
+        assert self._cards is not None
+        path = self._cards / os.urandom(8).hex()
+        with store.refusing(self._cards):
+            self._cards.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sock = theirs.enter_context(listen(path))
+        ours.callback(path.unlink, missing_ok=True)
+        return path, sock.fileno()
 
     def settle(self, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> QemuResident:
         """Start QEMU so that it stays. Raises ``BootError``."""
@@ -136,6 +162,7 @@ class QemuVm:
 
     Attributes:
         orders: what makes a clone go on.
+        card: socket at which its network card is to be reached; None if it has none.
     """
 
     def __init__(
@@ -148,8 +175,10 @@ class QemuVm:
         qmp: socket.socket,
         unread: tuple[socket.socket, ...] = (),
         confinement: Confinement | None = None,
+        card: Path | None = None,
     ) -> None:
         self.process = child
+        self.card = card
         self.console = console
         self.diagnostics = diagnostics
         self._qmp = qmp
@@ -225,6 +254,8 @@ class QemuVm:
         self.process.close()
         if self._confinement is not None:
             self._confinement.remove()
+        if self.card is not None:
+            self.card.unlink(missing_ok=True)
         self._channel.close()
         self._qmp.close()
         for sock in self._unread:

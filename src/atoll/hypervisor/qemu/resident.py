@@ -62,6 +62,7 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
             Port.CHANNEL,
             Port.SERIAL,
             *((Port.CONSOLE, Port.AGENT_LOG) if machine.consoles else ()),
+            *((Port.NETWORK,) if machine.card is not None else ()),
         ]
         sockets = {name: stack.enter_context(listen(place.socket(name))) for name in names}
         log = os.open(place.log("hypervisor"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -72,6 +73,7 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
             qmp=sockets[_QMP].fileno(),
             console=sockets[Port.CONSOLE].fileno() if machine.consoles else -1,
             agent_log=sockets[Port.AGENT_LOG].fileno() if machine.consoles else -1,
+            network=sockets[Port.NETWORK].fileno() if machine.card is not None else -1,
             listening=True,
         )
         inherited = [lock, *(sock.fileno() for sock in sockets.values())]
