@@ -205,6 +205,7 @@ class FakeVm:
         self.process = child
         self.console = console
         self.diagnostics = console
+        self.card: Path | None = None
         self._channel = ChannelEnd(channel)
 
     def take_channel(self) -> socket.socket:

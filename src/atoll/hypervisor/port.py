@@ -95,6 +95,10 @@ class VirtualMachine(Protocol):
     def diagnostics(self) -> Capture:
         """What the hypervisor itself wrote to stderr."""
 
+    @property
+    def card(self) -> Path | None:
+        """Socket at which its network card is to be reached (``CardNetwork``); None if it has none."""
+
     def take_channel(self) -> socket.socket:
         """The host's end of the guest channel, once; the caller owns it."""
 

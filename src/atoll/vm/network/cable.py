@@ -1,106 +1,28 @@
-"""Reaching a network: its process that is there, or a new one; and keeping a VM's card plugged into it."""
+"""Keeping a VM's card plugged into its network."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, ChannelError, NetworkError
+from atoll.errors import AtollError, ChannelError
 from atoll.events import Emit, Warned
-from atoll.guest import wire
 from atoll.guest.channel import Stream
-from atoll.guest.wire import FrameType, Hello
-from atoll.hypervisor.port import connect
 from atoll.paths import NetworkPaths
-from atoll.vm.background import in_background
-from atoll.vm.logs import tail
+from atoll.vm.bootplan import NetworkSetup
 from atoll.vm.network.attachment import Attachment
+from atoll.vm.network.reaching import ANSWER, ATTEMPTS, gone, reach, spawn
 from atoll.vm.network.requests import NetworkControl, Plug, Plugged
 
-__all__ = ["Cable", "ensure", "reach", "spawn"]
-
-#: Attempts to reach a network's process: one that is found may be about to leave.
-_ATTEMPTS = 20
-
-#: Seconds in which a process that runs answers.
-_ANSWER = 15.0
+__all__ = ["Cable", "setup_of"]
 
 #: Seconds between attempts to plug a card in again: at first, and at most.
 _SOON, _LATE = 0.05, 5.0
-
-
-def reach(place: NetworkPaths) -> socket.socket | None:
-    """A connection to the network's process; None if there is none."""
-    try:
-        return connect(place.control)
-    except OSError:
-        return None
-
-
-def spawn(place: NetworkPaths) -> socket.socket:
-    """A connection to a new process, which lives on in the background, without a terminal.
-
-    If another one is there already, or it cannot serve, the connection ends, and its log says why.
-
-    Raises:
-        StoreError: its log cannot be written.
-        ProcessError: it could not be started.
-    """
-    with store.refusing(place.directory):
-        place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    data, name = place.directory.parent.parent, place.directory.name
-    program = (sys.executable, "-P", "-m", "atoll.vm.network.serving", str(data), name)
-    try:
-        return in_background(program, cwd=place.directory, output=log)
-    finally:
-        os.close(log)
-
-
-def ensure(place: NetworkPaths) -> None:
-    """See to it that the network's process runs and answers; for some seconds it stays for who comes next.
-
-    Raises:
-        NetworkError: ``network.gone``: it does not; the message has the reason.
-        StoreError, ProcessError: as ``spawn``.
-    """
-    for attempt in range(_ATTEMPTS):
-        found = reach(place)
-        is_new = found is None
-        with found or spawn(place) as sock:
-            if _answers(sock):
-                return
-        if is_new and not store.is_held(place.lock):
-            break
-        time.sleep(0.01 * (attempt + 1))
-    raise _gone(place)
-
-
-def _answers(sock: socket.socket) -> bool:
-    """Whether the other end greets (docs/reference/agent-protocol.md, section 3)."""
-    sock.settimeout(_ANSWER)
-    hello = Hello(wire.VERSION, wire.VERSION, os.urandom(16)).encode()
-    try:
-        sock.sendall(wire.encode(FrameType.HELLO, 0, hello))
-        return bool(sock.recv(1))
-    except OSError:
-        return False
-
-
-def _gone(place: NetworkPaths) -> NetworkError:
-    said = tail(place.log, 4096).decode(errors="replace").strip().splitlines()
-    reason = said[-1].partition(" ")[2] if said else "it says nothing"
-    message = f"the network {place.directory.name} cannot be reached: {reason}"
-    return NetworkError(message, code="gone", hint=f"see {place.log}")
 
 
 class Cable:
@@ -201,13 +123,13 @@ class Cable:
 
     async def _plug(self, order: Plug) -> tuple[Plugged, NetworkControl, Stream]:
         """Plug it in once. Raises ``NetworkError``, ``StoreError`` or ``ProcessError``."""
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             found = reach(self._place)
             is_new = found is None
             sock = found if found is not None else await asyncio.to_thread(spawn, self._place)
             control = NetworkControl(sock)
             try:
-                async with asyncio.timeout(_ANSWER):
+                async with asyncio.timeout(ANSWER):
                     plugged, stream = await control.plug(order)
             except (ChannelError, TimeoutError):  # it was about to leave, or lost against another one
                 control.close()
@@ -219,7 +141,7 @@ class Cable:
                 raise
             else:
                 return plugged, control, stream
-        raise _gone(self._place)
+        raise gone(self._place)
 
     def _warn_of(self, plugged: Plugged) -> None:
         for refused in plugged.refused:
@@ -227,6 +149,11 @@ class Cable:
 
     def _warn(self, what: str, hint: str = "") -> None:
         self._emit(Warned(message=f"{self._vm}: {what}", hint=hint))
+
+
+def setup_of(mac: str, plugged: Plugged) -> NetworkSetup:
+    """What the guest whose card has that address is told of its network."""
+    return NetworkSetup(mac, plugged.address, plugged.gateway, (plugged.resolver,))
 
 
 def _seen(plugged: asyncio.Future[Plugged]) -> None:
