@@ -156,6 +156,9 @@ class FakeResident:
         """Let the process go on."""
         self.process.send(signal.SIGCONT)
 
+    async def free_card(self) -> None:
+        """It has none."""
+
     async def capture(
         self,
         branch: Callable[[], Awaitable[None]],  # noqa: ARG002
@@ -219,6 +222,9 @@ class FakeVm:
     async def position(self) -> Position:
         """There are no vCPUs to look at."""
         return Position.UNKNOWN
+
+    async def free_card(self) -> None:
+        """It has none."""
 
     def discard(self) -> None:
         """Kill the agent; what it runs dies with it."""

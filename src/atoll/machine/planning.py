@@ -136,8 +136,10 @@ def _hosted(name: str, place: VmPaths, spec: MachineSpec) -> BootPlan:
 
 def setup_script(name: str, spec: MachineSpec) -> str:
     """What the guest's shell does at each start: names, and the user, who is made once."""
+    # The line of a machine that this is a copy of would lead to itself.
     lines = [
         f"echo {name} > /etc/hostname",
+        f"grep -q '^127.0.1.1 {name}$' /etc/hosts || sed -i '/^127.0.1.1 [^ ]*$/d' /etc/hosts || true",
         f"grep -q '[[:space:]]{name}$' /etc/hosts || echo '127.0.1.1 {name}' >> /etc/hosts",
     ]
     if spec.user:

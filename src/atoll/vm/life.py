@@ -160,7 +160,13 @@ class Vm(Closing):
             await join_network(self.agent, setup_of(self._mac, plugged))
 
         self._cable = Cable(
-            self.attachment, vm=self.name, mac=self._mac, socket=self._vm.card, emit=self._emit, moved=moved
+            self.attachment,
+            vm=self.name,
+            mac=self._mac,
+            socket=self._vm.card,
+            emit=self._emit,
+            free=self._vm.free_card,
+            moved=moved,
         )
         self._cable.begin(fresh=True)
 

@@ -500,6 +500,11 @@ class Supervisor:
         if plan.attachment is None or plan.machine.card is None:
             return
 
+        async def free() -> None:
+            async with self._lock:
+                if self.vm is not None and self.state.phase is Phase.RUNNING:
+                    await self.vm.free_card()
+
         async def moved(plugged: Plugged) -> None:
             if self.agent is not None:
                 await join_network(self.agent, setup_of(mac, plugged))
@@ -510,6 +515,7 @@ class Supervisor:
             mac=mac,
             socket=self.place.socket(Port.NETWORK),
             emit=self.emit,
+            free=free,
             moved=moved,
         )
         self._cable.begin(fresh=fresh)

@@ -33,6 +33,8 @@ from atoll.hypervisor.qemu.orders import Order, going_on, open_frozen, orders
 from atoll.paths import VmPaths
 
 if TYPE_CHECKING:
+    import asyncio
+
     from atoll.hypervisor.qemu.plugging import Plugging
     from atoll.hypervisor.qemu.qmp import Monitor
     from atoll.hypervisor.qemu.resident import QemuResident
@@ -185,6 +187,7 @@ class QemuVm:
         self._unread = unread
         self._confinement = confinement
         self._monitor: Monitor | None = None
+        self._turn: asyncio.Lock | None = None
         self._ordered = 0
         self.orders: tuple[Order, ...] = ()
         self._channel = ChannelEnd(channel)
@@ -226,22 +229,41 @@ class QemuVm:
             self._monitor = Monitor(self._qmp, orders=self._ordered)
         return self._monitor
 
+    def _alone(self) -> asyncio.Lock:
+        """Held by whoever stops the vCPUs or lets them go on."""
+        import asyncio  # noqa: PLC0415 - a spawn needs none of it
+
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        return self._turn
+
     async def pause(self) -> None:
         """Stop the vCPUs."""
-        await self._connected().execute("stop")
+        async with self._alone():
+            await self._connected().execute("stop")
 
     async def resume(self) -> None:
         """Let the vCPUs go on."""
-        await self._connected().execute("cont")
+        async with self._alone():
+            await self._connected().execute("cont")
+
+    async def free_card(self) -> None:
+        """See ``VirtualMachine.free_card``."""
+        from atoll.hypervisor.qemu.unplugging import give_up_frames  # noqa: PLC0415 - rarely needed
+
+        if self.card is not None:
+            async with self._alone():
+                await give_up_frames(self._connected(), self.card)
 
     async def copy(self, fd: int, *, leave_out_shared: bool = False, live: bool = False) -> Standstill:
         """Have QEMU write devices and RAM, and go on."""
         from atoll.hypervisor.qemu import background, freezing  # noqa: PLC0415
 
         monitor = self._connected()
-        if live:
-            return await background.copy(monitor, self.process.pid, fd, leave_out_shared=leave_out_shared)
-        return Standstill(await freezing.copy(monitor, fd, leave_out_shared=leave_out_shared))
+        async with self._alone():
+            if live:
+                return await background.copy(monitor, self.process.pid, fd, leave_out_shared=leave_out_shared)
+            return Standstill(await freezing.copy(monitor, fd, leave_out_shared=leave_out_shared))
 
     async def freeze(self, state: Path) -> None:
         """Have QEMU write its devices' state; RAM in a shared file is left out."""

@@ -241,6 +241,12 @@ class QemuResident:
         """Let the vCPUs go on."""
         await self._attached().execute("cont")
 
+    async def free_card(self) -> None:
+        """See ``Resident.free_card``."""
+        from atoll.hypervisor.qemu.unplugging import give_up_frames  # noqa: PLC0415 - rarely needed
+
+        await give_up_frames(self._attached(), self._place.socket(Port.NETWORK))
+
     async def capture(self, branch: Callable[[], Awaitable[None]], *, live: bool = False) -> Instant:
         """Have QEMU write its devices down; its RAM is copied meanwhile."""
         from atoll.hypervisor.qemu import background, freezing  # noqa: PLC0415 - for captures only

@@ -34,6 +34,7 @@ class Cable:
         mac: the card's address.
         socket: at which its hypervisor listens.
         emit: told when the network was gone.
+        free: readies the card for another network; awaited when the one before is gone.
         moved: awaited when the VM has another address than it had before.
     """
 
@@ -45,11 +46,13 @@ class Cable:
         mac: str,
         socket: Path,
         emit: Emit,
+        free: Callable[[], Awaitable[None]],
         moved: Callable[[Plugged], Awaitable[None]],
     ) -> None:
         self._place = NetworkPaths(attachment.network)
         self._vm = vm
         self._emit = emit
+        self._free = free
         self._moved = moved
         self._order = Plug(
             socket=str(socket),
@@ -84,14 +87,12 @@ class Cable:
 
     async def _keep(self, order: Plug) -> None:
         try:
-            plugged, control, stream = await self._plug(order)
+            plugged, control, stream = await self._plug(msgspec.structs.replace(order, there=not order.fresh))
         except AtollError as error:
-            if not order.fresh:
-                self._warn(f"its network is gone: {error.message}", error.hint)
-                plugged, control, stream = await self._plug_again(order)
-            else:
+            if order.fresh:
                 self._plugged.set_exception(error)
                 return
+            plugged, control, stream = await self._plug_again(order)  # its network was killed, too
         self._plugged.set_result(plugged)
         while True:
             self._warn_of(plugged)
@@ -114,6 +115,7 @@ class Cable:
         while True:
             await asyncio.sleep(pause)
             try:
+                await self._free()
                 return await self._plug(order)
             except AtollError as error:
                 pause = min(2 * pause, _LATE)

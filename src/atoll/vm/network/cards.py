@@ -100,6 +100,8 @@ class Cards:
         there = self._cards.get(order.owner)
         if there is not None and not order.fresh and there.order.socket == order.socket:
             return there
+        if order.there:
+            raise NetworkError(f"{order.hostname or order.owner}: its card is not plugged in", code="card")
         if there is not None:
             self._pull(there)
         for other in [card for card in self._cards.values() if card.order.mac == order.mac]:

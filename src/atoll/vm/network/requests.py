@@ -34,6 +34,7 @@ class Plug(Request, frozen=True, tag="network.plug"):
         forwards: ports of the host that lead to it.
         host_ports: ports of the host's loopback that it may use.
         fresh: the VM has just been started: else its card may be plugged in, and stays so.
+        there: it must be plugged in already.
         strict: a port that cannot be had is an error.
     """
 
@@ -46,6 +47,7 @@ class Plug(Request, frozen=True, tag="network.plug"):
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
     fresh: bool = True
+    there: bool = False
     strict: bool = True
 
 
