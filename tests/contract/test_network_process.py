@@ -138,7 +138,7 @@ async def test_a_card_at_which_nobody_listens_and_a_port_that_is_taken_are_error
         forward = Forward(taken.getsockname()[1], 80)
         assert f"(process {os.getpid()})" in holder("127.0.0.1", forward.host_port, "tcp")
         async with connected(place) as control:
-            with pytest.raises(NetworkError, match=rf"\(process {os.getpid()}\) has it") as caught:
+            with pytest.raises(NetworkError, match=rf"is taken by .* \(process {os.getpid()}\)") as caught:
                 await control.plug(order(card, forwards=(forward,)))
             assert caught.value.code == "network.port"
             nobody = Plug(socket=str(tmp_path / "nobody"), owner="one", mac=MAC)
@@ -151,7 +151,11 @@ async def test_a_card_at_which_nobody_listens_and_a_port_that_is_taken_are_error
 
 
 async def test_a_guest_is_reached_and_reaches_again_when_the_process_was_killed(place, card):
-    warned = []
+    warned, freed = [], []
+
+    async def free():
+        freed.append(True)
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = await asyncio.start_server(_greet, "127.0.0.1", 0)
@@ -167,7 +171,7 @@ async def test_a_guest_is_reached_and_reaches_again_when_the_process_was_killed(
     async def moved(plugged):
         raise AssertionError(plugged)
 
-    cable = Cable(attachment, vm="one", mac=MAC, socket=card.path, emit=warned.append, moved=moved)
+    cable = Cable(attachment, vm="one", mac=MAC, socket=card.path, emit=warned.append, free=free, moved=moved)
     cable.begin(fresh=True)
     commands = ("ip addr add 10.0.2.15/24 dev eth0", "ip route add default via 10.0.2.2")
     async with asyncio.timeout(60):
@@ -188,6 +192,7 @@ async def test_a_guest_is_reached_and_reaches_again_when_the_process_was_killed(
                     os.kill(pid, signal.SIGKILL)
                     await gone(pid)
     await cable.close()
+    assert freed
     assert [event.message for event in warned] == [
         "one: its network was started anew; open connections were reset"
     ]

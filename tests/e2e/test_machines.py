@@ -483,7 +483,7 @@ def test_a_port_leads_into_the_machine(spawn, cli, dev, port):
 def test_a_port_that_is_taken_is_an_error(cli, succeed, dev, port):
     succeed("create", "second", "--init", "minimal", "-p", f"{port}:80")
     done = cli("start", "second")
-    assert_error(done, "boot.spawn", str(port))
+    assert_error(done, "network.port", str(port))
     assert state_of(succeed, "second")["phase"] == "created"
     succeed("rm", "second")
 

@@ -166,7 +166,7 @@ async def test_a_port_that_another_process_has_is_named_with_it(settings):
             ports=[f"{taken.getsockname()[1]}:80"],
             config=settings,
         )
-        with pytest.raises(NetworkError, match=rf"\(process {os.getpid()}\) has it"):
+        with pytest.raises(NetworkError, match=rf"is taken by .* \(process {os.getpid()}\)"):
             await dev.start()
     await dev.close()
     await at_rest(dev.find().place)

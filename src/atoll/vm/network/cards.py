@@ -172,7 +172,7 @@ class Cards:
                     Forwarded(forward.address, forward.host_port, forward.guest_port, forward.protocol)
                 )
             except OSError as error:
-                refusal = _refusal(forward, error)
+                refusal = _refusal(card.order.hostname, forward, error)
                 if card.order.strict:
                     for _, bound in sockets:
                         bound.close()
@@ -233,17 +233,19 @@ def _connected(order: Plug) -> socket.socket:
     return sock
 
 
-def _refusal(forward: Forward, error: OSError) -> NetworkError:
+def _refusal(name: str, forward: Forward, error: OSError) -> NetworkError:
     """Why a port cannot be had."""
-    where = f"{forward.address}:{forward.host_port}/{forward.protocol}"
-    reason, hint = os.strerror(error.errno or 0), "choose another port"
+    port = f"the host's port {forward.address}:{forward.host_port}/{forward.protocol}"
+    hint = f"choose another: `atoll edit {name} ports=HOST:GUEST`"
+    message = f"{port} cannot be had: {os.strerror(error.errno or 0)}"
     if error.errno == errno.EADDRINUSE:
         who = ""
         with suppress(OSError, ValueError):
             who = holder(forward.address, forward.host_port, forward.protocol)
-        reason = f"{who} has it" if who else "another process has it"
+        message = f"{port} is taken" + (f" by {who}" if who else "")
     elif error.errno == errno.EACCES and forward.host_port < _PRIVILEGED:
-        hint = "choose a port from 1024 on"
+        message = f"{port} needs a right that this user does not have"
+        hint = f"choose one from 1024 on: `atoll edit {name} ports=HOST:GUEST`"
     elif error.errno == errno.EADDRNOTAVAIL:
-        reason, hint = "this host has no such address", "choose an address of this host"
-    return NetworkError(f"port {where} cannot be forwarded: {reason}", code="port", hint=hint)
+        message = f"{port}: this host has no such address"
+    return NetworkError(f"{name}: {message}", code="port", hint=hint)
