@@ -156,8 +156,8 @@ async def test_a_guest_is_reached_and_reaches_again_when_the_process_was_killed(
     async def free():
         freed.append(True)
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
     server = await asyncio.start_server(_greet, "127.0.0.1", 0)
     opened = server.sockets[0].getsockname()[1]
     attachment = Attachment(
