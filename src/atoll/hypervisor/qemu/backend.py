@@ -136,7 +136,8 @@ class QemuHypervisor:
         assert self._cards is not None
         path = self._cards / os.urandom(8).hex()
         with store.refusing(self._cards):
-            self._cards.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (self._cards.parent, self._cards):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         sock = theirs.enter_context(listen(path))
         ours.callback(path.unlink, missing_ok=True)
         return path, sock.fileno()

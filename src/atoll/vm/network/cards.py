@@ -59,15 +59,23 @@ class Cards:
         lan: the network.
         numbers: who has which address.
         keep: called when that has changed.
+        pulled: told of the sockets of cards that are pulled.
         log: told in words what happens.
     """
 
     def __init__(
-        self, lan: Lan, numbers: Numbers, *, keep: Callable[[Numbers], None], log: Callable[[str], None]
+        self,
+        lan: Lan,
+        numbers: Numbers,
+        *,
+        keep: Callable[[Numbers], None],
+        pulled: Callable[[Path], None],
+        log: Callable[[str], None],
     ) -> None:
         self._lan = lan
         self._numbers = numbers
         self._keep = keep
+        self._pulled = pulled
         self._log = log
         self._cards: dict[str, _Card] = {}
         addressing = lan.addressing
@@ -210,6 +218,7 @@ class Cards:
         if guest is not None:
             guest.close()
             self._log(f"{card.order.hostname or card.order.owner}: pulled out")
+            self._pulled(Path(card.order.socket))
         self._forget(card)
 
     def _forget(self, card: _Card) -> None:

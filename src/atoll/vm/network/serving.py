@@ -43,6 +43,9 @@ _LOOK = 0.25
 #: Seconds after which a socket is old, at which nobody listens: a VM that is being started may be about to.
 _OLD = 60.0
 
+#: Seconds for a VM's end, which begins with its card's.
+_GRACE = 0.2
+
 
 class _Log(io.TextIOBase):
     """A bounded log in the place of a standard stream."""
@@ -97,6 +100,7 @@ async def _run(
     lock: int,
     log: Callable[[str], None],
 ) -> None:
+    loop = asyncio.get_running_loop()
     addressing = network.addressing
     lan = Lan(
         addressing,
@@ -112,11 +116,17 @@ async def _run(
         except StoreError as error:
             log(f"{error.message}: machines may have other addresses next time")
 
-    cards = Cards(lan, Numbers(len(addressing.machines), _leases(place)), keep=keep, log=log)
+    def pulled(path: Path) -> None:
+        """A VM whose program was killed leaves its socket behind."""
+        if path.parent == place.cards:
+            loop.call_later(_GRACE, _remove_dead, path)
+
+    numbers = Numbers(len(addressing.machines), _leases(place))
+    cards = Cards(lan, numbers, keep=keep, pulled=pulled, log=log)
     server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed))
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, ended.set)
 
     def is_used() -> bool:
         return bool(cards or server.clients)
@@ -169,8 +179,15 @@ def _sweep(cards: Path) -> None:
     with contextlib.suppress(OSError):
         for path in cards.iterdir():
             with contextlib.suppress(OSError):
-                if time.time() - path.lstat().st_mtime > _OLD and not _is_there(path):
-                    path.unlink()
+                if time.time() - path.lstat().st_mtime > _OLD:
+                    _remove_dead(path)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove a socket if nobody listens at it."""
+    with contextlib.suppress(OSError):
+        if path.is_socket() and not _is_there(path):
+            path.unlink()
 
 
 def _is_there(path: Path) -> bool:
