@@ -97,10 +97,13 @@ class BringUp:
         agent = self.agent
         if agent is None:
             raise ChannelError("nobody listens at the guest's channel", code="gone")
-        plugged = await self.cable.plugged() if self.cable is not None else None
         await agent.ready()
         self._answered = True
         self.reached("agent")
+        plugged = None
+        if self.cable is not None:
+            self.cable.begin(fresh=True)
+            plugged = await self.cable.plugged()
         if (identity := self._identity()) is not None:
             await agent.introduce(identity)
             self.introduced = True

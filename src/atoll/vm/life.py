@@ -132,6 +132,8 @@ class Vm(Closing):
             async with asyncio.timeout(timeout):
                 await agent.ready()
                 self._answered = True
+                if self._cable is not None:
+                    self._cable.begin(fresh=True)
                 self._reached("agent")
                 if self._clone is not None:
                     await self._begin(self._clone)
@@ -151,7 +153,7 @@ class Vm(Closing):
         self._emit(GuestBooted(vm=self.name, timeline=booted.timeline))
 
     def _plug(self) -> None:
-        """Have its network card plugged in, while it comes up."""
+        """Be ready to have its network card plugged in."""
         if self.attachment is None or self._vm.card is None:
             return
         from atoll.vm.network.cable import Cable, setup_of  # noqa: PLC0415 - only where there is a network
@@ -168,7 +170,6 @@ class Vm(Closing):
             free=self._vm.free_card,
             moved=moved,
         )
-        self._cable.begin(fresh=True)
 
     async def _join(self, agent: Agent) -> None:
         """Give its network card the addresses that are its own. Raises ``NetworkError`` or ``GuestError``."""

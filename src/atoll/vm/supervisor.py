@@ -268,7 +268,9 @@ class Supervisor:
             self._began = time.monotonic()
             self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid) or self.state.vm))
             self._connect(vm)
-            self._plug(fresh=False)
+            self._plug()
+            if self._cable is not None:
+                self._cable.begin(fresh=False)
             if self.state.phase is Phase.STARTING:
                 self._starting = self._spawn(self._boot_on())
                 return
@@ -440,7 +442,7 @@ class Supervisor:
         self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
         self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
         self._connect(vm)
-        self._plug(fresh=True)
+        self._plug()
         return vm
 
     async def _boot_on(self) -> None:
@@ -489,8 +491,8 @@ class Supervisor:
             cable=self._cable,
         )
 
-    def _plug(self, *, fresh: bool) -> None:
-        """Keep the VM's network card plugged in from now on."""
+    def _plug(self) -> None:
+        """Be ready to keep the VM's network card plugged in."""
         try:
             plan = self._read_plan()
         except StoreError as error:  # a VM that was taken over goes on without
@@ -518,7 +520,6 @@ class Supervisor:
             free=free,
             moved=moved,
         )
-        self._cable.begin(fresh=fresh)
 
     async def _unplug(self) -> None:
         cable, self._cable = self._cable, None

@@ -85,7 +85,7 @@ class QemuHypervisor:
                 by_number = replace(machine.ram, path=Path(f"/proc/self/fd/{ram}"))
                 machine = replace(machine, ram=by_number)
             vm = self._start(machine, frozen=inherited)
-        vm.orders = going_on(fd, ram_in_file=len(inherited) > 1)
+        vm.orders = going_on(fd, ram_in_file=len(inherited) > 1, card=machine.card is not None)
         return vm
 
     def _start(self, machine: Machine, *, frozen: Sequence[int] = ()) -> QemuVm:

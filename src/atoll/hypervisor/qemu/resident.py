@@ -83,7 +83,9 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
         if frozen is not None:
             state = open_frozen(stack, machine.name, frozen.state)
             inherited.append(state)
-            commands = going_on(state, ram_in_file=True, devices=frozen.devices)
+            commands = going_on(
+                state, ram_in_file=True, devices=frozen.devices, card=machine.card is not None
+            )
             if frozen.more is None:
                 told = undo.enter_context(connect(place.socket(_QMP)))
                 told.sendall(orders(*commands))  # QEMU finds it there, also if this process is killed now

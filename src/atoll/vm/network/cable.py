@@ -16,7 +16,7 @@ from atoll.guest.channel import Stream
 from atoll.paths import NetworkPaths
 from atoll.vm.bootplan import NetworkSetup
 from atoll.vm.network.attachment import Attachment
-from atoll.vm.network.reaching import ANSWER, ATTEMPTS, gone, reach, spawn
+from atoll.vm.network.reaching import ANSWER, ATTEMPTS, gone, reach, spawn, stuck
 from atoll.vm.network.requests import NetworkControl, Plug, Plugged
 
 __all__ = ["Cable", "setup_of"]
@@ -68,7 +68,9 @@ class Cable:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, *, fresh: bool) -> None:
-        """Plug it in; ``fresh`` if the VM has just been started."""
+        """Plug it in, unless that has begun; ``fresh`` if the VM has just been started."""
+        if self._task is not None:
+            return
         order = msgspec.structs.replace(self._order, fresh=fresh, strict=fresh)
         self._task = asyncio.create_task(self._keep(order))
 
@@ -133,7 +135,10 @@ class Cable:
             try:
                 async with asyncio.timeout(ANSWER):
                     plugged, stream = await control.plug(order)
-            except (ChannelError, TimeoutError):  # it was about to leave, or lost against another one
+            except TimeoutError:
+                control.close()
+                raise stuck(self._place) from None
+            except ChannelError:  # it was about to leave, or lost against another one
                 control.close()
                 if is_new and not store.is_held(self._place.lock):
                     break

@@ -16,7 +16,7 @@ from atoll.paths import NetworkPaths
 from atoll.vm.background import in_background
 from atoll.vm.logs import tail
 
-__all__ = ["ANSWER", "ATTEMPTS", "ensure", "gone", "reach", "spawn"]
+__all__ = ["ANSWER", "ATTEMPTS", "ensure", "gone", "reach", "spawn", "stuck"]
 
 #: Attempts to reach a network's process: one that is found may be about to leave.
 ATTEMPTS = 20
@@ -64,8 +64,11 @@ def ensure(place: NetworkPaths) -> None:
         found = reach(place)
         is_new = found is None
         with found or spawn(place) as sock:
-            if _answers(sock):
-                return
+            try:
+                if _answers(sock):
+                    return
+            except TimeoutError:
+                raise stuck(place) from None
         if is_new and not store.is_held(place.lock):
             break
         time.sleep(0.01 * (attempt + 1))
@@ -73,14 +76,27 @@ def ensure(place: NetworkPaths) -> None:
 
 
 def _answers(sock: socket.socket) -> bool:
-    """Whether the other end greets (docs/reference/agent-protocol.md, section 3)."""
+    """Whether the other end greets (docs/reference/agent-protocol.md, section 3). Raises ``TimeoutError``."""
     sock.settimeout(ANSWER)
     hello = Hello(wire.VERSION, wire.VERSION, os.urandom(16)).encode()
     try:
         sock.sendall(wire.encode(FrameType.HELLO, 0, hello))
         return bool(sock.recv(1))
+    except TimeoutError:
+        raise
     except OSError:
         return False
+
+
+def stuck(place: NetworkPaths) -> NetworkError:
+    """The error of a network whose process is there and does not answer."""
+    try:
+        pid = place.lock.read_text()
+    except OSError:
+        pid = ""
+    message = f"the network {place.directory.name} does not answer"
+    hint = f"kill -9 {pid}, and another process takes its place" if pid.isdigit() else f"see {place.log}"
+    return NetworkError(message, code="stuck", hint=hint)
 
 
 def gone(place: NetworkPaths) -> NetworkError:
