@@ -24,6 +24,7 @@ from builds import take_image
 from command import COMMAND, assert_error
 from guests import eventually
 from machines import hosted_spec, kill_all_at, processes_at, recorded
+from networks import brief_network
 
 import atoll
 from atoll.cli.main import main
@@ -44,6 +45,7 @@ def data(tmp_path_factory, paths, built):
     place = tmp_path_factory.mktemp("machines") / "data"
     for image in ("debian", "debian-machine"):
         take_image(paths, Paths(data=place, cache=paths.cache), image)
+    brief_network(Paths(data=place, cache=paths.cache).network("default"))
     yield place
     deadline = time.monotonic() + 30
     while (left := processes_at(place)) and time.monotonic() < deadline:  # the last supervisors are leaving
@@ -483,7 +485,7 @@ def test_a_port_leads_into_the_machine(spawn, cli, dev, port):
 def test_a_port_that_is_taken_is_an_error(cli, succeed, dev, port):
     succeed("create", "second", "--init", "minimal", "-p", f"{port}:80")
     done = cli("start", "second")
-    assert_error(done, "boot.spawn", str(port))
+    assert_error(done, "network.port", str(port))
     assert state_of(succeed, "second")["phase"] == "created"
     succeed("rm", "second")
 
@@ -568,7 +570,7 @@ def test_an_edit_takes_effect_at_the_next_start(succeed, cli, data):
         "memory +300M",
         "ports +127.0.0.2:9999:1/udp",
         "restart +always",
-        "network +yes",
+        "network +own",
     ):
         assert re.search(f"^{words}", shown, re.MULTILINE), shown
     for change in ("nonesuch=1", "cpus", "cpus=none", "env=A", "workdir=here", "network=maybe", "restart=x"):

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from atoll.hypervisor.model import (
     Accelerator,
     Architecture,
+    CardNetwork,
     Disk,
     DiskFile,
     DiskFormat,
@@ -283,6 +284,15 @@ def test_a_file_that_two_disks_lie_over_is_opened_once():
     assert len([word for word in words if "layer-1" in word and "driver=file" in word]) == 1
     assert len([word for word in words if "backing=layer-1" in word]) == 2
     assert len([word for word in words if word.startswith("virtio-blk-pci")]) == 2
+
+
+def test_a_card_behind_a_socket_is_listened_for():
+    card = CardNetwork("02:00:00:00:00:01,romfile=/x", 9000)
+    fds = Descriptors(channel=10, serial=11, qmp=12, network=13)
+    vector = lines(render(replace(BARE, card=card), "qemu", fds, sandbox=False))
+    assert "-netdev stream,id=net0,server=on,addr.type=fd,addr.str=13" in vector
+    device = "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,,romfile=/x,host_mtu=9000,romfile="
+    assert f"-device {device}" in vector
 
 
 def test_what_a_forward_says_is_no_option_of_its_own():

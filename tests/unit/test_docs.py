@@ -185,10 +185,9 @@ def test_the_command_line_page_has_each_command_with_its_options():
     del known["atoll"]
     assert set(described) == set(known)
     for name, parser in known.items():
-        options = {option for action in parser._actions for option in action.option_strings} - {
-            "-h",
-            "--help",
-        }
+        options = {
+            option.partition("=")[0] for action in parser._actions for option in action.option_strings
+        } - {"-h", "--help"}
         named = re.findall(r"`(--?[A-Za-z][a-z-]*)", described[name])
         assert options == set(named), name
 

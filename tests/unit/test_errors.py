@@ -27,6 +27,7 @@ FAMILIES = {
     "PreflightError": ("boot.preflight", 1),
     "EngineError": ("engine", 1),
     "ImageError": ("image", 1),
+    "NetworkError": ("network", 1),
     "StoreError": ("store", 1),
     "ProcessError": ("process", 1),
     "BootError": ("boot", 1),

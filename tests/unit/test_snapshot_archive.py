@@ -15,6 +15,7 @@ import threading
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import archives
 import msgspec
@@ -47,6 +48,7 @@ from atoll.events import TaskEnded
 from atoll.hypervisor.model import (
     Accelerator,
     Architecture,
+    CardNetwork,
     Disk,
     DiskFormat,
     Forward,
@@ -69,6 +71,7 @@ from atoll.vm.bootplan import BootPlan, Share
 from atoll.vm.branching import link_into
 from atoll.vm.chain import PLAIN, Layer
 from atoll.vm.folding import compact
+from atoll.vm.network.attachment import Attachment
 from atoll.vm.origin import Origin as Template
 from atoll.vm.state import StateError
 
@@ -314,6 +317,9 @@ HOSTILE_VMS = {
     "ram": {"ram": MemoryFile("/etc/passwd", shared=True)},
     "more": {"more": MemoryFile("/etc/passwd", shared=True)},
     "mac": {"network": UserNetwork("02:00:00:00:00:01,romfile=/etc/shadow")},
+    "mac of a card": {"network": None, "card": CardNetwork("02:00:00:00:00:01,romfile=/etc/shadow")},
+    "no mac of a card": {"network": None, "card": CardNetwork("")},
+    "mtu of a card": {"network": None, "card": CardNetwork("02:00:00:00:00:01", 1 << 40)},
     "slots": {"slots": 10_000},
     "memory": {"memory": 1 << 50},
     "odd memory": {"memory": MIB + 1},
@@ -547,6 +553,23 @@ def test_another_machine_of_it_has_nothing_of_the_other_host(home, other, here):
     assert paths[2].parent == place.directory
     assert "elsewhere" not in place.boot.read_text() + place.spec.read_text()
     assert str(home.data) not in place.boot.read_text()
+
+
+def test_its_card_is_plugged_into_a_network_of_this_host(home, other, here):
+    installed(home)
+    card, directory = CardNetwork("02:00:00:00:00:01", 9000), home.kernel(KEY)
+    files = {"kernel": directory / "vmlinux", "initramfs": directory / "initramfs"}
+    root, _, data = machine_of(Kind.MACHINE).disks
+    disks = (root, Disk(directory / "modules.erofs", "modules", read_only=True), data)
+    vm = machine_of(Kind.MACHINE, network=None, card=card, disks=disks, **files)
+    there = Attachment(network=Path("/elsewhere"), owner=ID, hostname="x", host_ports=(22,))
+    plan = plan_of(machine=vm, attachment=there)
+    snapshot = taken(other, exported(home, keep(home, plan=plan, cpu=cpu_identity())))
+    place = restoring.add_from(here, snapshot, "twin", ram=True)
+    spec, plan = registry.find(other, "twin").spec, store.read_record(place.boot, BootPlan)
+    assert (plan.machine.card, plan.machine.network) == (CardNetwork(mac_of(spec.id), 9000), None)
+    own = Attachment(network=other.network("default").directory, owner=spec.id, hostname="twin")
+    assert plan.attachment == own
 
 
 def test_the_machine_that_it_is_of_goes_back_with_what_it_has_itself(home, other, here):

@@ -88,7 +88,7 @@ async def test_one_that_nobody_uses_stands_still_until_it_is_used_again(config):
 async def test_it_has_a_network_if_it_is_asked_for(config, cold):
     async with aio.Sandbox("debian", config=config, cold=cold, network=True) as box:
         assert (box.vm.clone is None) is cold
-        assert "default via 10.0.2.2" in (await box.run(["ip", "route"])).stdout
+        assert "default via 10.1.0.2" in (await box.run(["ip", "route"])).stdout
         mac = (await box.run(["cat", "/sys/class/net/eth0/address"])).stdout.strip()
         assert mac.startswith("02:")
         assert mac != "02:00:00:00:00:01"

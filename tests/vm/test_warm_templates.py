@@ -73,7 +73,7 @@ async def test_sandboxes_go_on_with_files_and_processes_and_are_themselves(shelf
         while await ticks(boxes[0]) == before:  # noqa: ASYNC110 - only asking again tells
             await asyncio.sleep(0.05)
         routes = (await boxes[1].run(["ip", "route"], check=True)).stdout
-        assert "default via 10.0.2.2 dev eth0" in routes
+        assert "default via 10.1.0.2 dev eth0" in routes
 
 
 @pytest.mark.anyio

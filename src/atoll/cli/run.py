@@ -10,9 +10,15 @@ import os
 from typing import Any
 
 from atoll import runtime
-from atoll.cli.options import add_vm_options, add_vsock_options, parse_environment, resolve
+from atoll.cli.options import (
+    add_network_option,
+    add_vm_options,
+    add_vsock_options,
+    parse_environment,
+    resolve,
+)
 from atoll.cli.output import JsonLines, listener
-from atoll.config import Config
+from atoll.config import Config, NetworkKind
 from atoll.errors import UsageError
 from atoll.events import Emit
 from atoll.vm.spawning import Spawned
@@ -27,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
     )
-    parser.add_argument("--network", action="store_true", help="give it a network")
+    add_network_option(parser, default=False)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-socket", metavar="PATH", help="where programs of the host connect to its virtio socket"
@@ -110,7 +116,8 @@ def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any
     fixed: dict[str, object] = {
         option: getattr(arguments, option) for option in ("cpus", "accel", "kernel", "cold")
     }
-    fixed["network"] = arguments.network or None
+    network = runtime.choose_network(config, wish=arguments.network)
+    fixed["network"] = None if network is NetworkKind.NONE else network
     if arguments.sandbox_snapshot is not None:
         from atoll.sandbox import reviving, warm
 
@@ -125,7 +132,6 @@ def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any
     if arguments.image is None:
         hint = "such as `atoll run debian`; `atoll image ls` lists those that are here"
         raise UsageError("no image is named", code="arguments", hint=hint)
-    network = arguments.network
     if not vsock:
         return runtime.launch(config, name, arguments.image, network=network, emit=emit)
     from atoll.sandbox.vsock import parse

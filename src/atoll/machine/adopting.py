@@ -15,10 +15,11 @@ from msgspec.structs import replace
 from atoll import store
 from atoll.config import Config
 from atoll.errors import AtollError
-from atoll.hypervisor.model import Accelerator, Disk, Machine, UserNetwork
+from atoll.hypervisor.model import Accelerator, Disk, Machine
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import kernel
 from atoll.image.catalog import ImageManifest
+from atoll.machine.planning import attachment_of
 from atoll.machine.spec import MachineSpec, check_user, closed, mac_of
 from atoll.paths import Paths, SnapshotPaths
 from atoll.snapshot import thawing, vetting
@@ -27,6 +28,7 @@ from atoll.snapshot.importing import read_mark
 from atoll.snapshot.manifest import Manifest
 from atoll.snapshot.vetting import LARGEST, require
 from atoll.vm.bootplan import BootPlan, user_network
+from atoll.vm.network.attachment import with_mac
 
 __all__ = ["DISK_ONLY", "adopted", "adopted_spec", "check_spec", "lost", "modules_of", "vet"]
 
@@ -138,22 +140,23 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
     machine = plan.machine
     thawing.require_host(machine, DISK_ONLY)
     bundle = kernel.load(config.paths, _key_of(machine))
-    network = machine.network is not None
+    mac = mac_of(spec.id)
+    slirp = machine.network is not None
+    own = replace(
+        machine,
+        kernel=bundle.vmlinux,
+        initramfs=bundle.initramfs,
+        disks=tuple(_disk(disk, bundle) for disk in machine.disks),
+        vsock_cid=0,
+        ram=None,
+        more=None,
+    )
     return BootPlan(
-        machine=replace(
-            machine,
-            kernel=bundle.vmlinux,
-            initramfs=bundle.initramfs,
-            disks=tuple(_disk(disk, bundle) for disk in machine.disks),
-            network=UserNetwork(mac_of(spec.id), spec.forwards) if network else None,
-            vsock_cid=0,
-            ram=None,
-            more=None,
-        ),
+        machine=with_mac(own, mac, spec.forwards),
         host=inspect_host(machine.architecture, config.cache_dir),
         setup=msgspec.structs.replace(
             plan.setup,
-            network=user_network(mac_of(spec.id)) if network else None,
+            network=user_network(mac) if slirp else None,
             shares=spec.shares,
             vsock=spec.vsock,
             user=spec.user,
@@ -163,6 +166,7 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
         boot_timeout=spec.boot_timeout,
         disk=spec.disk,
         idle_suspend=spec.idle_suspend,
+        attachment=attachment_of(config, machine.name, spec) if machine.card is not None else None,
     )
 
 

@@ -102,7 +102,8 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
 def resumed(machine: Named, plan: BootPlan) -> BootPlan:
     """The plan of a machine that goes on as the VM that was written down with ``plan``."""
     vm = replace(with_root(plan.machine, machine.place), name=machine.name)
-    return replace(plan, machine=vm, beginning=Beginning.RESUME)
+    attachment = plan.attachment and replace(plan.attachment, hostname=machine.name)
+    return replace(plan, machine=vm, attachment=attachment, beginning=Beginning.RESUME)
 
 
 def fill_from(machine: Named, snapshot: Snapshot, config: Config, *, ram: bool) -> Fill:

@@ -88,6 +88,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         shares: directories of the host.
         forwards: ports of the host that lead into the guest.
         network: whether it has a network.
+        slirp: it is QEMU's user network.
         kernel: to boot instead of Debian's cloud kernel; empty for that.
         accel: ``auto``, ``kvm`` or ``tcg``.
         restart: what follows when the guest ends by itself.
@@ -123,6 +124,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     idle_suspend: float = 0.0
     service: Service | None = None
     vsock: Vsock | None = None
+    slirp: bool = False
 
 
 def check_name(name: str) -> str:

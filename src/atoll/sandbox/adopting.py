@@ -7,11 +7,12 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from atoll import store
-from atoll.hypervisor.model import Disk, Machine, UserNetwork
+from atoll.hypervisor.model import Disk, Machine
 from atoll.paths import SnapshotPaths
 from atoll.sandbox.snapshots import Record
 from atoll.snapshot import thawing, vetting
 from atoll.snapshot.manifest import Manifest
+from atoll.vm.network.attachment import with_mac
 
 __all__ = ["adopted", "vet"]
 
@@ -37,12 +38,12 @@ def adopted(machine: Machine) -> Machine:
         StateError: ``state.mismatch``: this host is too small, or of another kind.
     """
     thawing.require_host(machine, "use it on a host that is like its own")
-    return replace(
+    plain = replace(
         machine,
         kernel=Path(),
         initramfs=Path(),
         disks=tuple(Disk(Path(), disk.serial, read_only=True) for disk in machine.disks),
-        network=UserNetwork(machine.network.mac) if machine.network is not None else None,
         ram=None,
         more=None,
     )
+    return with_mac(plain, machine.mac)

@@ -27,6 +27,7 @@ from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.manifest import Kind
 from atoll.snapshot.thawing import Thawed, require_fit, thaw
+from atoll.vm.network.attachment import SANDBOXES
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
 __all__ = ["Revived", "launch"]
@@ -67,7 +68,9 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
         files = _hold(found, stack)
         machine = _machine(original, name, found.place, _number(files.ram))
         clone = Clone("", _number(files.state), machine.memory, snapshot=found.id, same=same)
-        spawned = spawn_clone(QemuHypervisor(host), machine, clone, emit)
+        hypervisor = QemuHypervisor(host, config.paths.network(SANDBOXES).cards)
+        attachment = None if same else runtime.attachment_of(config, machine)
+        spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
         return Revived(replace(spawned, release=stack.pop_all().close), record.image)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from atoll import runtime
-from atoll.config import Config, load, override
+from atoll.config import Config, NetworkKind, load, override
 from atoll.errors import AtollError, ChannelError, UsageError, innermost
 from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
@@ -50,7 +50,7 @@ class Sandbox(Commands):
             image, its processes and, unless ``memory`` says more, its size.
         snapshot: name or id of one that ``snapshot`` made: the sandbox goes on where that was, with all that
             was in it.
-        network: give it a network card, behind QEMU's own address translation.
+        network: ``own``, ``slirp`` or ``none``; True for what the settings say, or else ``own``.
         disk: how much can be written to its root, such as ``"256M"``, or bytes; half its memory by default.
         processes: how many processes and threads it may have, beside those of the kernel.
         command_timeout: seconds after which ``run`` ends a command, where it is not told another limit.
@@ -89,7 +89,7 @@ class Sandbox(Commands):
         cold: bool | None = None,
         template: str | None = None,
         snapshot: str | None = None,
-        network: bool = False,
+        network: bool | str = False,
         disk: str | int | None = None,
         processes: int | None = None,
         command_timeout: float | None = None,
@@ -103,7 +103,8 @@ class Sandbox(Commands):
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
     ) -> None:
-        fixed = {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": network or None}
+        wish = network if network and network != NetworkKind.NONE else None
+        fixed = {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": wish}
         if snapshot is not None:
             warm.refuse_beside_snapshot({**fixed, "memory": memory, "template": template})
         elif template is not None:
@@ -124,7 +125,7 @@ class Sandbox(Commands):
         self._id = ""
         self._copying = asyncio.Lock()
         self._memory = self._config.memory if memory is not None else None
-        self._network = network
+        self._network = runtime.choose_network(self._config, wish=network)
         self._limits = limits.parse(
             disk=disk, processes=processes, ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle
         )

@@ -19,6 +19,7 @@ from atoll.snapshot.archive import LARGEST_RECORD, is_record
 from atoll.snapshot.index import Image
 from atoll.snapshot.manifest import Kind, Manifest, check_name
 from atoll.vm.chain import Chain, new_active
+from atoll.vm.network.attachment import MTU
 
 __all__ = [
     "LARGEST",
@@ -157,7 +158,11 @@ def check_machine(manifest: Manifest, machine: Machine) -> None:
     require(private and machine.more is None, "where the memory of its VM lies")
     require({machine.consoles, machine.shared_memory, machine.balloon} == {resident}, "the devices of its VM")
     require(all(item.isprintable() for item in machine.cmdline), "the command line of its kernel")
-    require(machine.network is None or _MAC.fullmatch(machine.network.mac), "the network of its VM")
+    require(not machine.mac or _MAC.fullmatch(machine.mac), "the network of its VM")
+    require(machine.network is None or machine.network.mac, "the network of its VM")
+    require(
+        machine.card is None or (machine.mac and 1280 <= machine.card.mtu <= MTU), "the network of its VM"
+    )
     known = _DISKS[manifest.kind]
     serials = [disk.serial for disk in machine.disks]
     require(len(set(serials)) == len(serials) and set(serials) <= known.keys(), "the disks of its VM")

@@ -40,10 +40,13 @@ from atoll.vm.bringup import BringUp, attached, hypervisor_said
 from atoll.vm.capturing import Taken, branch, capture, thaw
 from atoll.vm.folding import compact
 from atoll.vm.messages import Files, Stopped, StopStep
+from atoll.vm.network.cable import Cable, setup_of
+from atoll.vm.network.requests import Plugged
 from atoll.vm.outputs import Outputs
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
+from atoll.vm.steps import join_network
 from atoll.vm.stopping import stop_guest
 from atoll.vm.tidying import tidy
 from atoll.vm.vsock import VsockDevice
@@ -90,6 +93,7 @@ class Supervisor:
         self._read_plan = read_plan
         self._emit_to = emit
         self._channel: Channel | None = None
+        self._cable: Cable | None = None
         self._lock = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -306,6 +310,9 @@ class Supervisor:
             self._began = time.monotonic()
             self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid) or self.state.vm))
             self._connect(vm)
+            self._plug()
+            if self._cable is not None:
+                self._cable.begin(fresh=False)
             if self.state.phase is Phase.STARTING:
                 self._starting = self._spawn(self._boot_on())
                 return
@@ -371,6 +378,7 @@ class Supervisor:
             self._channel.close()
         self.shares.leave()
         await self.vsock.forget()
+        await self._unplug()
         if self.vm is not None:
             await self.vm.leave()
         self.outputs.close()
@@ -482,6 +490,7 @@ class Supervisor:
         self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
         self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
         self._connect(vm)
+        self._plug()
         return vm
 
     async def _boot_on(self) -> None:
@@ -528,7 +537,43 @@ class Supervisor:
             self.emit,
             cloned=cloned,
             beginning=beginning,
+            cable=self._cable,
         )
+
+    def _plug(self) -> None:
+        """Be ready to keep the VM's network card plugged in."""
+        try:
+            plan = self._read_plan()
+        except StoreError as error:  # a VM that was taken over goes on without
+            self.emit(Warned(message=f"{self.name}: its network card stays unplugged: {error.message}"))
+            return
+        mac = plan.machine.mac
+        if plan.attachment is None or plan.machine.card is None:
+            return
+
+        async def free() -> None:
+            async with self._lock:
+                if self.vm is not None and self.state.phase is Phase.RUNNING:
+                    await self.vm.free_card()
+
+        async def moved(plugged: Plugged) -> None:
+            if self.agent is not None:
+                await join_network(self.agent, setup_of(mac, plugged))
+
+        self._cable = Cable(
+            plan.attachment,
+            vm=self.name,
+            mac=mac,
+            socket=self.place.socket(Port.NETWORK),
+            emit=self.emit,
+            free=free,
+            moved=moved,
+        )
+
+    async def _unplug(self) -> None:
+        cable, self._cable = self._cable, None
+        if cable is not None:
+            await cable.close()
 
     async def _come_up(self, plan: BootPlan, start: BringUp | None = None) -> None:
         """From the spawn to a machine that runs."""
@@ -550,6 +595,7 @@ class Supervisor:
         self.on_channel(None)
         if channel is not None:
             channel.close()
+        await self._unplug()
         if vm is not None:
             await vm.close()
             self.emit(VmExited(vm=self.name, status=vm.process.poll() or 0))

@@ -14,6 +14,7 @@ from atoll.hypervisor.model import (
     CHANNEL_PORT,
     Accelerator,
     Architecture,
+    CardNetwork,
     Disk,
     DiskFile,
     DiskFormat,
@@ -49,7 +50,8 @@ class Descriptors(msgspec.Struct, frozen=True):
     """Numbers of the descriptors that QEMU inherits.
 
     Attributes:
-        listening: they are listening sockets, whose clients may come and go; else ends of socket pairs.
+        network: a listening socket, always.
+        listening: the others are listening sockets, whose clients may come and go; else ends of socket pairs.
     """
 
     channel: int
@@ -57,6 +59,7 @@ class Descriptors(msgspec.Struct, frozen=True):
     qmp: int
     console: int = -1
     agent_log: int = -1
+    network: int = -1
     listening: bool = False
 
 
@@ -147,6 +150,7 @@ def render(
         *_ports(machine, fds),
         *("-device", "virtio-rng-pci"),
         *_network(machine.network),
+        *_card(machine.card, fds),
         *(("-device", f"vhost-vsock-pci,guest-cid={machine.vsock_cid}") if machine.vsock_cid else ()),
         *(
             ("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on")
@@ -245,6 +249,17 @@ def _network(network: UserNetwork | None) -> tuple[str, ...]:
     return (
         *("-netdev", f"user,id=net0{forwards}"),
         *("-device", f"virtio-net-pci,netdev=net0,mac={_escape(network.mac)},romfile="),
+    )
+
+
+def _card(card: CardNetwork | None, fds: Descriptors) -> tuple[str, ...]:
+    """A card that QEMU listens for: whoever connects is the network, and may come again."""
+    if card is None:
+        return ()
+    device = f"virtio-net-pci,netdev=net0,mac={_escape(card.mac)},host_mtu={card.mtu},romfile="
+    return (
+        *("-netdev", f"stream,id=net0,server=on,addr.type=fd,addr.str={fds.network}"),
+        *("-device", device),
     )
 
 

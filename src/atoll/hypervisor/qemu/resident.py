@@ -62,6 +62,7 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
             Port.CHANNEL,
             Port.SERIAL,
             *((Port.CONSOLE, Port.AGENT_LOG) if machine.consoles else ()),
+            *((Port.NETWORK,) if machine.card is not None else ()),
         ]
         sockets = {name: stack.enter_context(listen(place.socket(name))) for name in names}
         log = os.open(place.log("hypervisor"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -72,6 +73,7 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
             qmp=sockets[_QMP].fileno(),
             console=sockets[Port.CONSOLE].fileno() if machine.consoles else -1,
             agent_log=sockets[Port.AGENT_LOG].fileno() if machine.consoles else -1,
+            network=sockets[Port.NETWORK].fileno() if machine.card is not None else -1,
             listening=True,
         )
         inherited = [lock, *(sock.fileno() for sock in sockets.values())]
@@ -81,7 +83,9 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
         if frozen is not None:
             state = open_frozen(stack, machine.name, frozen.state)
             inherited.append(state)
-            commands = going_on(state, ram_in_file=True, devices=frozen.devices)
+            commands = going_on(
+                state, ram_in_file=True, devices=frozen.devices, card=machine.card is not None
+            )
             if frozen.more is None:
                 told = undo.enter_context(connect(place.socket(_QMP)))
                 told.sendall(orders(*commands))  # QEMU finds it there, also if this process is killed now
@@ -238,6 +242,12 @@ class QemuResident:
     async def resume(self) -> None:
         """Let the vCPUs go on."""
         await self._attached().execute("cont")
+
+    async def free_card(self) -> None:
+        """See ``Resident.free_card``."""
+        from atoll.hypervisor.qemu.unplugging import give_up_frames  # noqa: PLC0415 - rarely needed
+
+        await give_up_frames(self._attached(), self._place.socket(Port.NETWORK))
 
     async def capture(self, branch: Callable[[], Awaitable[None]], *, live: bool = False) -> Instant:
         """Have QEMU write its devices down; its RAM is copied meanwhile."""

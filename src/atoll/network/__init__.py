@@ -1,0 +1,1 @@
+"""The network path: frames of guests on one side, ordinary sockets of this host on the other."""

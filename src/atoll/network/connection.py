@@ -1,0 +1,140 @@
+"""Ordinary sockets of this host, in which connections and datagrams of guests go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import time
+from typing import Final
+
+from atoll.network.link import Link
+from atoll.network.tcp.flow import Flow
+
+__all__ = ["TcpSocket"]
+
+#: Bytes read at once, before others get a turn: four of the largest segments.
+_BURST: Final = 4 * 65480
+
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+#: Payload of SO_LINGER (socket(7)): closing tells the peer of an error.
+_BREAK_OFF: Final = struct.pack("ii", 1, 0)
+
+
+class TcpSocket:
+    """The host's side of one flow, on the running event loop.
+
+    Args:
+        sock: connected, or about to be; owned from here on.
+        link: the guest's.
+    """
+
+    __slots__ = ("_drains", "_fd", "_flow", "_is_reading", "_link", "_loop", "_sock")
+
+    def __init__(self, sock: socket.socket, link: Link) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._flow: Flow | None = None
+        self._is_reading = self._drains = False
+
+    def dial(self, flow: Flow) -> None:
+        """``flow`` waits for the socket, which is connecting."""
+        self._flow = flow
+        self._loop.add_writer(self._fd, self._connected)
+
+    def attach(self, flow: Flow) -> None:
+        """``flow`` goes on in the socket, which is connected."""
+        self._flow = flow
+
+    # What a flow calls
+
+    def write(self, data: bytes | memoryview) -> int:
+        """See ``Sink``."""
+        try:
+            return self._sock.send(data, _FLAGS)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._loop.call_soon(self._broken)
+            return 0
+
+    def want_drain(self) -> None:
+        """See ``Sink``."""
+        if not self._drains:
+            self._drains = True
+            self._loop.add_writer(self._fd, self._writable)
+
+    def end(self) -> None:
+        """See ``Host``."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def resume(self) -> None:
+        """See ``Host``."""
+        if not self._is_reading and self._flow is not None:
+            self._is_reading = True
+            self._loop.add_reader(self._fd, self._readable)
+
+    def closed(self, *, reset: bool) -> None:
+        """See ``Host``."""
+        self._flow = None
+        self._pause()
+        self._loop.remove_writer(self._fd)
+        if reset:
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _BREAK_OFF)
+        self._sock.close()
+
+    # What the event loop calls
+
+    def _connected(self) -> None:
+        assert self._flow is not None
+        self._loop.remove_writer(self._fd)
+        if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._flow.reset()
+        else:
+            self._flow.connected(time.monotonic())
+
+    def _broken(self) -> None:
+        if self._flow is not None:
+            self._flow.reset()
+
+    def _writable(self) -> None:
+        self._drains = False
+        assert self._flow is not None
+        self._flow.drain()
+        if not self._drains and self._flow is not None:
+            self._loop.remove_writer(self._fd)
+
+    def _readable(self) -> None:
+        flow = self._flow
+        assert flow is not None
+        if self._link.is_full:
+            self._pause()
+            self._link.when_room(self.resume)
+            return
+        room = flow.room()
+        if room <= 0:
+            self._pause()
+            return
+        try:
+            data = self._sock.recv(min(room, _BURST), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            flow.reset()
+            return
+        if data:
+            flow.send(data, time.monotonic())
+        else:
+            self._pause()
+            flow.end(time.monotonic())
+
+    def _pause(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self._fd)

@@ -1,0 +1,70 @@
+"""Where the packets of guests may go: a decision about addresses alone."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
+
+import msgspec
+
+from atoll.network.addressing import Addressing
+
+__all__ = ["Destinations", "Target"]
+
+#: The host, as its own programs call it.
+_LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where this host is to connect to.
+
+    Attributes:
+        address: as text.
+        port: 1 to 65535.
+        is_host: it is this host itself, whose port was opened; else it must not be one of its addresses.
+    """
+
+    address: str
+    port: int
+    is_host: bool
+
+
+class Destinations(msgspec.Struct, frozen=True):
+    """What leads out of a network.
+
+    Attributes:
+        addressing: of the network.
+        outside: whether it leads to anywhere but the host's open ports.
+        host_ports: ports of the host's own loopback that guests may use at the gateway's address.
+    """
+
+    addressing: Addressing
+    outside: bool = True
+    host_ports: frozenset[int] = frozenset()
+
+    def target(self, address: bytes, port: int) -> Target | None:
+        """Where a guest's packets to an address of 4 or 16 bytes go; None if nowhere.
+
+        This host's loopback, what is on the same link as it, and groups of hosts are nobody's to reach from a
+        guest: there is more than the outside there, as the data of a cloud's own service about the host.
+        """
+        found = ip_address(address)
+        mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+        if mapped is not None or not port:
+            return None
+        if found in {self.addressing.gateway, self.addressing.gateway6}:
+            return Target(_LOOPBACK[4], port, is_host=True) if port in self.host_ports else None
+        if not self.outside or self._is_special(found):
+            return None
+        return Target(str(found), port, is_host=False)
+
+    def _is_special(self, address: IPv4Address | IPv6Address) -> bool:
+        own = self.addressing.ipv4 if isinstance(address, IPv4Address) else self.addressing.ipv6
+        return (
+            address in own
+            or address.is_loopback
+            or address.is_link_local
+            or address.is_multicast
+            or address.is_unspecified
+            or (isinstance(address, IPv4Address) and address.packed[0] in {0, 255})
+        )

@@ -1,0 +1,193 @@
+"""One network of guests: its gateway, its name server, and the cards that are plugged into it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from atoll.network import gateway, router
+from atoll.network.addressing import Addressing
+from atoll.network.destinations import Destinations
+from atoll.network.gateway import Asker, Gateway
+from atoll.network.leases import Lease
+from atoll.network.link import Link
+from atoll.network.outside import Outside
+from atoll.network.pings import PingSockets
+from atoll.network.resolving import Resolver
+from atoll.network.station import Station
+from atoll.network.tcp.flows import Flows
+from atoll.network.udp.associations import Associations, Peer
+from atoll.network.wire import ethernet, icmp, ip, udp
+
+__all__ = ["Guest", "Lan"]
+
+#: Seconds between two looks at timers, and those that an acknowledgement may wait for others.
+_TICK: Final = 0.25
+_LAZY: Final = 0.004
+
+
+class Guest:
+    """A guest's card, plugged in.
+
+    Args:
+        lan: the network.
+        lease: its addresses.
+        sock: the card's other end, connected; owned from here on.
+        on_gone: called when it was pulled out at the other end.
+    """
+
+    def __init__(self, lan: Lan, lease: Lease, sock: socket.socket, on_gone: Callable[[], None]) -> None:
+        self._lan = lan
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._lazy: asyncio.TimerHandle | None = None
+        self.lease = lease
+        self.link = link = Link(sock, self)
+        macs = lease.mac + lan.addressing.mac
+        self.outside = outside = Outside(link, lan.destinations, self._ask, self._unreachable)
+        self.flows = Flows(link.transmit, outside, macs, mtu=lan.mtu, clock=time.monotonic, secret=lan.secret)
+        self.associations = Associations(link.transmit, outside, macs, mtu=lan.mtu)
+        self._pings = PingSockets(outside.translate, self._ponged)
+        self.station = Station(
+            lease,
+            lan.gateway,
+            self.flows,
+            self.associations,
+            neighbourhood=lan if lan.is_shared else None,
+            pings=self._pings,
+            transmit=link.transmit,
+            clock=time.monotonic,
+        )
+        self.frame = self.station.frame  # every frame passes here
+
+    def seen(self) -> None:
+        """See ``Card``."""
+        self.flows.acknowledge()
+        if self.flows.lazy and self._lazy is None:
+            self._lazy = self._loop.call_later(_LAZY, self._acknowledge)
+
+    def gone(self) -> None:
+        """See ``Card``."""
+        self.close()
+        self._on_gone()
+
+    def tick(self, now: float) -> None:
+        """Look at all timers."""
+        if not self.link.is_full:
+            self.flows.tick(now)
+        self.associations.tick(now)
+        self._pings.tick(now)
+
+    def close(self) -> None:
+        """End its connections and pull it out. Closing twice is fine."""
+        self.link.close()
+        self.flows.abandon()
+        self.associations.close()
+        self._pings.close()
+        if self._lazy is not None:
+            self._lazy.cancel()
+        self._lan.unplug(self)
+
+    def _acknowledge(self) -> None:
+        self._lazy = None
+        self.flows.acknowledge_all()
+
+    def _ask(self, query: bytes, reply: Callable[[bytes], None]) -> None:
+        self._lan.resolver.ask(self.station, query, reply, tcp=True)
+
+    def _unreachable(self, guest: Peer, peer: Peer, reason: icmp.Reason) -> None:
+        """Tell the guest of a datagram that did not arrive, by its headers: what it held is gone."""
+        head = udp.header(guest.address, peer.address, guest.port, peer.port, b"")
+        whole = ip.header(guest.address, peer.address, ip.UDP, len(head)) + head
+        packet = ip.parse(memoryview(whole))
+        assert packet is not None
+        self.station.tell(packet, reason)
+
+    def _ponged(self, source: bytes, destination: bytes, protocol: int, message: bytes) -> None:
+        kind = ethernet.IPV6 if len(source) == 16 else ethernet.IPV4
+        self.station.send(kind, ip.header(source, destination, protocol, len(message)) + message)
+
+
+class Lan:
+    """A network, on the running event loop.
+
+    Args:
+        addressing: its addresses.
+        destinations: where its guests may go.
+        mtu: bytes of its largest packet.
+        is_shared: its guests see one another.
+        domain: of its names.
+    """
+
+    def __init__(
+        self, addressing: Addressing, destinations: Destinations, *, mtu: int, is_shared: bool, domain: str
+    ) -> None:
+        self.addressing = addressing
+        self.destinations = destinations
+        self.mtu = mtu
+        self.is_shared = is_shared
+        self.secret = os.urandom(16)
+        self.resolver = Resolver(domain, addressing)
+        self.gateway = Gateway(
+            addressing,
+            mtu=mtu,
+            outside=destinations.outside,
+            domain=domain,
+            resolve=self._resolve,
+            now=time.monotonic(),
+        )
+        self._loop = asyncio.get_running_loop()
+        self._guests: dict[bytes, Guest] = {}
+        self._ticking = self._loop.call_later(_TICK, self._tick)
+
+    def plug(self, lease: Lease, sock: socket.socket, on_gone: Callable[[], None]) -> Guest:
+        """Plug in a guest's card; one that was plugged in with the same hardware address is pulled out."""
+        former = self._guests.get(lease.mac)
+        if former is not None:
+            former.close()
+        guest = self._guests[lease.mac] = Guest(self, lease, sock, on_gone)
+        self.gateway.add(lease, guest.station)
+        return guest
+
+    def unplug(self, guest: Guest) -> None:
+        """A card has been pulled out."""
+        if self._guests.get(guest.lease.mac) is guest:
+            del self._guests[guest.lease.mac]
+            self.gateway.remove(guest.station)
+            self.resolver.leave(guest.station)
+
+    def forward(self, station: Station, destination: bytes, frame: bytes) -> None:
+        """See ``Neighbourhood``."""
+        if destination[0] & 1:
+            for guest in self._guests.values():
+                if guest.station is not station and not guest.link.is_full:
+                    guest.link.transmit([ethernet.LENGTH.pack(len(frame)), frame])
+        elif (found := self._guests.get(destination)) is not None and not found.link.is_full:
+            found.link.transmit([ethernet.LENGTH.pack(len(frame)), frame])
+
+    def close(self) -> None:
+        """Pull out all cards."""
+        self._ticking.cancel()
+        for guest in tuple(self._guests.values()):
+            guest.close()
+        self.resolver.close()
+
+    def _tick(self) -> None:
+        self._ticking = self._loop.call_later(_TICK, self._tick)
+        now = time.monotonic()
+        for guest in tuple(self._guests.values()):
+            guest.tick(now)
+        advertisement = self.gateway.tick(now)
+        if advertisement is not None:
+            self._advertise(advertisement)
+
+    def _advertise(self, packet: router.Packet) -> None:
+        for guest in self._guests.values():
+            gateway.send_discovery(guest.station, packet)
+
+    def _resolve(self, asker: Asker, query: bytes, reply: Callable[[bytes], None]) -> None:
+        self.resolver.ask(asker, query, reply, tcp=False)

@@ -1,0 +1,114 @@
+"""How the connections and datagrams of one guest leave: by sockets of this host, as far as they may."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from atoll.network.connection import TcpSocket
+from atoll.network.destinations import Destinations, Target
+from atoll.network.dnsstream import DnsStream
+from atoll.network.exits import DatagramSocket
+from atoll.network.link import Link
+from atoll.network.tcp.flows import Dialling, Ends
+from atoll.network.udp.associations import Association, Exit, Peer
+from atoll.network.wire.icmp import Reason
+
+__all__ = ["Outside"]
+
+_DNS = 53
+
+Ask = Callable[[bytes, Callable[[bytes], None]], None]
+
+
+class Outside:
+    """See ``Opener`` of connections and of datagrams.
+
+    Args:
+        link: the guest's.
+        destinations: where it may go.
+        ask: answers its questions of DNS.
+        unreachable: told of datagrams that did not arrive.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        destinations: Destinations,
+        ask: Ask,
+        unreachable: Callable[[Peer, Peer, Reason], None],
+    ) -> None:
+        self.destinations = destinations
+        self._link = link
+        self._ask = ask
+        self._unreachable = unreachable
+        self._loop = asyncio.get_running_loop()
+
+    def open(self, ends: Ends) -> Dialling | None:
+        """See ``tcp.flows.Opener``."""
+        if ends.other_port == _DNS and ends.other in self.destinations.addressing.resolvers:
+            return DnsStream(self._ask, time.monotonic, self._loop.call_soon)
+        target = self._target(ends.other, ends.other_port)
+        if target is None:
+            return None
+        sock = _stream_to(target)
+        return None if sock is None else TcpSocket(sock, self._link)
+
+    def open_exit(self, association: Association) -> Exit | None:
+        """See ``udp.associations.Opener``."""
+        try:
+            return DatagramSocket(association, self._place, self._unreachable)
+        except OSError:
+            return None  # no descriptors, or no IPv6
+
+    def allows(self, guest: Peer, peer: Peer) -> bool:  # noqa: ARG002 - all of a guest's ports are alike
+        """See ``udp.associations.Opener``."""
+        return self._target(peer.address, peer.port) is not None
+
+    def translate(self, address: bytes) -> str | None:
+        """Where echo requests for ``address`` go."""
+        target = self._target(address, 1)
+        return None if target is None else target.address
+
+    def _place(self, peer: Peer) -> tuple[str, int] | None:
+        target = self._target(peer.address, peer.port)
+        return None if target is None else (target.address, target.port)
+
+    def _target(self, address: bytes, port: int) -> Target | None:
+        target = self.destinations.target(address, port)
+        if target is not None and not target.is_host and is_own(target.address):
+            return None
+        return target
+
+
+def is_own(address: str) -> bool:
+    """Whether an address is one of this host's, or of a group that it could be in: it can be bound."""
+    family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((address, 0))
+        return True
+    return False
+
+
+def _stream_to(target: Target) -> socket.socket | None:
+    """A socket that begins to connect; None if it cannot."""
+    family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    try:
+        sock.connect((target.address, target.port))
+    except BlockingIOError:
+        pass
+    except OSError:
+        sock.close()
+        return None
+    return sock

@@ -1,0 +1,56 @@
+"""What a guest has not acknowledged, kept to be sent again."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+__all__ = ["Outstanding"]
+
+_MASK: Final = (1 << 32) - 1
+
+
+class Outstanding:
+    """Bytes in the order of their sequence numbers, in the pieces in which they came.
+
+    Args:
+        sequence: number of the first byte that will be sent.
+
+    Attributes:
+        first: number of the first byte that is not acknowledged (SND.UNA of RFC 9293, section 3.3.1).
+        size: bytes that are kept.
+    """
+
+    __slots__ = ("_begin", "_pieces", "first", "size")
+
+    def __init__(self, sequence: int) -> None:
+        self.first = sequence
+        self.size = 0
+        self._begin = 0  # bytes of the first piece that are acknowledged
+        self._pieces: deque[bytes] = deque()
+
+    def add(self, data: bytes) -> None:
+        """Keep what was just sent."""
+        self._pieces.append(data)
+        self.size += len(data)
+
+    def acknowledge(self, count: int) -> None:
+        """Forget the first ``count`` bytes, at most ``size``."""
+        self.first = (self.first + count) & _MASK
+        self.size -= count
+        count += self._begin
+        pieces = self._pieces
+        while pieces and count >= len(pieces[0]):
+            count -= len(pieces.popleft())
+        self._begin = count
+
+    def beginning(self, most: int) -> memoryview:
+        """Up to ``most`` of the first bytes, as far as they lie in one piece; empty if there are none."""
+        if not self._pieces:
+            return memoryview(b"")
+        return memoryview(self._pieces[0])[self._begin : self._begin + most]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._pieces.clear()
+        self.size = self._begin = 0
