@@ -9,6 +9,9 @@ __all__ = ["Outstanding"]
 
 _MASK: Final = (1 << 32) - 1
 
+#: Bytes up to which pieces are joined: one for every few bytes would cost a multiple of them.
+_SHORT: Final = 1024
+
 
 class Outstanding:
     """Bytes in the order of their sequence numbers, in the pieces in which they came.
@@ -31,7 +34,11 @@ class Outstanding:
 
     def add(self, data: bytes) -> None:
         """Keep what was just sent."""
-        self._pieces.append(data)
+        pieces = self._pieces
+        if pieces and len(pieces[-1]) + len(data) <= _SHORT:
+            pieces[-1] += data
+        else:
+            pieces.append(data)
         self.size += len(data)
 
     def acknowledge(self, count: int) -> None:
