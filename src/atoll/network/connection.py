@@ -52,7 +52,7 @@ class TcpSocket:
 
     # What a flow calls
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | bytearray | memoryview) -> int:
         """See ``Sink``."""
         try:
             return self._sock.send(data, _FLAGS)

@@ -79,11 +79,13 @@ class Guest(Protocol):
 
     Attributes:
         allowance: see ``Allowance``.
+        kept: see ``Store``.
         due: flows that owe an acknowledgement as soon as all frames that have come are seen.
         lazy: flows that owe one in some milliseconds.
     """
 
     allowance: int
+    kept: int
     due: list[Flow]
     lazy: list[Flow]
 
@@ -157,7 +159,7 @@ class Flow:
         # SND.NXT, SND.WND and, in ``_outstanding.first``, SND.UNA of RFC 9293, section 3.3.1.
         self._next = isn
         self._window = 0
-        self._outstanding = Outstanding(isn)
+        self._outstanding = Outstanding(isn, guest)
         self._limit = WINDOW
         self._waits = False
         self._ended = False
@@ -358,7 +360,7 @@ class Flow:
         """Bytes that may be read from the host's socket; with none, ``Host.resume`` tells when there are."""
         if self.state is not State.OPEN or self._ended:
             return 0
-        room = min(self._window, self._limit) - self._outstanding.size
+        room = self._outstanding.room(min(self._window, self._limit))
         if room <= 0:
             self._waits = True
         return room

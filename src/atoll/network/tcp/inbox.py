@@ -32,7 +32,7 @@ class Allowance(Protocol):
 class Sink(Protocol):
     """Where the bytes go."""
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | bytearray | memoryview) -> int:
         """Send what can be sent now; the number of bytes taken, 0 after an error, which it keeps."""
 
     def want_drain(self) -> None:
