@@ -104,6 +104,8 @@ def _parse_6(packet: memoryview) -> Packet | None:
             part = rest[2] << 8 | rest[3]
             fragment = Fragment(int.from_bytes(rest[4:8]), part & 0xFFF8, bool(part & 1))
             following, rest = rest[0], rest[8:]
+            if fragment.offset or fragment.more:
+                break  # what follows is a part: it is read when it is whole
         else:
             break
     else:
