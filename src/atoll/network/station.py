@@ -33,6 +33,13 @@ _LEAST_6: Final = ethernet.HEADER + 40 + 20
 
 _ANY_4, _ANY_6 = bytes(4), bytes(16)
 
+#: Ports of DHCP and DHCPv6, of servers and of clients, as they lie in a datagram: the gateway alone lends.
+_LENDING: Final = frozenset(port.to_bytes(2) for port in (67, 68, 546, 547))
+
+#: Types of ICMPv6 (RFC 4861): who advertises a router or redirects is no guest, whose address is where is.
+_ROUTERS: Final = frozenset({134, 137})
+_NEIGHBOUR_ADVERTISEMENT: Final = 136
+
 
 class Neighbourhood(Protocol):
     """The other guests of the network."""
@@ -161,9 +168,16 @@ class Station:
         """Whether a frame for others says nothing of addresses that are not the guest's own."""
         if packet is None:
             return bytes(frame[28:32]) in {self.address, _ANY_4} and bytes(frame[22:28]) == self.mac
-        if packet.protocol != ip.ICMP6 or not packet.payload or packet.payload[0] != 136:
-            return packet.protocol != ip.ICMP6 or not packet.payload or packet.payload[0] not in {134, 137}
-        target = bytes(packet.payload[8:24])
+        part, payload = packet.fragment, packet.payload
+        if part is not None and part.offset:
+            return True  # without its beginning, which is judged, nobody makes anything of it
+        if packet.protocol == ip.UDP:
+            return bytes(payload[2:4]) not in _LENDING
+        if packet.protocol != ip.ICMP6 or not payload:
+            return packet.protocol not in ip.PASSED_OVER  # in a fragment, who knows what is behind it
+        if payload[0] != _NEIGHBOUR_ADVERTISEMENT:
+            return payload[0] not in _ROUTERS
+        target = bytes(payload[8:24])
         return len(target) == 16 and self._gateway.neighbours.learn(target, self.mac, self, self._clock())
 
     def _packet(self, packet: ip.Packet) -> None:
