@@ -154,6 +154,8 @@ def test_a_guest_s_own_packets_go_their_way(source):
         (syn("::"), {}),
         (syn("::ffff:10.0.2.15"), {}),
         (IP(src=OTHER, dst="203.0.113.5") / UDP(dport=53), {}),
+        (IP(src="0.0.0.0", dst="203.0.113.5") / UDP(dport=53), {}),
+        (IPv6(src="::", dst="2001:db8::5") / ICMPv6EchoRequest(), {}),
         (ARP(op=1, hwsrc=MAC, psrc=FOUR, pdst="10.0.2.2"), {"mac": OTHER_MAC}),
         (syn(), {"kind": 0x8100}),
         (Raw(b"\x45" + bytes(60)), {"kind": 0x88CC}),
@@ -167,6 +169,19 @@ def test_what_is_not_from_the_guest_s_own_addresses_is_refused_and_counted(packe
     assert not world.exit.sent
     assert not world.send(packet, **({"to": OTHER_MAC} | options))
     assert not world.forwarded
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) / BOOTP(chaddr=b"1") / DHCP(),
+        IPv6(src="::", dst="ff02::1:ff00:f", hlim=255) / ICMPv6ND_NS(tgt=SIX),
+    ],
+)
+def test_one_without_an_address_may_ask_for_one(question):
+    world = World()
+    world.send(question, to=ALL)
+    assert world.station.refused == 0
 
 
 def test_the_gateway_s_address_is_nobody_else_s():

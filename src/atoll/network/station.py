@@ -36,6 +36,11 @@ _ANY_4, _ANY_6 = bytes(4), bytes(16)
 #: Ports of DHCP and DHCPv6, of servers and of clients, as they lie in a datagram: the gateway alone lends.
 _LENDING: Final = frozenset(port.to_bytes(2) for port in (67, 68, 546, 547))
 
+_DHCP_SERVER: Final = (67).to_bytes(2)
+
+#: The last type of ICMPv6 that one without an address has nothing to do with (RFC 4443, section 4).
+_ECHO_REPLY: Final = b"\x81"
+
 #: Types of ICMPv6 (RFC 4861): who advertises a router or redirects is no guest, whose address is where is.
 _ROUTERS: Final = frozenset({134, 137})
 _NEIGHBOUR_ADVERTISEMENT: Final = 136
@@ -158,10 +163,9 @@ class Station:
         """Whether the guest may send from the address that ``packet`` is from."""
         source = packet.source
         if len(source) == 4:
-            is_asking = source == _ANY_4 and packet.protocol == ip.UDP
-            return source == self.address or is_asking
+            return source == self.address or (source == _ANY_4 and _is_asking(packet))
         if source == _ANY_6:
-            return packet.protocol == ip.ICMP6
+            return packet.protocol == ip.ICMP6 and bytes(packet.payload[:1]) > _ECHO_REPLY
         return self._gateway.neighbours.learn(source, self.mac, self, self._clock())
 
     def _may_tell(self, frame: memoryview, packet: ip.Packet | None) -> bool:
@@ -231,3 +235,9 @@ class Station:
         is_6 = len(reporter) == 16
         head = ip.header(reporter, packet.source, ip.ICMP6 if is_6 else ip.ICMP, len(message))
         self.send(ethernet.IPV6 if is_6 else ethernet.IPV4, head + message)
+
+
+def _is_asking(packet: ip.Packet) -> bool:
+    """Whether a packet is for a server of DHCP: its sender may have no address yet (RFC 2131, 4.1)."""
+    is_whole = packet.protocol == ip.UDP and packet.fragment is None
+    return is_whole and bytes(packet.payload[2:4]) == _DHCP_SERVER
