@@ -1,8 +1,8 @@
 """A network namespace in the place of a guest: its kernel's own stack behind a tap device.
 
 ``tapguest.py FD MTU MAC COMMANDS`` runs as root of new user and network namespaces. Frames pass between the
-device and the socket at descriptor ``FD`` as they do at QEMU's: each after its length. It prints its process id
-when it is ready, and ends with its standard input.
+device and the socket at descriptor ``FD`` as they do at QEMU's: each after its length. It prints its process
+id when it is ready, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ class TapGuest:
     """The namespace, from the outside.
 
     Attributes:
-        sock: the other end of its card, for the network, which owns it.
+        sock: the other end of its card, for the network, which owns it; closed if it was given.
     """
 
-    def __init__(self, commands: Sequence[str], *, mac: str, mtu: int) -> None:
-        self.sock, theirs = socket.socketpair()
+    def __init__(
+        self, commands: Sequence[str], *, mac: str, mtu: int, sock: socket.socket | None = None
+    ) -> None:
+        self.sock, theirs = socket.socketpair() if sock is None else (sock, sock)
+        theirs.setblocking(True)
         words = (str(theirs.fileno()), str(mtu), mac, "\n".join(commands))
         self._process = subprocess.Popen(
             ["unshare", "--map-root-user", "--net", sys.executable, __file__, *words],
@@ -63,8 +66,10 @@ class TapGuest:
 
 
 @contextlib.contextmanager
-def tap_guest(commands: Sequence[str], *, mac: str, mtu: int) -> Iterator[TapGuest]:
-    guest = TapGuest(commands, mac=mac, mtu=mtu)
+def tap_guest(
+    commands: Sequence[str], *, mac: str, mtu: int, sock: socket.socket | None = None
+) -> Iterator[TapGuest]:
+    guest = TapGuest(commands, mac=mac, mtu=mtu, sock=sock)
     try:
         yield guest
     finally:

@@ -6,14 +6,13 @@ Both are looked at in VMs that this process owns and that end with it (docs/expl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 from atoll import runtime
 from atoll.config import Config, load, override
 from atoll.errors import (
-    BootError,
     ChannelError,
     GuestError,
     ProtocolError,
@@ -21,7 +20,7 @@ from atoll.errors import (
     UsageError,
     innermost,
 )
-from atoll.events import Emit, TaskAdvanced, Warned, ignore, task
+from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.guest.agent import Agent
 from atoll.guest.files import Access, Files
 from atoll.guest.survey import IN_MEMORY, End, Piece, Record, Survey, alike
@@ -34,7 +33,7 @@ from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.snapshot.differences import Change, Changed, Difference, Pair, difference_of, pairs_of, verdict
 from atoll.snapshot.manifest import Kind
-from atoll.template import cache
+from atoll.template import falling_back
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
 
@@ -155,8 +154,10 @@ async def _in_one_vm(
     config: Config, snapshots: tuple[Snapshot, Snapshot], shared: bool, emit: Emit
 ) -> AsyncIterator[_Sides]:
     """The disks of two machines' snapshots, in a VM that boots none of them."""
-    changed = Changed(await asyncio.to_thread(_changed_runs, *snapshots))
     async with AsyncExitStack() as stack:
+        with _reading():
+            stack.enter_context(machines.undisturbed(*snapshots))
+        changed = Changed(await asyncio.to_thread(_changed_runs, *snapshots))
         vm = await _beside(config, snapshots, stack, emit)
         one, other = (
             _Side(manifest_of(snapshot).name, vm, Survey(vm.agent, _AGENT, *serials))
@@ -169,33 +170,34 @@ async def _beside(
     config: Config, snapshots: tuple[Snapshot, Snapshot], stack: AsyncExitStack, emit: Emit
 ) -> Vm:
     """A VM with the disks of both, which is up; a template from which it does not come up is discarded."""
+    spawned: list[Spawned] = []
 
-    def launch(settings: Config) -> Spawned:
-        return machines.spawn_beside(settings, _new_name(), *snapshots, emit=emit)
+    async def launched(settings: Config) -> Vm:
+        def launch() -> Spawned:
+            return machines.spawn_beside(settings, _new_name(), *snapshots, emit=emit)
 
-    spawned = await _launched(lambda: launch(config))
-    vm = await stack.enter_async_context(Vm(spawned, emit))
-    try:
-        await vm.boot(config.boot_timeout)
-    except BootError as error:
-        if vm.clone is None:
-            raise
-        await vm.close()
-        emit(Warned(message=f"a template is of no use and was discarded: {error.message}"))
-        await asyncio.to_thread(cache.withdraw, config.paths, vm.clone.template, vm.clone.created)
-        booted = override(config, {"cold": True})
-        spawned = await _launched(lambda: launch(booted))
-        vm = await stack.enter_async_context(Vm(spawned, emit))
-        await vm.boot(config.boot_timeout)
-    await asyncio.to_thread(
-        spawned.release
-    )  # the overlays, which are open: no kill can leave them from now on
+        spawned.append(await _launched(launch))
+        return await stack.enter_async_context(Vm(spawned[-1], emit))
+
+    async def again() -> Vm:
+        return await launched(override(config, {"cold": True}))
+
+    first = await launched(config)
+    vm = await falling_back.boot(first, again, patience=config.boot_timeout, paths=config.paths, emit=emit)
+    # The overlays, which are open: no kill can leave them from now on.
+    await asyncio.to_thread(spawned[-1].release)
     return vm
 
 
 def _changed_runs(before: Snapshot, after: Snapshot) -> list[Extent] | None:
-    try:
+    with _reading():
         return machines.changed_runs(before, after)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StoreError(f"cannot read a snapshot's disk: {error.strerror}", code="io") from error
 

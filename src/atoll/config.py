@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgspec
 from atoll.errors import ConfigError
 from atoll.paths import SYSTEM_CONFIG, Paths, default_paths, user_config
 
-__all__ = ["SETTINGS", "Config", "Resolved", "Setting", "load", "override", "parse_memory"]
+__all__ = ["SETTINGS", "Config", "NetworkKind", "Resolved", "Setting", "load", "override", "parse_memory"]
 
 _MIB = 1 << 20
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -25,6 +26,25 @@ _PREFIX = "ATOLL_"
 
 #: The one section that a file may have.
 _SECTION = "docker"
+
+
+class NetworkKind(StrEnum):
+    """What a VM has of a network: Atoll's own, QEMU's user network, or nothing."""
+
+    OWN = "own"
+    SLIRP = "slirp"
+    NONE = "none"
+
+    def chosen(self, wish: str | bool | None) -> NetworkKind:
+        """What ``wish`` stands for where this is the default: True is any network, False none.
+
+        Raises ``ValueError``.
+        """
+        if wish is True:
+            return NetworkKind.OWN if self is NetworkKind.NONE else self
+        if wish is False:
+            return NetworkKind.NONE
+        return self if wish is None else NetworkKind(wish)
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -39,6 +59,8 @@ class Config(msgspec.Struct, frozen=True):
     boot_timeout: float
     cold: bool
     ubuntu_mirror: str
+    network: NetworkKind
+    network_host_ports: tuple[int, ...]
     docker_cpus: int
     docker_memory: int
     docker_disk: int
@@ -101,6 +123,25 @@ def _parse_accel(value: Any) -> str:
     if not isinstance(value, str) or value not in {"auto", "kvm", "tcg"}:
         raise ValueError("write auto, kvm or tcg")
     return value
+
+
+def _parse_network(value: Any) -> NetworkKind:
+    try:
+        return NetworkKind(value)
+    except ValueError:
+        raise ValueError("write own, slirp or none") from None
+
+
+def _parse_ports(value: Any) -> tuple[int, ...]:
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        raise ValueError("write a list of ports; in a variable, with commas between")  # noqa: TRY004 - as every parser
+    texts = [str(word).strip() for word in words]
+    if any(
+        not re.fullmatch(r"\d{1,5}", text, re.ASCII) or not 0 < int(text) < 65_536 for text in texts if text
+    ):
+        raise ValueError("ports are 1 to 65535")
+    return tuple(int(text) for text in texts if text)
 
 
 def _parse_directory(value: Any) -> Path:
@@ -200,6 +241,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("boot_timeout", _parse_seconds, lambda: 60.0, "seconds in which a guest must be up"),
     Setting("cold", _parse_flag, lambda: False, "boot each VM instead of starting it from a template"),
     Setting("ubuntu_mirror", _parse_address, lambda: "", "mirror from which Ubuntu images are built"),
+    Setting("network", _parse_network, lambda: NetworkKind.OWN, "network of new VMs: own, slirp or none"),
+    Setting(
+        "network_host_ports", _parse_ports, tuple, "ports of this host that VMs reach at host.atoll.internal"
+    ),
     Setting("docker_cpus", _parse_cpus, lambda: min(os.cpu_count() or 1, 2), "vCPUs of the Docker engine"),
     Setting("docker_memory", parse_memory, lambda: 2048 * _MIB, "memory that the Docker engine may use"),
     Setting("docker_disk", parse_memory, lambda: 65536 * _MIB, "disk that the Docker engine may use"),

@@ -19,6 +19,7 @@
      |    +-- CommandError     a command could not be started in the guest
      |    +-- FileError        a file in the guest could not be read, written, made or removed
      |         +-- FileMissingError   because it does not exist
+     +-- NetworkError          a network of VMs cannot be had, or refuses what a VM wants of it
      +-- EngineError           the engine of containers did not come up or does not answer
      +-- CommandTimeoutError   a command ran past its time
      +-- CommandFailedError    a command that had to succeed did not (atoll.guest.result)
@@ -41,6 +42,7 @@ __all__ = [
     "FileMissingError",
     "GuestError",
     "ImageError",
+    "NetworkError",
     "PreflightError",
     "ProcessError",
     "ProtocolError",
@@ -209,6 +211,12 @@ class FileMissingError(FileError):
     def __init__(self, message: str, *, errno: int = 0, path: str = "", hint: str = "") -> None:
         super().__init__(message, reason="", errno=errno, path=path, hint=hint)
         self.reason = "missing"
+
+
+class NetworkError(AtollError):
+    """A network of VMs cannot be had, or refuses what a VM wants of it."""
+
+    family = "network"
 
 
 class EngineError(AtollError):

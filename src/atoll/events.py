@@ -37,9 +37,13 @@ __all__ = [
     "WaitingFor",
     "Warned",
     "ignore",
+    "progress",
     "task",
     "tee",
 ]
+
+#: Seconds between two words of how far a task is.
+_PAUSE = 0.1
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -249,3 +253,16 @@ def task(emit: Emit, name: str, title: str, *, total: int = 0, unit: str = "") -
         ok = True
     finally:
         emit(TaskEnded(task=name, ok=ok, elapsed=time.monotonic() - began))
+
+
+def progress(emit: Emit, name: str) -> Callable[[int], None]:
+    """What tells of how far a task is, ten times a second at most; it is given that after each step."""
+    told = 0.0
+
+    def advance(done: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _PAUSE:
+            told = time.monotonic()
+            emit(TaskAdvanced(task=name, done=done))
+
+    return advance

@@ -18,6 +18,7 @@ __all__ = [
     "CONFIG_NAME",
     "SYSTEM_CONFIG",
     "DockerPaths",
+    "NetworkPaths",
     "Paths",
     "SnapshotPaths",
     "TemplatePaths",
@@ -255,6 +256,42 @@ class DockerPaths(msgspec.Struct, frozen=True):
         return self.directory / "former-context.json"
 
 
+class NetworkPaths(msgspec.Struct, frozen=True):
+    """The directory of one network, which nobody but its owner may enter."""
+
+    directory: Path
+
+    @property
+    def record(self) -> Path:
+        """What it is: its addresses."""
+        return self.directory / "network.json"
+
+    @property
+    def leases(self) -> Path:
+        """Which machine has which address."""
+        return self.directory / "leases.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the network's process for as long as it lives; holds its process id."""
+        return self.directory / "lock"
+
+    @property
+    def control(self) -> Path:
+        """The network's control socket."""
+        return self.directory / "control.sock"
+
+    @property
+    def log(self) -> Path:
+        """What the network's process has to say."""
+        return self.directory / "log"
+
+    @property
+    def cards(self) -> Path:
+        """Where the hypervisors of VMs listen that have no directory of their own."""
+        return self.directory / "cards"
+
+
 class Paths(msgspec.Struct, frozen=True):
     """The two roots below which everything lies.
 
@@ -335,6 +372,15 @@ class Paths(msgspec.Struct, frozen=True):
     def docker(self) -> DockerPaths:
         """The Docker socket and its listener."""
         return DockerPaths(self.data)
+
+    @property
+    def networks(self) -> Path:
+        """Networks of VMs: ``networks/<name>/``."""
+        return self.data / "networks"
+
+    def network(self, name: str) -> NetworkPaths:
+        """The directory of one network."""
+        return NetworkPaths(self.networks / name)
 
     def machine(self, name: str) -> VmPaths:
         """The directory of one machine."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from atoll.config import Config
-from atoll.errors import BootError, PreflightError, StoreError, UsageError
-from atoll.events import Emit, ignore
-from atoll.hypervisor.model import Architecture, Machine, UserNetwork, parse_architecture
+from atoll.config import Config, NetworkKind
+from atoll.errors import AtollError, BootError, PreflightError, StoreError, UsageError
+from atoll.events import Emit, Warned, ignore
+from atoll.hypervisor.model import Architecture, CardNetwork, Machine, UserNetwork, parse_architecture
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory, inspect_host
 from atoll.image import catalog, kernel
@@ -28,6 +28,7 @@ from atoll.template.key import (
 )
 from atoll.vm import accelerator
 from atoll.vm.identity import new_mac
+from atoll.vm.network.attachment import SANDBOXES, Attachment
 from atoll.vm.origin import Origin
 from atoll.vm.plan import ANY_MAC, Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
@@ -35,8 +36,11 @@ from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
 __all__ = [
     "Foundation",
     "Prepared",
+    "attachment_of",
+    "available",
     "build_template",
     "candidate",
+    "choose_network",
     "ensure_image",
     "found",
     "host_architecture",
@@ -44,12 +48,17 @@ __all__ = [
     "host_memory",
     "launch",
     "machine_origin",
+    "network_of",
     "new_name",
     "original_of",
     "prepare",
     "spawn_held",
     "template_recipe",
 ]
+
+
+#: What the names of templates have in them, by the network that clones have a card for.
+_TEMPLATES = {NetworkKind.NONE: "", NetworkKind.SLIRP: ".network", NetworkKind.OWN: ".own"}
 
 
 class Foundation(msgspec.Struct, frozen=True):
@@ -127,7 +136,7 @@ def found(config: Config, *, emit: Emit = ignore) -> Foundation:
     check_memory(config.memory, least=least, most=host_memory())
     chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
     return Foundation(
-        hypervisor=QemuHypervisor(tested.host),
+        hypervisor=QemuHypervisor(tested.host, config.paths.network(SANDBOXES).cards),
         host=tested.host,
         files=tested.files,
         shape=Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz),
@@ -144,8 +153,15 @@ def ensure_image(config: Config, name: str, emit: Emit = ignore) -> catalog.Imag
     )
 
 
-def prepare(config: Config, name: str, image: str, *, network: bool = False, emit: Emit = ignore) -> Prepared:
-    """A throw-away VM of ``image``, with a network card if ``network``.
+def prepare(
+    config: Config,
+    name: str,
+    image: str,
+    *,
+    network: NetworkKind = NetworkKind.NONE,
+    emit: Emit = ignore,
+) -> Prepared:
+    """A throw-away VM of ``image``, with a card for that network.
 
     Raises:
         ImageError: the image is unknown, corrupt, or cannot be built; else as ``found``.
@@ -154,9 +170,55 @@ def prepare(config: Config, name: str, image: str, *, network: bool = False, emi
     base = found(config, emit=emit)
     files = msgspec.structs.replace(base.files, root=found_image.root)
     machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex())
-    if network:
-        machine = msgspec.structs.replace(machine, network=UserNetwork(new_mac()))
-    return Prepared(base, found_image, machine)
+    return Prepared(base, found_image, _with_card(machine, network, new_mac()))
+
+
+def _with_card(machine: Machine, network: NetworkKind, mac: str) -> Machine:
+    return msgspec.structs.replace(
+        machine,
+        network=UserNetwork(mac) if network is NetworkKind.SLIRP else None,
+        card=CardNetwork(mac) if network is NetworkKind.OWN else None,
+    )
+
+
+def network_of(machine: Machine) -> NetworkKind:
+    """Which network a machine's card is for."""
+    if machine.card is not None:
+        return NetworkKind.OWN
+    return NetworkKind.NONE if machine.network is None else NetworkKind.SLIRP
+
+
+def choose_network(config: Config, wish: str | bool | None) -> NetworkKind:
+    """The network that is wished for: True is any, False none, None what the settings say.
+
+    Raises ``UsageError``: ``usage.choice``.
+    """
+    try:
+        return config.network.chosen(wish)
+    except ValueError:
+        hint = f"choose one of: {', '.join(NetworkKind)}"
+        raise UsageError(f"network: {wish!r} is unknown", code="choice", hint=hint) from None
+
+
+def available(config: Config, name: str, wanted: NetworkKind, *, emit: Emit = ignore) -> NetworkKind:
+    """``wanted``, or QEMU's user network where Atoll's own, of that name, does not come up; that is told."""
+    if wanted is NetworkKind.OWN:
+        from atoll.vm.network import reaching  # noqa: PLC0415 - only where there is a network
+
+        try:
+            reaching.ensure(config.paths.network(name))
+        except AtollError as error:
+            emit(Warned(message=f"QEMU's user network is used: {error.message}", hint=error.hint))
+            return NetworkKind.SLIRP
+    return wanted
+
+
+def attachment_of(config: Config, machine: Machine) -> Attachment | None:
+    """Where the card of a throw-away VM is plugged in; None if it has none, or one of another kind."""
+    if machine.card is None:
+        return None
+    place = config.paths.network(SANDBOXES)
+    return Attachment(network=place.directory, hostname=machine.name, host_ports=config.network_host_ports)
 
 
 def new_name() -> str:
@@ -164,19 +226,29 @@ def new_name() -> str:
     return f"sandbox-{os.urandom(4).hex()}"
 
 
-def launch(config: Config, name: str, image: str, *, network: bool = False, emit: Emit = ignore) -> Spawned:
+def launch(
+    config: Config,
+    name: str,
+    image: str,
+    *,
+    network: NetworkKind = NetworkKind.NONE,
+    emit: Emit = ignore,
+) -> Spawned:
     """Prepare a VM and spawn it: from a template, which is made on its first use, or cold.
 
     Raises:
         AtollError: as ``prepare``; ``BootError`` with stage ``spawn``.
     """
+    network = available(config, SANDBOXES, network, emit=emit)
     prepared = prepare(config, name, image, network=network, emit=emit)
     if not config.cold:
         spawned = _from_template(config, prepared, emit)
         if spawned is not None:
             return spawned
-    modules = prepared.base.modules("virtio_net") if network else ()
-    return spawn(prepared.base.hypervisor, prepared.machine, emit, modules=modules)
+    machine = prepared.machine
+    modules = prepared.base.modules("virtio_net") if machine.mac else ()
+    attachment = attachment_of(config, machine)
+    return spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
 
 
 def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | None:
@@ -190,7 +262,8 @@ def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | 
         with cache.opened(template) as place:
             machine = clone_of(recipe.machine, prepared.machine.name, place.ram)
             clone = Clone(manifest.name, place.state, prepared.machine.memory, manifest.created)
-            return spawn_clone(recipe.hypervisor, machine, clone, emit)
+            attachment = attachment_of(config, machine)
+            return spawn_clone(recipe.hypervisor, machine, clone, emit, attachment=attachment)
     except StoreError:  # another process has just discarded or replaced it
         return None
 
@@ -233,10 +306,10 @@ def build_template(config: Config, image: str, *, force: bool = False, emit: Emi
 def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     """What a template is made of from which VMs like the one that was prepared start."""
     base, image = prepared.base, prepared.image.manifest
-    network = prepared.machine.network is not None
+    network = network_of(prepared.machine)
     machine, modules = original_of(prepared, network=network, smaller=True)
     shape = msgspec.structs.replace(base.shape, memory=machine.memory)
-    kind = image.name + (".network" if network else "")
+    kind = image.name + _TEMPLATES[network]
     identity = identity_of(
         base.hypervisor.vector(machine), (*host_identity(base.host), base.identity, image.digest)
     )
@@ -251,13 +324,13 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
 
 
 def original_of(
-    prepared: Prepared, *, network: bool, smaller: bool = False
+    prepared: Prepared, *, network: NetworkKind, smaller: bool = False
 ) -> tuple[Machine, tuple[str, ...]]:
     """The VM that is frozen so that others like the one that was prepared can start from it.
 
     Args:
         prepared: what clones are like.
-        network: they have a network card.
+        network: for which they have a card.
         smaller: it may have less memory than they, who plug the rest in.
 
     Returns:
@@ -271,10 +344,9 @@ def original_of(
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
     machine = plan_original(files, shape, most=most)
     devices = ["virtio_mem"] if base.growing else []
-    if network:
-        machine = msgspec.structs.replace(machine, network=UserNetwork(ANY_MAC))
+    if network is not NetworkKind.NONE:
         devices.append("virtio_net")
-    return machine, base.modules(*devices)
+    return _with_card(machine, network, ANY_MAC), base.modules(*devices)
 
 
 def host_identity(host: QemuHost) -> tuple[str, ...]:
@@ -289,7 +361,7 @@ def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> acce
         raise UsageError(f"there is no kernel {config.kernel}", code="kernel", hint="check the path")
     bundle = kernel.ensure(config.paths, architecture=native, kernel=config.kernel, emit=emit)
     return accelerator.Candidate(
-        hypervisor=QemuHypervisor(host),
+        hypervisor=QemuHypervisor(host, config.paths.network(SANDBOXES).cards),
         host=host,
         files=Bootable(bundle.vmlinux, bundle.initramfs, bundle.modules),
         identity=bundle.manifest.key,

@@ -434,6 +434,38 @@ def _is_free(fd: int) -> bool:
     return True
 
 
+def read_undisturbed(path: Path) -> int:
+    """Open a file that nobody changes in place as long as the descriptor is open, whoever removes its name.
+
+    That is what whoever changes such a file agrees to (``change_alone``).
+
+    Raises:
+        FileNotFoundError: it is not there, or is just being changed, since it was removed by that name.
+        OSError: it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if path.stat().st_ino == os.fstat(fd).st_ino:
+            return fd
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def change_alone(fd: int) -> bool:
+    """Whether an open file may be changed in place: it has one name, and nobody reads it undisturbed.
+
+    As long as the descriptor is open nobody begins to. Who can read it by another name is seen by that, and
+    who has lost that name since by a lock (flock(2)).
+    """
+    return _is_free(fd) and os.fstat(fd).st_nlink == 1
+
+
 def is_held(path: Path) -> bool:
     """Whether some process holds ``path`` by ``hold``. Asking disturbs nobody who wants it."""
     try:

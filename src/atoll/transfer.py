@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import select
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +19,7 @@ import msgspec
 from atoll import store
 from atoll.config import Config, load
 from atoll.errors import UsageError
-from atoll.events import Emit, Event, TaskAdvanced, ignore, task
+from atoll.events import Emit, ignore, progress, task
 from atoll.hypervisor.model import Machine
 from atoll.machine import adopting as machines
 from atoll.paths import Paths, SnapshotPaths
@@ -28,8 +33,8 @@ __all__ = ["Exported", "export_snapshot", "import_snapshot", "read_archive", "wr
 
 T = TypeVar("T")
 
-#: Seconds between two words of how far the work is.
-_PAUSE = 0.1
+#: Milliseconds between two looks at whether what is silent is still waited for.
+_LOOK = 100
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +73,7 @@ async def export_snapshot(
             ``store.already_exists``: the file is there; ``store.full``. Nothing is left of the file.
     """
     paths = (config or load().config).paths
-    return await _in_thread(lambda emit: write_archive(paths, snapshot, _opened(target), emit), on_event)
+    return await _in_thread(lambda step: write_archive(paths, snapshot, _opened(target), on_event, step))
 
 
 async def import_snapshot(
@@ -92,23 +97,26 @@ async def import_snapshot(
             ``store.newer``. Nothing is left of it.
     """
     paths = (config or load().config).paths
-    return await _in_thread(lambda emit: read_archive(paths, _opened(source), name, emit), on_event)
+    return await _in_thread(lambda step: read_archive(paths, _opened(source), name, on_event, step))
 
 
 def _opened(place: str | Path | BinaryIO) -> Path | BinaryIO:
     return Path(place) if isinstance(place, (str, Path)) else place
 
 
-async def _in_thread(work: Callable[[Emit], T], emit: Emit) -> T:
-    """Work beside the event loop; whoever is cancelled has it end soon, and waits for that."""
+async def _in_thread(work: Callable[[Callable[[], None]], T]) -> T:
+    """Work beside the event loop; whoever is cancelled has it end soon, and waits for that.
+
+    Args:
+        work: calls what it is given again and again, which raises when nobody waits for it any more.
+    """
 
     def run(unwanted: threading.Event) -> T:
-        def tell(event: Event) -> None:
-            if unwanted.is_set() and isinstance(event, TaskAdvanced):
+        def step() -> None:
+            if unwanted.is_set():
                 raise _UnwantedError
-            emit(event)
 
-        return work(tell)
+        return work(step)
 
     return await in_thread(run)
 
@@ -117,8 +125,18 @@ class _UnwantedError(Exception):
     """Nobody waits for the work any more."""
 
 
-def write_archive(paths: Paths, reference: str, target: Path | BinaryIO, emit: Emit = ignore) -> Exported:
-    """``export_snapshot``, in this thread."""
+def _on() -> None:
+    """Somebody waits for the work."""
+
+
+def write_archive(
+    paths: Paths,
+    reference: str,
+    target: Path | BinaryIO,
+    emit: Emit = ignore,
+    step: Callable[[], None] = _on,
+) -> Exported:
+    """``export_snapshot``, in this thread; ``step`` is called now and then, and may raise."""
     found = catalog.find(paths, reference)
     manifest = catalog.manifest_of(found)
     began = time.monotonic()
@@ -127,9 +145,10 @@ def write_archive(paths: Paths, reference: str, target: Path | BinaryIO, emit: E
         modules = machines.modules_of(found) if manifest.kind is Kind.MACHINE and manifest.ram else ""
         title = f"Exporting snapshot {manifest.name} of {manifest.machine}"
         with task(emit, "export", title, total=held.room, unit="bytes"):
+            advance = _advancing(emit, "export", step)
 
             def write(file: BinaryIO) -> int:
-                return exporting.write(held, file, modules=modules, advance=_telling(emit, "export"))
+                return exporting.write(held, file, modules=modules, advance=advance)
 
             count = _write_file(target, write) if isinstance(target, Path) else _write_out(target, write)
     return Exported(id=found.id, name=manifest.name, bytes=count, elapsed=time.monotonic() - began)
@@ -153,17 +172,32 @@ def _write_out(target: BinaryIO, write: Callable[[BinaryIO], int]) -> int:
     return count
 
 
+def _advancing(emit: Emit, name: str, step: Callable[[], None]) -> Callable[[int], None]:
+    told = progress(emit, name)
+
+    def advance(done: int) -> None:
+        step()
+        told(done)
+
+    return advance
+
+
 def read_archive(
-    paths: Paths, source: Path | BinaryIO, name: str | None = None, emit: Emit = ignore
+    paths: Paths,
+    source: Path | BinaryIO,
+    name: str | None = None,
+    emit: Emit = ignore,
+    step: Callable[[], None] = _on,
 ) -> Snapshot:
-    """``import_snapshot``, in this thread."""
+    """``import_snapshot``, in this thread; ``step`` is called now and then, and may raise."""
     if name is not None:
         check_name(name)
     called = source.name if isinstance(source, Path) else "a snapshot"
     with task(emit, "import", f"Importing {called}", unit="bytes") as told, ExitStack() as stack:
         try:
-            file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-            return importing.read(paths, file, _vet, name=name, advance=_telling(told, "import"))
+            file = stack.enter_context(_open_source(source)) if isinstance(source, Path) else source
+            advance = _advancing(told, "import", step)
+            return importing.read(paths, _Waiting(file, step), _vet, name=name, advance=advance, step=step)
         except (OSError, importing.SourceError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             message = f"cannot read {called}: {why}"
@@ -175,14 +209,34 @@ def _vet(place: SnapshotPaths, manifest: Manifest) -> Machine | None:
     return of_kind(place, manifest)
 
 
-def _telling(emit: Emit, name: str) -> Callable[[int], None]:
-    """What tells of progress now and then."""
-    told = 0.0
+class _Waiting:
+    """A source that may be silent for long, as a pipe may be: who waits for it can have done with that.
 
-    def advance(done: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > _PAUSE:
-            told = time.monotonic()
-            emit(TaskAdvanced(task=name, done=done))
+    It is only asked for what it has. That cannot be known of what keeps data of its own, such as a
+    connection's file: from there a read returns when it does.
+    """
 
-    return advance
+    def __init__(self, file: BinaryIO, step: Callable[[], None]) -> None:
+        self._step = step
+        self._take: Callable[[int], bytes] = file.read
+        self._ready: select.poll | None = None
+        if isinstance(getattr(file, "raw", file), io.FileIO):
+            self._take = getattr(file, "read1", file.read)
+            self._ready = select.poll()
+            self._ready.register(file.fileno(), select.POLLIN)
+
+    def read(self, count: int, /) -> bytes:
+        """Up to ``count`` bytes; none at the end."""
+        self._step()
+        while self._ready is not None and not self._ready.poll(_LOOK):
+            self._step()
+        return self._take(count)
+
+
+def _open_source(path: Path) -> BinaryIO:
+    """A file, or a named pipe into which nobody may write yet (fifo(7)). Raises ``OSError``."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return os.fdopen(fd, "rb")

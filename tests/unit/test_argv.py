@@ -13,8 +13,10 @@ from atoll.hypervisor.model import (
     Disk,
     DiskFile,
     DiskFormat,
+    Forward,
     Machine,
     MemoryFile,
+    UserNetwork,
     parse_architecture,
 )
 from atoll.hypervisor.qemu.argv import Descriptors, render
@@ -281,3 +283,15 @@ def test_a_file_that_two_disks_lie_over_is_opened_once():
     assert len([word for word in words if "layer-1" in word and "driver=file" in word]) == 1
     assert len([word for word in words if "backing=layer-1" in word]) == 2
     assert len([word for word in words if word.startswith("virtio-blk-pci")]) == 2
+
+
+def test_what_a_forward_says_is_no_option_of_its_own():
+    forwards = (Forward(8080, 80), Forward(53, 53, "udp", "127.0.0.1,guestfwd=tcp:10.0.2.9:1-cmd:id"))
+    network = UserNetwork("02:00:00:00:00:01,romfile=/x", forwards)
+    vector = lines(render(replace(BARE, network=network), "qemu", FDS, sandbox=False))
+    [netdev] = [line for line in vector if line.startswith("-netdev")]
+    assert netdev == (
+        "-netdev user,id=net0,hostfwd=tcp:127.0.0.1:8080-:80"
+        ",hostfwd=udp:127.0.0.1,,guestfwd=tcp:10.0.2.9:1-cmd:id:53-:53"
+    )
+    assert "-device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,,romfile=/x,romfile=" in vector

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from atoll.config import SETTINGS, Config, load, parse_memory
+from atoll.config import SETTINGS, Config, NetworkKind, load, parse_memory
 from atoll.errors import ConfigError
 from atoll.paths import Paths, default_paths, user_config
 
@@ -48,6 +48,8 @@ class TestPrecedence:
             boot_timeout=60.0,
             cold=False,
             ubuntu_mirror="",
+            network=NetworkKind.OWN,
+            network_host_ports=(),
             docker_cpus=min(os.cpu_count() or 1, 2),
             docker_memory=2048 * MIB,
             docker_disk=65536 * MIB,

@@ -14,6 +14,7 @@ import threading
 from array import array
 from contextlib import ExitStack
 
+import archives
 import msgspec
 import pytest
 from archives import (
@@ -52,17 +53,20 @@ from atoll.hypervisor.model import (
 )
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity
 from atoll.image import qcow2
+from atoll.image.extents import Extent
 from atoll.image.kernel import FileRecord, KernelBundle, Origin
 from atoll.machine import adopting as machines
-from atoll.machine import registry, restoring
+from atoll.machine import comparing, registry, restoring
 from atoll.machine.spec import Service, mac_of
-from atoll.paths import Paths
+from atoll.paths import Paths, VmPaths
 from atoll.sandbox import adopting as sandboxes
 from atoll.snapshot import archive, blocks, catalog, exporting, thawing
 from atoll.snapshot.index import decode, encode
 from atoll.snapshot.manifest import Kind, id_of
 from atoll.vm.bootplan import BootPlan, Share
-from atoll.vm.chain import Layer
+from atoll.vm.branching import link_into
+from atoll.vm.chain import PLAIN, Layer
+from atoll.vm.folding import compact
 from atoll.vm.origin import Origin as Template
 from atoll.vm.state import StateError
 
@@ -507,6 +511,7 @@ HOST = QemuHost("/usr/bin/qemu", "id", "7.2.0", sandbox=True)
 def here(monkeypatch, other, config):
     """A host of the snapshots' kind, with their kernel."""
     monkeypatch.setattr(runtime, "host_architecture", lambda: Architecture.X86_64)
+    monkeypatch.setattr(thawing, "host_architecture", lambda: "x86_64")
     for module in (machines, restoring):
         monkeypatch.setattr(module, "inspect_host", lambda *_: HOST)
     installed(other)
@@ -697,6 +702,47 @@ def test_a_snapshot_that_is_removed_meanwhile_is_exported_whole(home, other):
     assert taken(other, out.getvalue()).id == made.id
 
 
+def test_a_snapshot_is_exported_whole_whose_machine_wants_to_fold_its_disk(home, other, tmp_path):
+    made = keep(home)
+    machine = VmPaths(tmp_path / "machine")
+    machine.directory.mkdir()
+    chain = link_into(VmPaths(made.place.directory), LAYERS, machine, SIZE)
+    path = machine.directory / chain.active.name
+    path.unlink()
+    with ExitStack() as stack:
+        source = archives.memory(stack, os.urandom(MIB), MIB)
+        written = Extent(0, MIB, 0, 0)
+        qcow2.write(path, SIZE, LAYERS[-1].name, LAYERS[-1].format, [written], [source])
+    folded = []
+
+    class Removing(io.BytesIO):
+        def write(self, data, /):
+            if not self.tell():
+                catalog.remove(home, made.id)
+                folded.append(compact(machine))
+            return super().write(data)
+
+    out = Removing()
+    transfer.write_archive(home, made.id, out)
+    assert folded == [chain]
+    assert taken(other, out.getvalue()).id == made.id
+    assert compact(machine) == PLAIN
+
+
+def test_disks_that_are_compared_are_not_folded(home, tmp_path):
+    made = keep(home)
+    machine = VmPaths(tmp_path / "machine")
+    machine.directory.mkdir()
+    chain = link_into(VmPaths(made.place.directory), LAYERS, machine, SIZE)
+    with comparing.undisturbed(made):
+        catalog.remove(home, made.id)
+        assert compact(machine) == chain
+    assert compact(machine) == PLAIN
+    with pytest.raises(StoreError) as caught, comparing.undisturbed(made):
+        pass
+    assert caught.value.code == "store.missing"
+
+
 def test_a_file_is_written_whole_or_not_at_all(home, tmp_path, monkeypatch):
     made = keep(home)
     target = tmp_path / "file"
@@ -736,18 +782,59 @@ def test_a_file_that_somebody_makes_meanwhile_stays_his(home, tmp_path, monkeypa
 
 
 @pytest.mark.anyio
-async def test_one_who_waits_no_more_has_the_work_end_and_nothing_left(home, other, config):
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+async def test_one_who_waits_no_more_for_a_silent_pipe_need_not(home, other, config, tmp_path, named, begun):
     data = exported(home, keep(home))
     there = replace(config, data_dir=other.data)
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb") as sink:
-        task = asyncio.create_task(atoll.aio.import_snapshot(source, config=there))
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with (
+        os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as source,
+        os.fdopen(os.open(path, os.O_WRONLY), "wb", buffering=0) as sink,
+    ):
+        os.set_blocking(source.fileno(), True)
+        threads = threading.active_count()
+        importing = atoll.aio.import_snapshot(path if named else source, config=there)
+        task = asyncio.create_task(importing)
         await asyncio.sleep(0.05)
+        if begun:
+            sink.write(data[: len(data) // 2])
+            await asyncio.sleep(0.05)
         task.cancel()
-        threading.Timer(0.1, lambda: (sink.write(data[:600]), sink.flush())).start()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert threading.active_count() <= threads + 1  # one that waits for other work
     assert os.listdir(other.snapshots) == [] if other.snapshots.exists() else True
+
+
+class DoneError(Exception):
+    """Somebody has done with it."""
+
+
+class Steps:
+    """Counts them; the last one that it takes, of so many, raises."""
+
+    def __init__(self, most=-1):
+        self.count, self.most = 0, most
+
+    def __call__(self):
+        self.count += 1
+        if self.count == self.most:
+            raise DoneError
+
+
+def test_one_who_has_done_with_an_import_at_any_moment_leaves_nothing(home, other):
+    made = keep(home)
+    data, whole, last = exported(home, made), Steps(), Steps()
+    transfer.read_archive(other, io.BytesIO(data), step=whole)
+    catalog.verify(made, last)
+    catalog.remove(other, made.id)
+    assert 0 < last.count < whole.count
+    for count in (1, whole.count // 2, *range(whole.count - last.count, whole.count + 1)):
+        with pytest.raises(DoneError):
+            transfer.read_archive(other, io.BytesIO(data), step=Steps(count))
+        assert os.listdir(other.snapshots) == []
 
 
 def test_the_sdk_and_the_command_line_move_a_snapshot(home, other, tmp_path, config, monkeypatch, capsys):

@@ -14,7 +14,6 @@ from atoll.errors import StoreError, UsageError
 from atoll.hypervisor.model import Accelerator, Architecture, Machine, MemoryFile
 from atoll.hypervisor.qemu.argv import ram_block
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity
-from atoll.machine.restoring import require_machine
 from atoll.paths import Paths, SnapshotPaths
 from atoll.sandbox import reviving
 from atoll.snapshot import catalog
@@ -78,9 +77,9 @@ def test_a_machine_does_not_go_on_from_a_sandbox_nor_a_sandbox_from_a_machine(ho
     machine = keep(home, "mine", "m", kind=Kind.MACHINE)
     box = keep(home, "mine", "b")
     with pytest.raises(StateError) as caught:
-        require_machine(box)
+        catalog.require_kind(box, Kind.MACHINE)
     assert (caught.value.code, box.id in caught.value.hint) == ("state.foreign", True)
-    require_machine(machine)
+    catalog.require_kind(machine, Kind.MACHINE)
     with pytest.raises(StateError) as caught:
         reviving.launch(replace(config, data_dir=home.data), "box", machine.id)
     assert (caught.value.code, machine.id in caught.value.hint) == ("state.foreign", True)

@@ -9,10 +9,9 @@ import signal
 import subprocess
 
 import pytest
-from guests import eventually, running_machine
+from guests import eventually
 
 from atoll import blocking, process, store
-from atoll.config import load
 from atoll.image import disk
 from atoll.image.extents import ZEROES, read_range
 from atoll.machine import archive, editing, registry
@@ -27,19 +26,8 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def config(data, paths):
-    return load({"data_dir": data, "cache_dir": paths.cache}, environment={}, files=()).config
-
-
-@pytest.fixture(scope="module")
-def dev(data, paths):
-    with running_machine(data, paths, disk="256M", memory="256M", cpus=1) as machine:
-        yield machine
+def config(own_config):
+    return own_config
 
 
 def output(machine, script):

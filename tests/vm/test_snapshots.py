@@ -9,14 +9,13 @@ import shutil
 import time
 
 import pytest
-from guests import eventually, running_machine
+from guests import eventually
 from msgspec.structs import replace
 from processes import machines_running
 
 import atoll
 from atoll import aio, blocking
 from atoll.cli.main import main
-from atoll.config import load
 from atoll.errors import AtollError, BootError, StoreError
 from atoll.events import TaskAdvanced, Warned
 from atoll.machine.launching import reach
@@ -31,19 +30,8 @@ pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def config(data, paths):
-    return load({"data_dir": data, "cache_dir": paths.cache}, environment={}, files=()).config
-
-
-@pytest.fixture(scope="module")
-def dev(data, paths):
-    with running_machine(data, paths, disk="256M", memory="256M", cpus=1) as machine:
-        yield machine
+def config(own_config):
+    return own_config
 
 
 @pytest.fixture(autouse=True)

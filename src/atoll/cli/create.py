@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from atoll.cli.options import add_vm_options, parse_environment, resolve
+from atoll.cli.options import add_network_option, add_vm_options, parse_environment, resolve
 from atoll.cli.output import listener, print_json, settle
 from atoll.cli.parts import running
 from atoll.errors import UsageError
@@ -51,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[ADDRESS:]HOST:GUEST[/udp]",
         help="forward a port",
     )
+    add_network_option(parser, default=None)
     parser.add_argument("--no-network", action="store_false", dest="network", help="give it no network")
     parser.add_argument(
         "--restart",

@@ -10,7 +10,7 @@ from typing import Any
 from atoll.config import Resolved, load
 from atoll.errors import UsageError
 
-__all__ = ["add_json", "add_vm_options", "parse_environment", "resolve"]
+__all__ = ["add_json", "add_network_option", "add_vm_options", "parse_environment", "resolve"]
 
 _VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold")
 
@@ -22,6 +22,33 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="accelerator (default auto)")
     parser.add_argument("--kernel", metavar="PATH", help="kernel to boot instead of Debian's cloud kernel")
     parser.add_argument("--boot-timeout", metavar="SECONDS", help="time in which the guest must be up")
+
+
+def add_network_option(parser: argparse.ArgumentParser, *, default: object) -> None:
+    """The network: each value is an option of its own, since what follows may be an image's name."""
+    names = ("--network", *(f"--network={kind}" for kind in ("own", "slirp", "none")))
+    parser.add_argument(
+        *names,
+        action=_Network,
+        nargs=0,
+        default=default,
+        dest="network",
+        help="give it a network: Atoll's own, or QEMU's user network (default own)",
+    )
+
+
+class _Network(argparse.Action):
+    """Whether there is a network, and which."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: object,  # noqa: ARG002
+        option_string: str | None = None,
+    ) -> None:
+        _, _, kind = (option_string or "").partition("=")
+        setattr(namespace, self.dest, kind or True)
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:

@@ -9,9 +9,9 @@ import argparse
 import os
 
 from atoll import runtime
-from atoll.cli.options import add_vm_options, parse_environment, resolve
+from atoll.cli.options import add_network_option, add_vm_options, parse_environment, resolve
 from atoll.cli.output import JsonLines, listener
-from atoll.config import Config
+from atoll.config import Config, NetworkKind
 from atoll.errors import UsageError
 from atoll.events import Emit
 from atoll.vm.spawning import Spawned
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
     )
-    parser.add_argument("--network", action="store_true", help="give it a network")
+    add_network_option(parser, default=False)
     parser.add_argument(
         "--template", metavar="NAME", help="start from this template of yours; then no IMAGE is named"
     )
@@ -103,7 +103,8 @@ def _spawned(arguments: argparse.Namespace, config: Config, emit: Emit) -> Spawn
     fixed: dict[str, object] = {
         option: getattr(arguments, option) for option in ("cpus", "accel", "kernel", "cold")
     }
-    fixed["network"] = arguments.network or None
+    network = runtime.choose_network(config, wish=arguments.network)
+    fixed["network"] = None if network is NetworkKind.NONE else network
     if arguments.sandbox_snapshot is not None:
         from atoll.sandbox import reviving, warm
 
@@ -118,7 +119,7 @@ def _spawned(arguments: argparse.Namespace, config: Config, emit: Emit) -> Spawn
     if arguments.image is None:
         hint = "such as `atoll run debian`; `atoll image ls` lists those that are here"
         raise UsageError("no image is named", code="arguments", hint=hint)
-    return runtime.launch(config, name, arguments.image, network=arguments.network, emit=emit)
+    return runtime.launch(config, name, arguments.image, network=network, emit=emit)
 
 
 def seconds(text: str | None) -> float | None:

@@ -369,11 +369,12 @@ class Engine:
             shares=tuple(creation.shared(share) for share in settings.shares),
             service=guest.service(settings),
             restart=Policy.ON_FAILURE,
+            slirp=True,
         )
 
     async def _bring_up(self) -> None:
         if not self._exists():
-            wishes = Wishes(image=IMAGE, init="minimal", disk=self.settings.disk)
+            wishes = Wishes(image=IMAGE, init="minimal", network="slirp", disk=self.settings.disk)
             spec = self._wanted(creation.make_spec(self._sized(), wishes))
             await asyncio.to_thread(creation.enter, self._config, NAME, spec, self._emit)
         machine = self._require_own()

@@ -16,8 +16,8 @@ from atoll.containers.listener import Status, Timing
 from atoll.containers.sockets import check_path
 from atoll.errors import ChannelError
 from atoll.hypervisor.port import connect
-from atoll.machine.launching import in_background
 from atoll.paths import DockerPaths
+from atoll.vm.background import in_background
 from atoll.vm.state import StateError
 
 __all__ = ["program", "reach", "running", "spawn", "status", "stop"]

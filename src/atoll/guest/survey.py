@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -23,7 +23,9 @@ from atoll.guest.execution import Execution
 from atoll.guest.file_messages import Records
 from atoll.guest.messages import ExecStart
 
-__all__ = ["IN_MEMORY", "End", "Entry", "Piece", "Pieces", "Record", "Survey", "alike"]
+__all__ = ["IN_MEMORY", "Bounds", "End", "Entry", "Piece", "Pieces", "Record", "Survey", "alike"]
+
+T = TypeVar("T")
 
 #: In the place of a disk: what the guest writes lies in its memory.
 IN_MEMORY = "memory"
@@ -31,8 +33,14 @@ IN_MEMORY = "memory"
 #: Largest record, bytes; ``SURVEY_RECORD_MAX`` of the agent.
 _MOST = 65536
 
-#: Most records: what a tree of so many files takes here is some gigabytes.
-_MOST_RECORDS = 4_000_000
+#: Most records, and bytes of them: what a tree of so many files takes here is some gigabytes.
+_MOST_RECORDS, _MOST_LISTED = 4_000_000, 2 << 30
+
+#: Most bytes of the contents of files, their holes not counted.
+_MOST_CONTENT = 1 << 40
+
+#: Seconds in which the guest says something when it is waited for.
+_SILENCE = 60.0
 
 #: Largest number of an error (errno(3)).
 _MOST_ERRNO = 4095
@@ -183,6 +191,24 @@ async def _after(piece: Piece, size: int, stream: AsyncIterator[Piece | End]) ->
     return await anext(stream)
 
 
+class Bounds(NamedTuple):
+    """What a guest may say at most: anybody's may say anything, and without an end.
+
+    Attributes:
+        records: number of them; ``listed`` their bytes.
+        content: bytes of files, holes not counted.
+        silence: seconds in which it says something when it is waited for.
+    """
+
+    records: int = _MOST_RECORDS
+    listed: int = _MOST_LISTED
+    content: int = _MOST_CONTENT
+    silence: float = _SILENCE
+
+
+_USUAL = Bounds()
+
+
 @dataclass(frozen=True)
 class Survey:
     """A root in a guest that can be looked through.
@@ -193,12 +219,14 @@ class Survey:
         upper: serial of the disk that holds what was written, or ``IN_MEMORY``: then all other processes of
             the guest stand still from the first look on.
         lower: serial of the root.
+        bounds: of what it may say.
     """
 
     agent: Agent
     program: str
     upper: str
     lower: str
+    bounds: Bounds = _USUAL
 
     async def records(self, *, everything: bool, patience: float) -> list[Record]:
         """What was written over the root, in no order.
@@ -210,10 +238,12 @@ class Survey:
         Raises:
             GuestError: it cannot be read.
             BootError: stage ``root``: the first one takes too long.
-            ProtocolError: what comes is no such list, or too long.
+            ProtocolError: what comes is no such list; ``protocol.too_large``: or too long;
+                ``protocol.silent``: nothing comes any more.
             ChannelError: the link broke.
         """
         found: list[Record] = []
+        left = self.bounds.listed
         records = Records(Record, limit=_MOST)
         async with self._running("all" if everything else "changed") as execution:
             try:
@@ -225,28 +255,56 @@ class Survey:
                 raise BootError(message, stage="root", hint=hint) from None
             while data:
                 records.feed(data)
+                left -= len(data)
                 found.extend(records)
-                if len(found) > _MOST_RECORDS:
+                if left < 0 or len(found) > self.bounds.records:
                     raise ProtocolError("more files than can be compared", code="too_large")
-                data = await execution.stdout.read()
-            await _finish(execution)
+                data = await self._heard(execution.stdout.read())
+            await self._finish(execution)
             records.finish()
         return found
 
     async def contents(self, paths: Sequence[bytes]) -> AsyncGenerator[Piece | End]:
         """The contents of files, one after the other. Raises as ``records``."""
         pieces = Pieces()
+        left = self.bounds.content
         async with self._running("read", stdin=True) as execution:
             asking = asyncio.create_task(_ask(execution, paths))
             try:
-                while data := await execution.stdout.read():
+                while data := await self._heard(execution.stdout.read()):
+                    left -= len(data)
+                    if left < 0:
+                        raise ProtocolError("larger files than can be compared", code="too_large")
                     pieces.feed(data)
                     while (piece := pieces.take()) is not None:
                         yield piece
-                await asking
-                await _finish(execution)
+                await self._heard(asking)
+                await self._finish(execution)
             finally:
                 asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+
+    async def _heard(self, answer: Awaitable[T]) -> T:
+        """What the guest says next. Raises ``ProtocolError``: ``protocol.silent``: nothing."""
+        try:
+            async with asyncio.timeout(self.bounds.silence):
+                return await answer
+        except TimeoutError:
+            message = f"its files cannot be read: it has said nothing for {self.bounds.silence:g} s"
+            hint = "try again when the host has less to do"
+            raise ProtocolError(message, code="silent", hint=hint) from None
+
+    async def _finish(self, execution: Execution) -> None:
+        """Wait for the end. Raises ``GuestError``: it failed."""
+        end = await self._heard(execution.wait())
+        if end.code == 0:
+            return
+        said = b""
+        while len(said) < _SAID and (data := await self._heard(execution.stderr.read())):
+            said += data
+        message = said[:_SAID].decode(errors="replace").strip() or f"status {end.code}, signal {end.signal}"
+        hint = "redirect_dir and metacopy of overlayfs are not supported" if "supported" in message else ""
+        raise GuestError(f"its files cannot be read: {message}", reason="os", hint=hint)
 
     @asynccontextmanager
     async def _running(self, mode: str, *, stdin: bool = False) -> AsyncIterator[Execution]:
@@ -254,7 +312,7 @@ class Survey:
         start = ExecStart(id=f"survey-{os.urandom(4).hex()}", argv=argv, user="0:0", cwd="/", stdin=stdin)
         execution = self.agent.start(start)
         try:
-            await execution.started()
+            await self._heard(execution.started())
             yield execution
         finally:
             execution.release()
@@ -265,16 +323,3 @@ async def _ask(execution: Execution, paths: Sequence[bytes]) -> None:
     for first in range(0, len(paths), 256):
         await execution.stdin.write(b"".join(path + b"\0" for path in paths[first : first + 256]))
     await execution.stdin.end()
-
-
-async def _finish(execution: Execution) -> None:
-    """Wait for the end. Raises ``GuestError``: it failed."""
-    end = await execution.wait()
-    if end.code == 0:
-        return
-    said = b""
-    while len(said) < _SAID and (data := await execution.stderr.read()):
-        said += data
-    message = said[:_SAID].decode(errors="replace").strip() or f"status {end.code}, signal {end.signal}"
-    hint = "redirect_dir and metacopy of overlayfs are not supported" if "supported" in message else ""
-    raise GuestError(f"its files cannot be read: {message}", reason="os", hint=hint)

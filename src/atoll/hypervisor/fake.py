@@ -156,6 +156,9 @@ class FakeResident:
         """Let the process go on."""
         self.process.send(signal.SIGCONT)
 
+    async def free_card(self) -> None:
+        """It has none."""
+
     async def capture(
         self,
         branch: Callable[[], Awaitable[None]],  # noqa: ARG002
@@ -165,6 +168,11 @@ class FakeResident:
         """What a process of the host has open cannot be written down."""
         message = "an agent alone cannot be written down"
         raise BootError(message, stage="capture", hint="use QEMU")
+
+    async def recover(self, *, running: bool) -> None:
+        """Nobody writes it down; it may have been stopped."""
+        if running and self._is_stopped():
+            await self.resume()
 
     async def press_power_button(self) -> None:
         """There is no button."""
@@ -200,6 +208,7 @@ class FakeVm:
         self.process = child
         self.console = console
         self.diagnostics = console
+        self.card: Path | None = None
         self._channel = ChannelEnd(channel)
 
     def take_channel(self) -> socket.socket:
@@ -213,6 +222,9 @@ class FakeVm:
     async def position(self) -> Position:
         """There are no vCPUs to look at."""
         return Position.UNKNOWN
+
+    async def free_card(self) -> None:
+        """It has none."""
 
     def discard(self) -> None:
         """Kill the agent; what it runs dies with it."""

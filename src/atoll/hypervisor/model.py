@@ -11,6 +11,7 @@ __all__ = [
     "CHANNEL_PORT",
     "Accelerator",
     "Architecture",
+    "CardNetwork",
     "Disk",
     "DiskFile",
     "DiskFormat",
@@ -98,6 +99,7 @@ class Port(StrEnum):
     SERIAL = "serial"
     CONSOLE = "console"
     AGENT_LOG = "agent"
+    NETWORK = "network"
 
 
 class Forward(msgspec.Struct, frozen=True):
@@ -121,6 +123,18 @@ class UserNetwork(msgspec.Struct, frozen=True):
     forwards: tuple[Forward, ...] = ()
 
 
+class CardNetwork(msgspec.Struct, frozen=True):
+    """A network card whose frames leave by a socket at which the hypervisor listens (``Port.NETWORK``).
+
+    Attributes:
+        mac: its address, ``02:...``.
+        mtu: bytes of the largest packet; the guest is told.
+    """
+
+    mac: str
+    mtu: int = 65520
+
+
 class Machine(msgspec.Struct, frozen=True):
     """One virtual machine, as a backend is asked to make it.
 
@@ -140,7 +154,8 @@ class Machine(msgspec.Struct, frozen=True):
         max_vcpus: vCPUs that can be plugged in while it runs; 0 if none beyond ``vcpus``.
         max_memory: bytes up to which RAM can grow while it runs; 0 if not at all.
         slots: PCIe slots for devices that come and go.
-        network: its network card, or None.
+        network: its network card behind the hypervisor's own address translation, or None.
+        card: its network card behind a socket, or None; it has at most one of the two.
         ram: what its RAM begins with, as one of those that are frozen or cloned; None for others.
         more: likewise the RAM that is plugged in while it runs.
     """
@@ -163,11 +178,19 @@ class Machine(msgspec.Struct, frozen=True):
     network: UserNetwork | None = None
     ram: MemoryFile | None = None
     more: MemoryFile | None = None
+    card: CardNetwork | None = None
 
     def __post_init__(self) -> None:
         # What a balloon or free page reporting gives back, QEMU punches out of the file, although the mapping
         # is private: it would go missing in all VMs that share the file.
         assert not (self.ram is not None and not self.ram.shared and self.balloon)
+        assert self.network is None or self.card is None
+
+    @property
+    def mac(self) -> str:
+        """The address of its network card; empty if it has none."""
+        card = self.card or self.network
+        return card.mac if card is not None else ""
 
 
 def parse_architecture(name: str) -> Architecture:

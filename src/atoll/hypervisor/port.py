@@ -95,6 +95,10 @@ class VirtualMachine(Protocol):
     def diagnostics(self) -> Capture:
         """What the hypervisor itself wrote to stderr."""
 
+    @property
+    def card(self) -> Path | None:
+        """Socket at which its network card is to be reached (``CardNetwork``); None if it has none."""
+
     def take_channel(self) -> socket.socket:
         """The host's end of the guest channel, once; the caller owns it."""
 
@@ -103,6 +107,9 @@ class VirtualMachine(Protocol):
 
     async def position(self) -> Position:
         """Where the guest executes now; ``UNKNOWN`` if the backend cannot tell."""
+
+    async def free_card(self) -> None:
+        """Have its network card be as if nobody had ever been connected. Raises ``BootError``."""
 
     def discard(self) -> None:
         """``close`` without an event loop, for a VM that was never talked to; blocks for milliseconds."""
@@ -361,6 +368,9 @@ class Resident(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs go on. Raises as ``attach``."""
 
+    async def free_card(self) -> None:
+        """Have its network card be as if nobody had ever been connected. Raises as ``attach``."""
+
     async def capture(self, branch: Callable[[], Awaitable[None]], *, live: bool = False) -> Instant:
         """Write all of the VM down, which then goes on as it was.
 
@@ -372,6 +382,18 @@ class Resident(Protocol):
         Raises:
             BootError: stage ``capture``: it cannot be written; the guest goes on.
             AtollError: of ``branch``; likewise.
+        """
+
+    async def recover(self, *, running: bool) -> None:
+        """Put a VM right that somebody who is gone may have been writing down: nobody has what was written.
+
+        Waits for the end of that.
+
+        Args:
+            running: the vCPUs go on then, if they stand still.
+
+        Raises:
+            BootError: as ``attach``; stage ``capture``: its RAM stays write-protected.
         """
 
     async def press_power_button(self) -> None:

@@ -12,24 +12,25 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from atoll import runtime, store
+from atoll import store
 from atoll.config import Config
 from atoll.errors import AtollError
-from atoll.hypervisor.model import Accelerator, Disk, Machine, UserNetwork
+from atoll.hypervisor.model import Accelerator, Disk, Machine
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import kernel
 from atoll.image.catalog import ImageManifest
+from atoll.machine.planning import attachment_of
 from atoll.machine.spec import MachineSpec, check_user, mac_of
 from atoll.paths import Paths, SnapshotPaths
-from atoll.snapshot import vetting
+from atoll.snapshot import thawing, vetting
 from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.importing import read_mark
 from atoll.snapshot.manifest import Manifest
 from atoll.snapshot.vetting import LARGEST, require
 from atoll.vm.bootplan import BootPlan, user_network
-from atoll.vm.state import StateError
+from atoll.vm.network.attachment import with_mac
 
-__all__ = ["adopted", "adopted_spec", "lost", "modules_of", "require_host", "vet"]
+__all__ = ["DISK_ONLY", "adopted", "adopted_spec", "check_spec", "lost", "modules_of", "vet"]
 
 _KEY = re.compile(r"[0-9a-f]{20}")
 _ACCELERATORS = {"auto", *Accelerator}
@@ -38,6 +39,9 @@ _ACCELERATORS = {"auto", *Accelerator}
 _DAY, _LONG = 86_400.0, 3_155_760_000.0
 
 _MODULES = "modules.erofs"
+
+#: What can be done where a machine cannot go on from its RAM.
+DISK_ONLY = "`atoll snapshot restore --disk-only` takes its disk alone"
 
 
 def vet(place: SnapshotPaths, manifest: Manifest) -> Machine | None:
@@ -48,7 +52,9 @@ def vet(place: SnapshotPaths, manifest: Manifest) -> Machine | None:
         AtollError: likewise.
         AssertionError: likewise, of the models.
     """
-    _check_spec(store.read_record(place.spec, MachineSpec), manifest)
+    spec = store.read_record(place.spec, MachineSpec)
+    require(spec.id == manifest.machine_id, "its machine has another id")
+    check_spec(spec)
     store.read_record(place.image, ImageManifest)
     if not manifest.ram:
         return None
@@ -60,11 +66,11 @@ def vet(place: SnapshotPaths, manifest: Manifest) -> Machine | None:
     return plan.machine
 
 
-def _check_spec(spec: MachineSpec, manifest: Manifest) -> None:
-    require(spec.id == manifest.machine_id, "its machine has another id")
+def check_spec(spec: MachineSpec) -> None:
+    """See that what a machine was asked for is what Atoll asks for. Raises as ``vet``."""
     require(spec.accel in _ACCELERATORS, "the accelerator of its machine")
     require(0 < spec.cpus <= 1024 and 0 < spec.memory <= LARGEST and 0 <= spec.disk <= LARGEST, "its size")
-    require(spec.image.isprintable() and len(spec.image) <= 256, "its image")
+    vetting.check_image(spec.image)
     require(0 < spec.boot_timeout <= _DAY and 0 <= spec.idle_suspend <= _LONG, "the times of its machine")
     require(not spec.workdir or spec.workdir.startswith("/"), "where its commands start")
     require(all(name and "=" not in name for name in spec.env), "the variables of its commands")
@@ -119,18 +125,6 @@ def adopted_spec(spec: MachineSpec) -> MachineSpec:
     return replace(spec, shares=(), forwards=(), kernel="", service=None)
 
 
-def require_host(machine: Machine) -> None:
-    """See that this host can run a VM from elsewhere.
-
-    Raises:
-        StateError: ``state.mismatch``: it is too small, or of another kind.
-    """
-    if machine.architecture is not runtime.host_architecture() or machine.memory > runtime.host_memory():
-        message = f"it was made of {machine.architecture} with {machine.memory >> 20} MiB of memory"
-        hint = "`atoll snapshot restore --disk-only` takes its disk alone"
-        raise StateError(message, code="mismatch", hint=hint)
-
-
 def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
     """A plan from elsewhere, for a machine of this host.
 
@@ -144,23 +138,24 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
         AtollError: its kernel is not here.
     """
     machine = plan.machine
-    require_host(machine)
+    thawing.require_host(machine, DISK_ONLY)
     bundle = kernel.load(config.paths, _key_of(machine))
-    network = machine.network is not None
+    mac = mac_of(spec.id)
+    slirp = machine.network is not None
+    own = replace(
+        machine,
+        kernel=bundle.vmlinux,
+        initramfs=bundle.initramfs,
+        disks=tuple(_disk(disk, bundle) for disk in machine.disks),
+        ram=None,
+        more=None,
+    )
     return BootPlan(
-        machine=replace(
-            machine,
-            kernel=bundle.vmlinux,
-            initramfs=bundle.initramfs,
-            disks=tuple(_disk(disk, bundle) for disk in machine.disks),
-            network=UserNetwork(mac_of(spec.id), spec.forwards) if network else None,
-            ram=None,
-            more=None,
-        ),
+        machine=with_mac(own, mac, spec.forwards),
         host=inspect_host(machine.architecture, config.cache_dir),
         setup=msgspec.structs.replace(
             plan.setup,
-            network=user_network(mac_of(spec.id)) if network else None,
+            network=user_network(mac) if slirp else None,
             shares=spec.shares,
             user=spec.user,
             probe=spec.probe,
@@ -169,6 +164,7 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
         boot_timeout=spec.boot_timeout,
         disk=spec.disk,
         idle_suspend=spec.idle_suspend,
+        attachment=attachment_of(config, machine.name, spec) if machine.card is not None else None,
     )
 
 

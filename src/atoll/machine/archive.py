@@ -11,6 +11,7 @@ import io
 import secrets
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -18,13 +19,16 @@ import msgspec
 
 from atoll import store
 from atoll.errors import UsageError
-from atoll.events import Emit, TaskAdvanced, ignore, task
+from atoll.events import Emit, Warned, ignore, progress, task
 from atoll.image.catalog import ImageManifest
 from atoll.image.extents import ZEROES, read_range
 from atoll.machine import registry, undoing
+from atoll.machine.adopting import adopted_spec, check_spec
 from atoll.machine.registry import Named
-from atoll.machine.spec import MachineSpec
+from atoll.machine.spec import MachineSpec, check_name
 from atoll.paths import Paths, VmPaths
+from atoll.snapshot import vetting
+from atoll.snapshot.vetting import LARGEST, require
 from atoll.vm.chain import Opened, opened, read_chain, require_files
 
 __all__ = ["ExportManifest", "export_machine", "import_machine"]
@@ -109,7 +113,7 @@ def _member(
     info = tarfile.TarInfo(name)
     info.size = size
     info.mode = 0o600
-    reader = _Digested(source, emit)
+    reader = _Digested(source, progress(emit, "export"))
     tar.addfile(info, reader)
     digests[name] = reader.digest.hexdigest()
 
@@ -117,20 +121,17 @@ def _member(
 class _Digested:
     """Reads on, digesting what passes."""
 
-    def __init__(self, source: Any, emit: Emit) -> None:
+    def __init__(self, source: Any, advance: Callable[[int], None]) -> None:
         self._source = source
-        self._emit = emit
+        self._advance = advance
         self._done = 0
-        self._told = 0.0
         self.digest = hashlib.sha256()
 
     def read(self, count: int = -1, /) -> bytes:
         data: bytes = self._source.read(count)
         self.digest.update(data)
         self._done += len(data)
-        if time.monotonic() - self._told > 0.1:
-            self._told = time.monotonic()
-            self._emit(TaskAdvanced(task="export", done=self._done))
+        self._advance(self._done)
         return data
 
 
@@ -160,7 +161,15 @@ class _Extents:
 def import_machine(paths: Paths, source: Path, name: str | None = None, emit: Emit = ignore) -> str:
     """Enter the machine in ``source``, under ``name`` or its own; its name.
 
-    It gets addresses of its own: the one that was exported may still exist.
+    It gets addresses of its own: the one that was exported may still exist. What its file says of the host is
+    not for this one: it shares no directories and opens no ports, has the kernel that any machine has, and is
+    a user's. Who wrote the file may be anybody.
+
+    Args:
+        paths: where machines are.
+        source: as ``export_machine`` wrote it.
+        name: of the machine; its own by default.
+        emit: told of progress, and which ports and kernel were left out.
 
     Raises:
         UsageError: ``usage.archive``: it is no such file, or is damaged.
@@ -173,16 +182,15 @@ def import_machine(paths: Paths, source: Path, name: str | None = None, emit: Em
             spec_data = _small(tar, members, _SPEC)
             _check(hashlib.sha256(spec_data).hexdigest(), manifest, _SPEC)
             spec = msgspec.json.decode(spec_data, type=MachineSpec)
+            _vet(spec, manifest)
             chosen = name or manifest.name
             if registry.exists(paths, chosen):
                 raise registry.taken(chosen)
             own = msgspec.structs.replace(
-                spec,
+                adopted_spec(spec),
                 id=secrets.token_hex(16),
                 created=time.time(),
-                shares=(),
                 image=manifest.image.name,
-                service=None,  # this Atoll's own machines are trusted by it, and it makes them itself
             )
 
             def fill(place: VmPaths) -> None:
@@ -190,13 +198,41 @@ def import_machine(paths: Paths, source: Path, name: str | None = None, emit: Em
                 _import_disk(tar, members, manifest, place)
 
             registry.add(paths, chosen, own, fill)
+            _tell_of_losses(chosen, spec, emit)
             return chosen
-    except (tarfile.TarError, msgspec.DecodeError, UnicodeDecodeError, EOFError) as error:
+    except (
+        tarfile.TarError,
+        msgspec.DecodeError,
+        ValueError,
+        AssertionError,  # of the models
+        RecursionError,
+        EOFError,
+    ) as error:
         raise _damaged(source, str(error)) from error
     except OSError as error:
         raise UsageError(
             f"cannot read {source}: {error.strerror}", code="archive", hint="check the path"
         ) from error
+
+
+def _vet(spec: MachineSpec, manifest: ExportManifest) -> None:
+    """Raises ``ValueError``: what it says is not what Atoll says."""
+    try:
+        check_spec(spec)
+        check_name(manifest.name)
+    except UsageError as error:
+        raise ValueError(error.message) from error
+    vetting.check_image(manifest.image.name)
+    require(0 <= manifest.disk <= LARGEST, "the size of its disk")
+
+
+def _tell_of_losses(name: str, spec: MachineSpec, emit: Emit) -> None:
+    if spec.forwards:
+        hint = f"`atoll edit {name} ports=...` gives it some"
+        emit(Warned(message=f"{name}: the ports that its file names were left out", hint=hint))
+    if spec.kernel:
+        hint = f"`atoll edit {name} kernel=...` gives it one of yours"
+        emit(Warned(message=f"{name}: it boots the usual kernel, not one of its own", hint=hint))
 
 
 def _damaged(source: Path, why: str) -> UsageError:

@@ -21,7 +21,6 @@ from atoll.machine.restoring import (
     add_from,
     fill_from,
     require_fit,
-    require_machine,
     require_own,
     resumed,
     thawed,
@@ -264,7 +263,7 @@ class Checkpoints(Supervised):
         """Enter this machine as what a snapshot is."""
         check_name(self.name)
         found = await asyncio.to_thread(catalog.find, self._paths, reference, kind=Kind.MACHINE)
-        require_machine(found)
+        catalog.require_kind(found, Kind.MACHINE)
         with ExitStack() as stack:
             files = await self._thawed(found, stack, disk_only=disk_only)
             added: list[VmPaths] = []

@@ -7,14 +7,15 @@ is mounted, into an overlay that goes with the VM: the snapshots' own files are 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from atoll import runtime
+from atoll import runtime, store
 from atoll.config import Config
-from atoll.errors import UsageError
+from atoll.errors import StoreError, UsageError
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Disk
 from atoll.image import qcow2
@@ -26,7 +27,7 @@ from atoll.vm.chain import Chain, disk_of, new_active
 from atoll.vm.plan import plan
 from atoll.vm.spawning import Spawned
 
-__all__ = ["changed_runs", "require_disk", "same_disk", "serials", "spawn_beside"]
+__all__ = ["changed_runs", "require_disk", "same_disk", "serials", "spawn_beside", "undisturbed"]
 
 _DATA, _ROOT = ("data0", "data1"), ("root0", "root1")
 
@@ -43,6 +44,29 @@ def require_disk(snapshot: Snapshot) -> None:
     if not manifest.layers:
         hint = "only machines with a real guest have one"
         raise UsageError(f"snapshot {manifest.name} has no disk", code="snapshot", hint=hint)
+
+
+@contextmanager
+def undisturbed(*snapshots: Snapshot) -> Iterator[None]:
+    """Have nobody change the disks of snapshots, also if these are removed meanwhile.
+
+    Raises:
+        StoreError: ``store.missing``: one was removed.
+    """
+    with ExitStack() as stack:
+        for snapshot in snapshots:
+            manifest = manifest_of(snapshot)
+            for layer in manifest.layers:
+                try:
+                    fd = store.read_undisturbed(snapshot.place.directory / layer.name)
+                except FileNotFoundError as error:
+                    hint = (
+                        "`atoll snapshot ls` lists those that are here, `atoll snapshot verify` looks at them"
+                    )
+                    message = f"snapshot {manifest.name} was removed, or has lost {layer.name}"
+                    raise StoreError(message, code="missing", hint=hint) from error
+                stack.callback(os.close, fd)
+        yield
 
 
 def same_disk(one: Snapshot, other: Snapshot) -> bool:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from atoll import runtime, store
-from atoll.config import Config, parse_memory
+from atoll.config import Config, NetworkKind, parse_memory
 from atoll.errors import ImageError, UsageError
 from atoll.events import Emit, ignore
 from atoll.image import catalog, disk
@@ -60,7 +60,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str = ""
     mounts: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
-    network: bool = True
+    network: bool | str | None = None
     restart: str = "no"
     ready_probe: str | None = None
     idle_suspend: str | float = 0.0
@@ -79,8 +79,9 @@ def parse_disk(size: str | int) -> int:
 def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
     """The record of a new machine. Raises ``UsageError`` for a wish that is malformed."""
     init = choose(Init, wishes.init, "init")
-    if wishes.ports and not wishes.network:
-        raise UsageError("ports need a network", code="port", hint="leave out one of -p and --no-network")
+    network = runtime.choose_network(config, wishes.network)
+    if wishes.ports and network is NetworkKind.NONE:
+        raise UsageError("ports need a network", code="port", hint="leave out -p, or give it a network")
     return MachineSpec(
         id=secrets.token_hex(16),
         image=str(catalog.parse(wishes.image or reference_of(wishes.distro, init))),
@@ -94,7 +95,8 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         workdir=check_workdir(wishes.workdir),
         shares=tuple(shared(parse_share(text)) for text in wishes.mounts),
         forwards=tuple(parse_forward(text) for text in wishes.ports),
-        network=wishes.network,
+        network=network is not NetworkKind.NONE,
+        slirp=network is NetworkKind.SLIRP,
         kernel=str(config.kernel or ""),
         accel=config.accel,
         restart=choose(Policy, wishes.restart, "restart"),

@@ -45,7 +45,7 @@ EDITABLE = {
     "env": "variables, NAME=VALUE each",
     "mounts": "directories of the host, HOST:GUEST[:ro] each",
     "ports": "ports, [ADDRESS:]HOST:GUEST[/udp] each",
-    "network": "yes or no",
+    "network": "own, slirp or none",
     "kernel": "a kernel to boot; empty for Debian's",
     "accel": "auto, kvm or tcg",
     "restart": "no, on-failure or always",
@@ -78,6 +78,8 @@ def edited(config: Config, spec: MachineSpec, changes: Mapping[str, str]) -> Mac
     new: dict[str, Any] = {name: getattr(settings, name) for name in _SETTINGS if name in changes}
     if "kernel" in changes:
         new["kernel"] = str(settings.kernel or "")
+    if "network" in changes:
+        new["slirp"] = changes["network"] == "slirp"
     for name in _PARSERS.keys() & changes.keys():
         field, parse = _PARSERS[name]
         new[field] = parse(changes[name])
@@ -102,10 +104,10 @@ def _variable(item: str) -> tuple[str, str]:
     return name, value
 
 
-def _yes_or_no(value: str) -> bool:
-    if value not in {"yes", "no"}:
-        raise UsageError(f"network={value}", code="edit", hint="write yes or no")
-    return value == "yes"
+def _network(value: str) -> bool:
+    if value not in {"own", "slirp", "none", "yes", "no"}:
+        raise UsageError(f"network={value}", code="edit", hint="write own, slirp or none")
+    return value not in {"none", "no"}
 
 
 #: For each of ``EDITABLE`` that is no setting of sandboxes too: the spec's field, and what makes its value.
@@ -115,7 +117,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "env": ("env", lambda value: dict(_variable(item) for item in _items(value))),
     "mounts": ("shares", lambda value: tuple(shared(parse_share(item)) for item in _items(value))),
     "ports": ("forwards", lambda value: tuple(parse_forward(item) for item in _items(value))),
-    "network": ("network", _yes_or_no),
+    "network": ("network", _network),
     "restart": ("restart", lambda value: choose(Policy, value, "restart")),
     "idle_suspend": ("idle_suspend", parse_idle),
     "ready_probe": ("probe", lambda value: parse_probe(value) if value else None),
@@ -147,7 +149,7 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "env": lambda spec: ",".join(shlex.quote(f"{name}={value}") for name, value in spec.env.items()),
     "mounts": lambda spec: ",".join(_show_share(share) for share in spec.shares),
     "ports": lambda spec: ",".join(_show_port(forward) for forward in spec.forwards),
-    "network": lambda spec: "yes" if spec.network else "no",
+    "network": lambda spec: ("slirp" if spec.slirp else "own") if spec.network else "none",
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",
     "boot_timeout": lambda spec: f"{spec.boot_timeout:g}",

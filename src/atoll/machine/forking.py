@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from atoll import store
 from atoll.errors import AtollError, StoreError
-from atoll.hypervisor.model import Disk, Machine, UserNetwork
+from atoll.hypervisor.model import Disk, Machine
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import take_root
@@ -30,6 +30,7 @@ from atoll.vm.chain import disk_of, with_disk
 from atoll.vm.client import Control
 from atoll.vm.cloning import renamed
 from atoll.vm.messages import Captured, Files
+from atoll.vm.network.attachment import with_mac
 
 __all__ = ["Child", "add_copy", "as_captured", "copied", "fork", "opened", "with_root"]
 
@@ -121,16 +122,16 @@ def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, disk: D
     """
     mac = mac_of(spec.id)
     machine = replace(
-        with_disk(renamed(plan.machine, {"hostname": name, "machine_id": spec.id}), disk),
-        name=name,
-        network=UserNetwork(mac) if plan.machine.network is not None else None,
+        with_disk(renamed(plan.machine, {"hostname": name, "machine_id": spec.id}), disk), name=name
     )
+    attachment = plan.attachment and replace(plan.attachment, owner=spec.id, hostname=name, forwards=())
     network = user_network(mac) if plan.setup.network is not None else None
     setup = replace(plan.setup, network=network, script=setup_script(name, spec))
     return replace(
         plan,
-        machine=with_root(machine, place),
+        machine=with_mac(with_root(machine, place), mac),
         setup=setup,
+        attachment=attachment,
         beginning=Beginning.FORK,
     )
 

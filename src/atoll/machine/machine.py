@@ -51,7 +51,7 @@ class Machine(Checkpoints):
         workdir: str = "",
         mounts: Sequence[str] = (),
         ports: Sequence[str] = (),
-        network: bool = True,
+        network: bool | str | None = None,
         kernel: str | Path | None = None,
         accel: str | None = None,
         restart: str = "no",
@@ -76,7 +76,7 @@ class Machine(Checkpoints):
             workdir: directory in which commands start.
             mounts: ``HOST:GUEST[:ro]`` each.
             ports: ``[ADDRESS:]HOST:GUEST[/udp]`` each.
-            network: whether it has a network.
+            network: ``own``, ``slirp`` or ``none``; None for what the settings say, True for any.
             kernel: a kernel to boot instead of Debian's cloud kernel.
             accel: ``auto``, ``kvm`` or ``tcg``.
             restart: ``no``, ``on-failure`` or ``always``: what follows when the guest ends by itself.

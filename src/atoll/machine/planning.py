@@ -8,18 +8,19 @@ from pathlib import Path
 import msgspec
 
 from atoll import runtime, store
-from atoll.config import Config
+from atoll.config import Config, NetworkKind
 from atoll.events import Emit, ignore
-from atoll.hypervisor.model import Accelerator, Machine, UserNetwork
+from atoll.hypervisor.model import Accelerator, CardNetwork, Machine, UserNetwork
 from atoll.image.catalog import ImageManifest
 from atoll.machine.spec import Init, MachineSpec, mac_of
 from atoll.paths import VmPaths
 from atoll.vm import serving
 from atoll.vm.bootplan import BootPlan, Setup, user_network
 from atoll.vm.chain import disk_of, read_chain
+from atoll.vm.network.attachment import DEFAULT, Attachment
 from atoll.vm.plan import Residence, limits_of, plan_resident
 
-__all__ = ["FAKE", "make_plan", "setup_script"]
+__all__ = ["FAKE", "attachment_of", "make_plan", "setup_script"]
 
 #: PCIe slots for shares that come and go while the machine runs.
 _SLOTS = 4
@@ -45,6 +46,9 @@ fi
 mkdir -p /etc/sudoers.d
 [ -s /etc/sudoers.d/USER ] || echo 'USER ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/USER"""
 
+#: What the names of templates have in them, by the network that machines have a card for.
+_TEMPLATES = {NetworkKind.NONE: "-offline", NetworkKind.SLIRP: "", NetworkKind.OWN: "-own"}
+
 #: An accelerator that no flag chooses but a record may name: the machine is the agent alone, as a process of
 #: this host (``atoll.hypervisor.fake``). Tests of what machines do by the thousand use it.
 FAKE = "fake"
@@ -69,10 +73,15 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     if spec.shares:
         serving.check()
     limits = limits_of(base.shape, host_memory=runtime.host_memory(), host_cpus=os.cpu_count() or 1)
+    wanted = NetworkKind.NONE
+    if spec.network:
+        wanted = NetworkKind.SLIRP if spec.slirp else NetworkKind.OWN
+    network = runtime.available(config, DEFAULT, wanted, emit=emit)
     residence = Residence(
         data=disk_of(place, read_chain(place)),
         init=init,
-        network=UserNetwork(mac, spec.forwards) if spec.network else None,
+        network=UserNetwork(mac, spec.forwards) if network is NetworkKind.SLIRP else None,
+        card=CardNetwork(mac) if network is NetworkKind.OWN else None,
         max_vcpus=limits.vcpus,
         max_memory=limits.memory,
         slots=_SLOTS,
@@ -80,16 +89,15 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         machine_id=spec.id,
         direct=spec.service.direct if spec.service is not None else (),
     )
-    network = user_network(mac) if spec.network else None
     machine = plan_resident(name, files, base.shape, residence)
-    kind = f"machine-{spec.init}" + ("" if spec.network else "-offline")
+    kind = f"machine-{spec.init}{_TEMPLATES[network]}"
     devices = ("virtio_rng", "virtio_balloon", *(("virtio_net",) if spec.network else ()))
     return BootPlan(
         machine=machine,
         host=base.host,
         setup=Setup(
             modules=base.modules(*devices),
-            network=network,
+            network=user_network(mac) if network is NetworkKind.SLIRP else None,
             script=setup_script(name, spec),
             shares=spec.shares,
             probe=spec.probe,
@@ -101,7 +109,19 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         boot_timeout=spec.boot_timeout,
         idle_suspend=spec.idle_suspend,
         disk=spec.disk,
+        attachment=attachment_of(config, name, spec) if network is NetworkKind.OWN else None,
         origin=runtime.machine_origin(settings, base, machine, kind, emit=emit),
+    )
+
+
+def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
+    """Where the network card of a machine is plugged in."""
+    return Attachment(
+        network=config.paths.network(DEFAULT).directory,
+        owner=spec.id,
+        hostname=name,
+        forwards=spec.forwards,
+        host_ports=config.network_host_ports,
     )
 
 
@@ -116,8 +136,10 @@ def _hosted(name: str, place: VmPaths, spec: MachineSpec) -> BootPlan:
 
 def setup_script(name: str, spec: MachineSpec) -> str:
     """What the guest's shell does at each start: names, and the user, who is made once."""
+    # The line of a machine that this is a copy of would lead to itself.
     lines = [
         f"echo {name} > /etc/hostname",
+        f"grep -q '^127.0.1.1 {name}$' /etc/hosts || sed -i '/^127.0.1.1 [^ ]*$/d' /etc/hosts || true",
         f"grep -q '[[:space:]]{name}$' /etc/hosts || echo '127.0.1.1 {name}' >> /etc/hosts",
     ]
     if spec.user:

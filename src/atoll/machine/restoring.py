@@ -16,6 +16,7 @@ from atoll.config import Config
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image.catalog import ImageManifest
 from atoll.machine import adopting, registry
+from atoll.machine.adopting import DISK_ONLY
 from atoll.machine.creation import take_root
 from atoll.machine.forking import copied, with_root
 from atoll.machine.registry import Fill, Named
@@ -35,7 +36,6 @@ __all__ = [
     "add_from",
     "fill_from",
     "require_fit",
-    "require_machine",
     "require_own",
     "resumed",
     "thawed",
@@ -45,18 +45,9 @@ __all__ = [
 _OWN_DISKS = {"root", "data"}
 
 
-def require_machine(snapshot: Snapshot) -> None:
-    """See that a snapshot is of a machine. Raises ``StateError``: ``state.foreign``."""
-    manifest = manifest_of(snapshot)
-    if manifest.kind is not Kind.MACHINE:
-        message = f"snapshot {manifest.name} is of the sandbox {manifest.machine}"
-        hint = f"`atoll run --snapshot {snapshot.id}` starts a sandbox from it"
-        raise StateError(message, code="foreign", hint=hint)
-
-
 def require_own(snapshot: Snapshot, machine: Named) -> None:
     """See that a machine goes back to a snapshot of its own. Raises ``StateError``: ``state.foreign``."""
-    require_machine(snapshot)
+    catalog.require_kind(snapshot, Kind.MACHINE)
     manifest = manifest_of(snapshot)
     if manifest.machine_id != machine.spec.id:
         whose = manifest.machine if manifest.machine != machine.name else f"another {machine.name}"
@@ -70,15 +61,14 @@ def require_fit(snapshot: Snapshot, config: Config) -> None:
     machine = store.read_record(snapshot.place.plan, BootPlan).machine
     lost: Sequence[Path]
     if snapshot.imported:
-        adopting.require_host(machine)
+        thawing.require_host(machine, DISK_ONLY)
         host = inspect_host(runtime.host_architecture(), config.cache_dir)
         lost = adopting.lost(snapshot, config.paths)
     else:
         host = inspect_host(machine.architecture, config.cache_dir)
         others = [disk.path for disk in machine.disks if disk.serial not in _OWN_DISKS]
         lost = [path for path in others if not path.exists()]
-    hint = "`atoll snapshot restore --disk-only` takes its disk alone"
-    thawing.require_fit(snapshot, host, lost=lost, hint=hint)
+    thawing.require_fit(snapshot, host, lost=lost, hint=DISK_ONLY)
 
 
 def _plan(snapshot: Snapshot, config: Config, spec: MachineSpec) -> BootPlan:
@@ -112,7 +102,8 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
 def resumed(machine: Named, plan: BootPlan) -> BootPlan:
     """The plan of a machine that goes on as the VM that was written down with ``plan``."""
     vm = replace(with_root(plan.machine, machine.place), name=machine.name)
-    return replace(plan, machine=vm, beginning=Beginning.RESUME)
+    attachment = plan.attachment and replace(plan.attachment, hostname=machine.name)
+    return replace(plan, machine=vm, attachment=attachment, beginning=Beginning.RESUME)
 
 
 def fill_from(machine: Named, snapshot: Snapshot, config: Config, *, ram: bool) -> Fill:

@@ -81,6 +81,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         shares: directories of the host.
         forwards: ports of the host that lead into the guest.
         network: whether it has a network.
+        slirp: it is QEMU's user network.
         kernel: to boot instead of Debian's cloud kernel; empty for that.
         accel: ``auto``, ``kvm`` or ``tcg``.
         restart: what follows when the guest ends by itself.
@@ -114,6 +115,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     boot_timeout: float = 60.0
     idle_suspend: float = 0.0
     service: Service | None = None
+    slirp: bool = False
 
 
 def check_name(name: str) -> str:

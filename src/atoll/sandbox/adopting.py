@@ -6,14 +6,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from atoll import runtime, store
-from atoll.hypervisor.model import Disk, Machine, UserNetwork
+from atoll import store
+from atoll.hypervisor.model import Disk, Machine
 from atoll.paths import SnapshotPaths
 from atoll.sandbox.snapshots import Record
-from atoll.snapshot import vetting
+from atoll.snapshot import thawing, vetting
 from atoll.snapshot.manifest import Manifest
-from atoll.snapshot.vetting import require
-from atoll.vm.state import StateError
+from atoll.vm.network.attachment import with_mac
 
 __all__ = ["adopted", "vet"]
 
@@ -27,7 +26,7 @@ def vet(place: SnapshotPaths, manifest: Manifest) -> Machine:
         AssertionError: likewise, of the models.
     """
     record = store.read_record(place.vm, Record)
-    require(record.image.isprintable() and len(record.image) <= 256, "its image")
+    vetting.check_image(record.image)
     vetting.check_machine(manifest, record.machine)
     return record.machine
 
@@ -38,15 +37,13 @@ def adopted(machine: Machine) -> Machine:
     Raises:
         StateError: ``state.mismatch``: this host is too small, or of another kind.
     """
-    if machine.architecture is not runtime.host_architecture() or machine.memory > runtime.host_memory():
-        message = f"it was made of {machine.architecture} with {machine.memory >> 20} MiB of memory"
-        raise StateError(message, code="mismatch", hint="use it on a host that is like its own")
-    return replace(
+    thawing.require_host(machine, "use it on a host that is like its own")
+    plain = replace(
         machine,
         kernel=Path(),
         initramfs=Path(),
         disks=tuple(Disk(Path(), disk.serial, read_only=True) for disk in machine.disks),
-        network=UserNetwork(machine.network.mac) if machine.network is not None else None,
         ram=None,
         more=None,
     )
+    return with_mac(plain, machine.mac)

@@ -24,11 +24,11 @@ from atoll.paths import SnapshotPaths
 from atoll.sandbox import adopting
 from atoll.sandbox.snapshots import Record
 from atoll.snapshot import catalog
-from atoll.snapshot.catalog import Snapshot, manifest_of
+from atoll.snapshot.catalog import Snapshot
 from atoll.snapshot.manifest import Kind
 from atoll.snapshot.thawing import Thawed, require_fit, thaw
+from atoll.vm.network.attachment import SANDBOXES
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
-from atoll.vm.state import StateError
 
 __all__ = ["Revived", "launch"]
 
@@ -58,7 +58,7 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
         BootError: stage ``spawn``.
     """
     found = catalog.find(config.paths, reference, kind=Kind.SANDBOX)
-    _require_sandbox(found)
+    catalog.require_kind(found, Kind.SANDBOX)
     host = inspect_host(runtime.host_architecture(), config.cache_dir)
     require_fit(found, host, hint="make it anew with `Sandbox.snapshot`")
     catalog.check(found)
@@ -68,16 +68,10 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
         files = _hold(found, stack)
         machine = _machine(original, name, found.place, _number(files.ram))
         clone = Clone("", _number(files.state), machine.memory, snapshot=found.id, same=same)
-        spawned = spawn_clone(QemuHypervisor(host), machine, clone, emit)
+        hypervisor = QemuHypervisor(host, config.paths.network(SANDBOXES).cards)
+        attachment = None if same else runtime.attachment_of(config, machine)
+        spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
         return Revived(replace(spawned, release=stack.pop_all().close), record.image)
-
-
-def _require_sandbox(snapshot: Snapshot) -> None:
-    manifest = manifest_of(snapshot)
-    if manifest.kind is not Kind.SANDBOX:
-        message = f"snapshot {manifest.name} is of the machine {manifest.machine}"
-        hint = f"`atoll snapshot restore --as NEW {snapshot.id}` makes a machine of it"
-        raise StateError(message, code="foreign", hint=hint)
 
 
 def _machine(machine: Machine, name: str, place: SnapshotPaths, ram: Path) -> Machine:

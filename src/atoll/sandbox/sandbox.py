@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from atoll import runtime
-from atoll.config import Config, load, override
-from atoll.errors import AtollError, BootError, ChannelError, UsageError, innermost
-from atoll.events import Emit, Warned, ignore
+from atoll.config import Config, NetworkKind, load, override
+from atoll.errors import AtollError, ChannelError, UsageError, innermost
+from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.sandbox import limits, warm
 from atoll.sandbox.keeping import Keeper
 from atoll.sandbox.limits import OnIdle
-from atoll.template import cache
+from atoll.template import falling_back
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
@@ -47,7 +47,7 @@ class Sandbox(Commands):
             image, its processes and, unless ``memory`` says more, its size.
         snapshot: name or id of one that ``snapshot`` made: the sandbox goes on where that was, with all that
             was in it.
-        network: give it a network card, behind QEMU's own address translation.
+        network: ``own``, ``slirp`` or ``none``; True for what the settings say, or else ``own``.
         disk: how much can be written to its root, such as ``"256M"``, or bytes; half its memory by default.
         processes: how many processes and threads it may have, beside those of the kernel.
         command_timeout: seconds after which ``run`` ends a command, where it is not told another limit.
@@ -82,7 +82,7 @@ class Sandbox(Commands):
         cold: bool | None = None,
         template: str | None = None,
         snapshot: str | None = None,
-        network: bool = False,
+        network: bool | str = False,
         disk: str | int | None = None,
         processes: int | None = None,
         command_timeout: float | None = None,
@@ -94,7 +94,8 @@ class Sandbox(Commands):
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
     ) -> None:
-        fixed = {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": network or None}
+        wish = network if network and network != NetworkKind.NONE else None
+        fixed = {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": wish}
         if snapshot is not None:
             warm.refuse_beside_snapshot({**fixed, "memory": memory, "template": template})
         elif template is not None:
@@ -109,7 +110,7 @@ class Sandbox(Commands):
         self._id = ""
         self._copying = asyncio.Lock()
         self._memory = self._config.memory if memory is not None else None
-        self._network = network
+        self._network = runtime.choose_network(self._config, wish=network)
         self._limits = limits.parse(
             disk=disk, processes=processes, ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle
         )
@@ -146,18 +147,13 @@ class Sandbox(Commands):
         self.keeper = Keeper(self._limits, self.vm, self.close)
 
     async def _boot(self) -> None:
-        try:
-            await self.vm.boot(self._config.boot_timeout)
-        except BootError as error:
-            clone = self.vm.clone
-            if clone is None or not clone.template:
-                raise
-            await self.vm.close()
-            self._emit(Warned(message=f"a template is of no use and was discarded: {error.message}"))
-            cache.withdraw(self._config.paths, clone.template, clone.created)
+        async def again() -> Vm:
             self._config = override(self._config, {"cold": True})
             await self._launch()
-            await self.vm.boot(self._config.boot_timeout)
+            return self.vm
+
+        patience, paths = self._config.boot_timeout, self._config.paths
+        await falling_back.boot(self.vm, again, patience=patience, paths=paths, emit=self._emit)
 
     async def _launch(self) -> None:
         """Launch beside the event loop: builds take long. A cancelled caller does not wait for them."""

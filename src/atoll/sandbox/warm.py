@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from atoll import runtime
-from atoll.config import Config
+from atoll.config import Config, NetworkKind
 from atoll.errors import ImageError, StoreError, UsageError
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Machine
@@ -18,6 +18,8 @@ from atoll.hypervisor.qemu.host import QemuHost, inspect_host
 from atoll.template import cache
 from atoll.template.cache import Preparation, Template
 from atoll.template.key import Recipe, clone_of, draft, identity_of, with_disks_at
+from atoll.vm.identity import new_mac
+from atoll.vm.network.attachment import SANDBOXES, with_mac
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
 __all__ = ["build", "find", "launch", "rebuilt", "refuse_beside_snapshot", "refuse_what_it_fixes"]
@@ -53,7 +55,9 @@ def build(
 
     _check(name)
     prepared = runtime.prepare(config, "template", image, emit=emit)
-    recipe = _recipe(config, name, prepared, preparation)
+    wished = runtime.choose_network(config, wish=preparation.network)
+    network = runtime.available(config, SANDBOXES, wished, emit=emit)
+    recipe = _recipe(config, name, prepared, preparation, network)
     paths = config.paths.own
     made = making.make(paths, recipe, anew=True, emit=emit)
     if made is None:
@@ -98,7 +102,7 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
     manifest = found.manifest
     assert manifest.machine is not None
     host = inspect_host(runtime.host_architecture(), config.cache_dir)
-    hypervisor = QemuHypervisor(host)
+    hypervisor = QemuHypervisor(host, config.paths.network(SANDBOXES).cards)
     if manifest.identity != _identity(hypervisor, host, manifest.machine):
         message = f"the template {template} was made with another QEMU, or on another CPU"
         raise ImageError(message, code="stale", hint="`atoll template build NAME` makes it anew")
@@ -111,7 +115,8 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
     with cache.opened(found) as place:
         machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
         clone = Clone("", place.state, size, manifest.created)
-        return spawn_clone(hypervisor, machine, clone, emit)
+        attachment = runtime.attachment_of(config, machine)
+        return spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
 
 
 def refuse_what_it_fixes(wanted: Mapping[str, object]) -> None:
@@ -155,9 +160,12 @@ def _check(name: str) -> None:
         raise UsageError(f"{name!r} cannot be a template's name", code="template", hint=hint)
 
 
-def _recipe(config: Config, name: str, prepared: runtime.Prepared, preparation: Preparation) -> Recipe:
+def _recipe(
+    config: Config, name: str, prepared: runtime.Prepared, preparation: Preparation, network: NetworkKind
+) -> Recipe:
     base = prepared.base
-    machine, modules = runtime.original_of(prepared, network=preparation.network)
+    machine, modules = runtime.original_of(prepared, network=network)
+    machine = with_mac(machine, new_mac())  # on the network there may be another one that is prepared
     manifest = draft(
         machine,
         name=name,
@@ -173,6 +181,7 @@ def _recipe(config: Config, name: str, prepared: runtime.Prepared, preparation: 
         config.boot_timeout,
         keeps_disks=True,
         patience=_PATIENCE,
+        attachment=runtime.attachment_of(config, machine),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from atoll.errors import AtollError, StoreError
 from atoll.paths import Paths, SnapshotPaths
 from atoll.snapshot import digests
 from atoll.snapshot.manifest import MOST, Entry, Kind, Manifest, decode, encode, id_of
+from atoll.vm.state import StateError
 
 __all__ = [
     "Snapshot",
@@ -32,6 +33,7 @@ __all__ = [
     "publish",
     "read",
     "remove",
+    "require_kind",
     "seal",
     "sweep",
     "verify",
@@ -39,6 +41,13 @@ __all__ = [
 
 #: Seconds in which the maker of a snapshot has locked its directory.
 _TAKEN = 5.0
+
+
+#: What a snapshot is for, by what it is of.
+_USES = {
+    Kind.SANDBOX: "`atoll run --snapshot {}` starts a sandbox from it",
+    Kind.MACHINE: "`atoll snapshot restore --as NEW {}` makes a machine of it",
+}
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -71,6 +80,15 @@ def manifest_of(snapshot: Snapshot) -> Manifest:
         assert snapshot.error is not None
         raise snapshot.error
     return snapshot.manifest
+
+
+def require_kind(snapshot: Snapshot, kind: Kind) -> None:
+    """See that a snapshot is of a machine, or of a sandbox. Raises ``StateError``: ``state.foreign``."""
+    manifest = manifest_of(snapshot)
+    if manifest.kind is not kind:
+        hint = _USES[manifest.kind].format(snapshot.id)
+        message = f"snapshot {manifest.name} is of the {manifest.kind} {manifest.machine}"
+        raise StateError(message, code="foreign", hint=hint)
 
 
 def listed(paths: Paths, machine_id: str | None = None) -> list[Snapshot]:
@@ -243,22 +261,25 @@ def check(snapshot: Snapshot) -> None:
     _compare(snapshot)
 
 
-def verify(snapshot: Snapshot) -> None:
-    """Compare every byte with the manifest. Raises as ``check``."""
+def verify(snapshot: Snapshot, step: Callable[[], None] = lambda: None) -> None:
+    """Compare every byte with the manifest. Raises as ``check``.
+
+    ``step`` is called again and again, also by other threads; what it raises ends the work.
+    """
     if snapshot.error is not None:
         raise snapshot.error
-    _compare(snapshot)
+    _compare(snapshot, step)
     manifest = snapshot.manifest
     assert manifest is not None
     if manifest.packs:
         from atoll.snapshot import packs  # noqa: PLC0415 - for snapshots only, and slow to load
 
         directory = snapshot.place.directory
-        for fault in packs.verify(directory, packs.load(directory, manifest.packs)):
+        for fault in packs.verify(directory, packs.load(directory, manifest.packs), step):
             raise broken(snapshot, f"{fault.file}, byte {fault.offset}: {fault.what}")
 
 
-def _compare(snapshot: Snapshot) -> None:
+def _compare(snapshot: Snapshot, step: Callable[[], None] = lambda: None) -> None:
     manifest = snapshot.manifest
     assert manifest is not None, "it was read"
     for name, entry in manifest.files.items():
@@ -267,7 +288,7 @@ def _compare(snapshot: Snapshot) -> None:
             size = path.stat().st_size
         except OSError as error:
             raise broken(snapshot, f"{name} is missing") from error
-        if size != entry.size or digests.digest(path) != entry.digest:
+        if size != entry.size or digests.digest(path, step) != entry.digest:
             raise broken(snapshot, f"{name} was changed")
 
 

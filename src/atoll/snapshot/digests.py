@@ -7,7 +7,7 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atoll import store, threads
@@ -23,11 +23,15 @@ _ZEROES = bytes(CHUNK)
 _NUMBER = struct.Struct("<Q")
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, step: Callable[[], None] = lambda: None) -> str:
     """SHA-256, in hexadecimal, over the size of a file and the number and SHA-256 of each chunk with data.
 
     Number and size are little-endian, 8 bytes. So a copy has the same digest on any file system, and holes
     cost nothing.
+
+    Args:
+        path: of the file.
+        step: called before each chunk; what it raises ends the work.
 
     Raises:
         StoreError: ``store.missing`` or ``store.io``.
@@ -35,7 +39,7 @@ def digest(path: Path) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _digest(fd)
+            return _digest(fd, step)
         finally:
             os.close(fd)
     except FileNotFoundError as error:
@@ -56,7 +60,7 @@ def hashed(number: int, chunk: memoryview) -> bytes:
     return _NUMBER.pack(number) + hashlib.sha256(chunk).digest()
 
 
-def _digest(fd: int) -> str:
+def _digest(fd: int, step: Callable[[], None]) -> str:
     size = os.fstat(fd).st_size
     whole = begun(size)
     rooms = threading.local()
@@ -74,6 +78,7 @@ def _digest(fd: int) -> str:
 
     with threads.in_order(part_of, numbers(fd)) as parts:
         for part in parts:
+            step()
             whole.update(part)
     return whole.hexdigest()
 

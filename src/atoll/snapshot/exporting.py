@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from atoll import store
 from atoll.errors import StoreError
 from atoll.snapshot import archive, blocks, digests
 from atoll.snapshot.archive import Header
@@ -35,6 +36,8 @@ class Target(Protocol):
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot whose files are open: it can be written out, also if it is removed meanwhile.
+
+    Its machine, which may then be the last that has them, does not change them (``store.read_undisturbed``).
 
     Attributes:
         snapshot: as it was read.
@@ -70,7 +73,10 @@ def hold(snapshot: Snapshot, stack: ExitStack) -> Held:
 
         written = _content(open_file(archive.MANIFEST), MOST)
         manifest = decode(written, snapshot.id)
-        files = {name: open_file(name) for name in manifest.files}
+        files = {}
+        for name in manifest.files:
+            files[name] = store.read_undisturbed(Path(f"/proc/self/fd/{place}") / name)
+            stack.callback(os.close, files[name])
         for name, entry in manifest.files.items():
             size = os.fstat(files[name]).st_size
             if size != entry.size or (archive.is_record(name) and size > archive.LARGEST_RECORD):
@@ -216,10 +222,9 @@ def _pack(snapshot: Snapshot, source: OpenPack) -> Iterator[bytes]:
     reader = FrameReader()
     yield MAGIC
     for frame in range(pack.frames):
-        try:
-            yield bytes(reader.stored(source, frame))
-        except DamageError as error:
-            raise broken(snapshot, f"{error.fault.file}, byte {error.fault.offset}: {error}") from error
+        with _reading(snapshot):
+            data = bytes(reader.stored(source, frame))
+        yield data
     yield encode_table(source.table.lengths, source.table.frames, source.table.chunks)
 
 

@@ -71,7 +71,13 @@ def read_mark(place: SnapshotPaths) -> Imported:
 
 
 def read(
-    paths: Paths, source: Source, vet: Vet, *, name: str | None = None, advance: Callable[[int], None]
+    paths: Paths,
+    source: Source,
+    vet: Vet,
+    *,
+    name: str | None = None,
+    advance: Callable[[int], None],
+    step: Callable[[], None],
 ) -> Snapshot:
     """Have the snapshot that is in an archive be one of this user.
 
@@ -81,6 +87,7 @@ def read(
         vet: looks through its records before anything large is read.
         name: what it is called from now on, which gives it another id, too; its own by default.
         advance: told how many bytes were read.
+        step: called now and then while what was read is compared. Both may raise: nothing is left then.
 
     Raises:
         UsageError: ``usage.archive``: it is no such archive, or is damaged. Nothing is left in any case.
@@ -105,9 +112,9 @@ def read(
             stream.finish()
             vetting.check_layers(manifest, place)
         store.write_record(place.imported, Imported(modules=header.modules))
-        _share(paths, place, manifest, packs)
+        _share(paths, place, manifest, packs, step)
         with _refusing_damage():
-            catalog.verify(Snapshot(header.id, place, manifest))
+            catalog.verify(Snapshot(header.id, place, manifest), step)
         with catalog.naming(paths):
             _require_new(paths, written, manifest)
             return catalog.publish(paths, place, written, manifest)
@@ -246,7 +253,13 @@ def _created(path: Path) -> Iterator[Callable[[bytes], object]]:
         yield file.write
 
 
-def _share(paths: Paths, place: SnapshotPaths, manifest: Manifest, packs: tuple[Pack, ...]) -> None:
+def _share(
+    paths: Paths,
+    place: SnapshotPaths,
+    manifest: Manifest,
+    packs: tuple[Pack, ...],
+    step: Callable[[], None],
+) -> None:
     """Take for what other snapshots have, too, another name of the same file; not by its name alone."""
     wanted = {name: entry for name, entry in manifest.files.items() if not archive.is_record(name)}
     names = [*wanted, *(pack.file for pack in packs)]
@@ -257,11 +270,11 @@ def _share(paths: Paths, place: SnapshotPaths, manifest: Manifest, packs: tuple[
             if wanted.get(name) != (other.manifest.files.get(name) if name in wanted else None):
                 continue
             with store.refusing(place.directory):
-                if _taken(other.place.directory / name, place.directory / name):
+                if _taken(other.place.directory / name, place.directory / name, step):
                     names.remove(name)
 
 
-def _taken(source: Path, target: Path) -> bool:
+def _taken(source: Path, target: Path, step: Callable[[], None]) -> bool:
     """Whether ``target`` is another name of ``source`` now, as it has the same content."""
     partial = target.with_name(f".same-{target.name}")
     try:
@@ -271,7 +284,7 @@ def _taken(source: Path, target: Path) -> bool:
     except OSError:  # it is gone, or the file system has no links
         return False
     try:
-        if digests.digest(partial) != digests.digest(target):
+        if digests.digest(partial, step) != digests.digest(target, step):
             return False
         partial.rename(target)
     finally:

@@ -11,11 +11,13 @@ from pathlib import Path
 import msgspec
 
 from atoll.errors import StoreError
+from atoll.hypervisor.model import Machine
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory
+from atoll.image.kernel import host_architecture
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.vm.state import StateError
 
-__all__ = ["Thawed", "require_fit", "thaw"]
+__all__ = ["Thawed", "require_fit", "require_host", "thaw"]
 
 #: Nobody can change the file any more, nor take this away from it (memfd_create(2), fcntl(2)).
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -59,6 +61,21 @@ def require_fit(snapshot: Snapshot, host: QemuHost, *, lost: Sequence[Path] = ()
         if differs:
             message = f"snapshot {manifest.name} was made with {what}"
             raise StateError(message, code="mismatch", hint=hint)
+
+
+def require_host(machine: Machine, hint: str) -> None:
+    """See that this host can run a VM from elsewhere.
+
+    Args:
+        machine: the VM.
+        hint: what can be done instead.
+
+    Raises:
+        StateError: ``state.mismatch``: this host is too small, or of another kind.
+    """
+    if machine.architecture != host_architecture() or machine.memory > host_memory():
+        message = f"it was made of {machine.architecture} with {machine.memory >> 20} MiB of memory"
+        raise StateError(message, code="mismatch", hint=hint)
 
 
 def _require_memory(snapshot: Snapshot, count: int, hint: str = "use a host with more memory") -> None:

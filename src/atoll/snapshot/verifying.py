@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atoll import threads
@@ -16,12 +16,13 @@ from atoll.snapshot.reading import FrameReader, OpenPack
 __all__ = ["verify"]
 
 
-def verify(directory: Path, index: Index) -> tuple[Fault, ...]:
+def verify(directory: Path, index: Index, step: Callable[[], None] = lambda: None) -> tuple[Fault, ...]:
     """Read the index file and all of all packs, decompress them, and compare all digests.
 
     Args:
         directory: the snapshot's.
         index: its index.
+        step: called before each frame, in several threads; what it raises ends the work.
 
     Returns:
         What is wrong, by file and offset; nothing if all is as it was written. Of a pack whose table is
@@ -39,7 +40,7 @@ def verify(directory: Path, index: Index) -> tuple[Fault, ...]:
             except DamageError as error:
                 faults.append(error.fault)
         frames = [(source, frame) for source in sources for frame in range(source.pack.frames)]
-        work = functools.partial(_check_frames, faults)
+        work = functools.partial(_check_frames, faults, step)
         threads.share(work, frames, threads=min(threads.processors(), len(frames)))
     return tuple(sorted(faults))
 
@@ -57,9 +58,12 @@ def _check_index(directory: Path, index: Index) -> Iterator[Fault]:
         yield Fault(FILE, 0, "it has another digest")
 
 
-def _check_frames(faults: list[Fault], frames: Iterator[tuple[OpenPack, int]]) -> None:
+def _check_frames(
+    faults: list[Fault], step: Callable[[], None], frames: Iterator[tuple[OpenPack, int]]
+) -> None:
     reader = FrameReader()
     for source, frame in frames:
+        step()
         try:
             reader.stored(source, frame)
             reader.content(source, frame, range(source.pack.frame_chunks(frame)))

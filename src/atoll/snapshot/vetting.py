@@ -19,8 +19,17 @@ from atoll.snapshot.archive import LARGEST_RECORD, is_record
 from atoll.snapshot.index import Image
 from atoll.snapshot.manifest import Kind, Manifest, check_name
 from atoll.vm.chain import Chain, new_active
+from atoll.vm.network.attachment import MTU
 
-__all__ = ["LARGEST", "check_images", "check_layers", "check_machine", "check_manifest", "require"]
+__all__ = [
+    "LARGEST",
+    "check_image",
+    "check_images",
+    "check_layers",
+    "check_machine",
+    "check_manifest",
+    "require",
+]
 
 #: Bytes that a file, a disk or a guest's memory has at most.
 LARGEST = 1 << 46
@@ -35,6 +44,7 @@ _GROWTH, _GROWN = 1 << 40, 16
 _END_OF_TIME = 253_402_300_800
 
 _MIB = 1 << 20
+_LONGEST = 256
 _MOST_VCPUS = 1024
 _MOST_SLOTS = 32
 
@@ -58,6 +68,11 @@ def require(good: object, what: str) -> None:
     """Raise ``ValueError``, with what is wrong, unless ``good``."""
     if not good:
         raise ValueError(what)
+
+
+def check_image(name: str) -> None:
+    """Whether this can be the name of an image. Raises as ``check_manifest``."""
+    require(name.isprintable() and len(name) <= _LONGEST, "its image")
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -143,7 +158,11 @@ def check_machine(manifest: Manifest, machine: Machine) -> None:
     require(private and machine.more is None, "where the memory of its VM lies")
     require({machine.consoles, machine.shared_memory, machine.balloon} == {resident}, "the devices of its VM")
     require(all(item.isprintable() for item in machine.cmdline), "the command line of its kernel")
-    require(machine.network is None or _MAC.fullmatch(machine.network.mac), "the network of its VM")
+    require(not machine.mac or _MAC.fullmatch(machine.mac), "the network of its VM")
+    require(machine.network is None or machine.network.mac, "the network of its VM")
+    require(
+        machine.card is None or (machine.mac and 1280 <= machine.card.mtu <= MTU), "the network of its VM"
+    )
     known = _DISKS[manifest.kind]
     serials = [disk.serial for disk in machine.disks]
     require(len(set(serials)) == len(serials) and set(serials) <= known.keys(), "the disks of its VM")

@@ -17,6 +17,7 @@ from atoll.hypervisor.model import Machine, MemoryFile
 from atoll.hypervisor.port import CloningHypervisor
 from atoll.paths import TemplatePaths
 from atoll.template.cache import Manifest
+from atoll.vm.network.attachment import Attachment
 from atoll.vm.plan import Bootable, Shape, plan_growing
 
 __all__ = [
@@ -70,6 +71,7 @@ class Recipe(msgspec.Struct, frozen=True):
         boot_timeout: seconds in which it must be up.
         keeps_disks: it has disks of its own, by hard links: what they come from may be built anew.
         patience: seconds in which it must be prepared once it is up.
+        attachment: where its network card is plugged in while it is prepared; None if it stays unplugged.
     """
 
     hypervisor: CloningHypervisor
@@ -80,6 +82,7 @@ class Recipe(msgspec.Struct, frozen=True):
     held: bool = False
     keeps_disks: bool = False
     patience: float = 30.0
+    attachment: Attachment | None = None
 
 
 def base_memory(memory: int, *, least: int, most: int) -> int:

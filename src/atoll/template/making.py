@@ -146,7 +146,13 @@ async def _freeze(recipe: Recipe, machine: Machine, place: TemplatePaths, emit: 
     with place.ram.open("xb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.truncate(machine.memory)
-    spawned = spawn(recipe.hypervisor, original(machine, place.ram), ignore, modules=recipe.modules)
+    spawned = spawn(
+        recipe.hypervisor,
+        original(machine, place.ram),
+        ignore,
+        modules=recipe.modules,
+        attachment=recipe.attachment,
+    )
     async with Vm(spawned, ignore) as vm:
         emit(TaskAdvanced(task="template", note="booting"))
         up = _until_held(vm, recipe.boot_timeout) if recipe.held else vm.boot(recipe.boot_timeout)

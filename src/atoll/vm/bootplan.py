@@ -9,6 +9,7 @@ import msgspec
 
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.qemu.host import QemuHost
+from atoll.vm.network.attachment import Attachment
 from atoll.vm.origin import Origin
 from atoll.vm.restart import Policy
 
@@ -95,6 +96,7 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
         beginning: how it comes up if the start brings what it was; else it boots.
         disk: bytes that the machine's disk shall have at least.
         idle_suspend: seconds after which it is suspended if it does nothing; 0 for never.
+        attachment: where the card of its machine is plugged in; None if that has none.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -109,3 +111,4 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     beginning: Beginning = Beginning.BOOT
     disk: int = 0
     idle_suspend: float = 0.0
+    attachment: Attachment | None = None

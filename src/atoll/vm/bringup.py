@@ -20,6 +20,7 @@ from atoll.vm.clock import set_clock
 from atoll.vm.cloning import copied_identity, identity_of, renewed_identity
 from atoll.vm.diagnosis import Evidence, diagnose
 from atoll.vm.logs import tail
+from atoll.vm.network.cable import Cable, setup_of
 from atoll.vm.outputs import Outputs
 from atoll.vm.reasons import unready
 from atoll.vm.setup import set_up
@@ -48,6 +49,7 @@ class BringUp:
         emit: told of the stages.
         cloned: it goes on from a template, and is to be told who it is.
         beginning: how it comes up if it goes on from what it was.
+        cable: keeps its network card plugged in; None if it has none.
         introduced: it was told.
     """
 
@@ -61,6 +63,7 @@ class BringUp:
     emit: Emit
     cloned: bool = False
     beginning: Beginning = Beginning.BOOT
+    cable: Cable | None = None
     introduced: bool = field(default=False, init=False)
     _began: float = field(default=0.0, init=False)
     _answered: bool = field(default=False, init=False)
@@ -94,6 +97,7 @@ class BringUp:
         agent = self.agent
         if agent is None:
             raise ChannelError("nobody listens at the guest's channel", code="gone")
+        plugged = await self.cable.plugged() if self.cable is not None else None
         await agent.ready()
         self._answered = True
         self.reached("agent")
@@ -105,13 +109,11 @@ class BringUp:
         self.reached("root")
         self.emit(GuestBooted(vm=self.name, timeline=timeline))
         self.shares.connect(self.vm, agent, self.plan)
-        await set_up(
-            agent,
-            left_to_do(self.plan.setup, self.beginning),
-            self.name,
-            self._tell,
-            mount=self.shares.mount_all,
-        )
+        setup = left_to_do(self.plan.setup, self.beginning)
+        if plugged is not None and (self.beginning is not Beginning.RESUME or not plugged.known):
+            setup = replace(setup, network=setup_of(self.plan.machine.mac, plugged))
+        renew = self.beginning is Beginning.FORK
+        await set_up(agent, setup, self.name, self._tell, mount=self.shares.mount_all, renew_network=renew)
         await set_clock(agent)
 
     def _identity(self) -> CloneBegin | None:

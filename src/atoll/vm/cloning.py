@@ -26,7 +26,7 @@ def new_identity(machine: Machine, *, growth: int = 0) -> CloneBegin:
     return CloneBegin(
         realtime=time.time_ns(),
         seed=os.urandom(_SEED),
-        mac=new_mac() if machine.network is not None else "",
+        mac=new_mac() if machine.mac else "",
         hostname=machine.name,
         machine_id=os.urandom(16).hex(),
         growth=growth,
@@ -40,13 +40,13 @@ def renewed_identity() -> CloneBegin:
 
 def identity_of(machine: Machine) -> CloneBegin:
     """A machine that goes on from a boot that is held: what else its kernel's command line would tell it."""
-    return msgspec.structs.replace(renewed_identity(), mac=_mac(machine), **_told(machine))
+    return msgspec.structs.replace(renewed_identity(), mac=machine.mac, **_told(machine))
 
 
 def copied_identity(machine: Machine) -> CloneBegin:
     """A machine that goes on where another one was: it has its root, and another name."""
     told = {name: value for name, value in _told(machine).items() if name in _OWN}
-    return msgspec.structs.replace(renewed_identity(), mac=_mac(machine), **told)
+    return msgspec.structs.replace(renewed_identity(), mac=machine.mac, **told)
 
 
 def renamed(machine: Machine, own: Mapping[str, str]) -> Machine:
@@ -63,7 +63,3 @@ def _told(machine: Machine) -> dict[str, str]:
     """What the kernel's command line tells the agent."""
     ours = (item.removeprefix("atoll.") for item in machine.cmdline if item.startswith("atoll."))
     return dict(item.split("=", 1) for item in ours)
-
-
-def _mac(machine: Machine) -> str:
-    return machine.network.mac if machine.network is not None else ""

@@ -71,6 +71,8 @@ def compact(place: VmPaths) -> Chain:
     if fold is None:
         return chain
     shorter = _into_lowest(place, fold) if not fold.kept else _into_new(place, fold)
+    if shorter is None:
+        return chain
     write_chain(place, shorter)
     return finish_branch(place)
 
@@ -86,14 +88,19 @@ def _into_new(place: VmPaths, fold: Fold) -> Chain:
     return Chain(files=(*fold.kept, active))
 
 
-def _into_lowest(place: VmPaths, fold: Fold) -> Chain:
-    """Write overlays into the raw file at the bottom."""
+def _into_lowest(place: VmPaths, fold: Fold) -> Chain | None:
+    """Write overlays into the raw file at the bottom; None if somebody still reads that.
+
+    A snapshot that had it, and was removed, may be on its way to another file.
+    """
     lowest, *overlays = fold.folded
     path = place.directory / lowest.name
     with opened(place, overlays) as found:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
+                if not store.change_alone(fd):
+                    return None
                 if os.fstat(fd).st_size < found.size:
                     os.truncate(fd, found.size)
                 for extent in found.extents:

@@ -58,7 +58,8 @@ def _spawn(parent: Vm, name: str, state: int, hypervisor: CloningHypervisor, emi
     machine = replace(parent.machine, name=name, ram=ram)
     snapshot = parent.clone.snapshot if parent.clone is not None else ""
     clone = Clone("", Path(f"/proc/self/fd/{state}"), machine.memory, snapshot=snapshot)
-    return spawn_clone(hypervisor, machine, clone, emit, hold=True)
+    attachment = parent.attachment and replace(parent.attachment, hostname=name)
+    return spawn_clone(hypervisor, machine, clone, emit, hold=True, attachment=attachment)
 
 
 def _refuse_disks(machine: Machine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from atoll.errors import AtollError, BootError, ChannelError, GuestError, ProtocolError
 from atoll.events import Emit, GuestBooted, StageReached, VmExited
@@ -19,7 +19,11 @@ from atoll.vm.bootplan import user_network
 from atoll.vm.cloning import new_identity, renewed_identity
 from atoll.vm.diagnosis import Evidence, diagnose
 from atoll.vm.spawning import Clone, Spawned
-from atoll.vm.steps import join_network, plug_memory
+from atoll.vm.steps import join_network, plug_memory, renew_ipv6
+
+if TYPE_CHECKING:
+    from atoll.vm.network.cable import Cable
+    from atoll.vm.network.requests import Plugged
 
 __all__ = ["Vm"]
 
@@ -39,6 +43,7 @@ class Vm(Closing):
         machine: as its hypervisor was asked for it.
         hypervisor: what runs it.
         booted: its root is mounted.
+        attachment: where its network card is plugged in; None if nowhere.
     """
 
     def __init__(self, spawned: Spawned, emit: Emit) -> None:
@@ -50,6 +55,9 @@ class Vm(Closing):
         self.hypervisor = spawned.hypervisor
         self._clone = spawned.clone
         self._modules = spawned.modules
+        self.attachment = spawned.attachment
+        self._mac = spawned.machine.mac
+        self._cable: Cable | None = None
         self._release = spawned.release
         self._beginning: Stream | None = None
         self._channel: Channel | None = None
@@ -107,7 +115,10 @@ class Vm(Closing):
             self._channel = Channel(self._vm.take_channel())
             self._agent = Agent(self._channel)
             if self._clone is not None:
-                self._beginning = self._agent.begin(_identity(self._clone, self.machine))
+                identity = _identity(self._clone, self.machine)
+                self._mac = identity.mac or self._mac
+                self._beginning = self._agent.begin(identity)
+            self._plug()
         return self._agent
 
     async def boot(self, timeout: float) -> None:  # noqa: ASYNC109 - the limit of a stage, not of a call
@@ -127,8 +138,7 @@ class Vm(Closing):
                 booted, _ = await asyncio.gather(agent.booted(), self._correct_clock(agent))
                 if self._modules:
                     await agent.load_modules(self._modules)
-                if self.machine.network is not None and self._clone is None:
-                    await join_network(agent, user_network(self.machine.network.mac))
+                await self._join(agent)
         except GuestError as error:
             raise self._root_error(error) from error
         except ProtocolError as error:
@@ -139,6 +149,37 @@ class Vm(Closing):
         self.booted = True
         self._reached("root")
         self._emit(GuestBooted(vm=self.name, timeline=booted.timeline))
+
+    def _plug(self) -> None:
+        """Have its network card plugged in, while it comes up."""
+        if self.attachment is None or self._vm.card is None:
+            return
+        from atoll.vm.network.cable import Cable, setup_of  # noqa: PLC0415 - only where there is a network
+
+        async def moved(plugged: Plugged) -> None:
+            await join_network(self.agent, setup_of(self._mac, plugged))
+
+        self._cable = Cable(
+            self.attachment,
+            vm=self.name,
+            mac=self._mac,
+            socket=self._vm.card,
+            emit=self._emit,
+            free=self._vm.free_card,
+            moved=moved,
+        )
+        self._cable.begin(fresh=True)
+
+    async def _join(self, agent: Agent) -> None:
+        """Give its network card the addresses that are its own. Raises ``NetworkError`` or ``GuestError``."""
+        if self._cable is not None:
+            from atoll.vm.network.cable import setup_of  # noqa: PLC0415
+
+            interface = await join_network(agent, setup_of(self._mac, await self._cable.plugged()))
+            if self._clone is not None and not self._clone.template:  # its original was on a network, too
+                await renew_ipv6(agent, interface)
+        elif self.machine.network is not None and self._clone is None:
+            await join_network(agent, user_network(self.machine.network.mac))
 
     async def _begin(self, clone: Clone) -> None:
         """Wait until a clone is itself, and has the memory that it shall have."""
@@ -191,6 +232,8 @@ class Vm(Closing):
         if self._closed:
             return
         self._closed = True
+        if self._cable is not None:
+            await self._cable.close()
         if self._channel is not None:
             self._channel.close()
         try:

@@ -7,7 +7,16 @@ from pathlib import Path
 import msgspec
 
 from atoll.errors import PreflightError
-from atoll.hypervisor.model import Accelerator, Architecture, Disk, DiskFormat, Machine, UserNetwork
+from atoll.hypervisor.model import (
+    Accelerator,
+    Architecture,
+    CardNetwork,
+    Disk,
+    DiskFormat,
+    Machine,
+    UserNetwork,
+)
+from atoll.vm.network.attachment import with_mac
 
 __all__ = [
     "ANY_MAC",
@@ -160,13 +169,13 @@ def plan_held(machine: Machine) -> Machine:
     disks = tuple(Disk(Path(), disk.serial, DiskFormat.NONE, disk.read_only) for disk in machine.disks)
     told = [item for item in machine.cmdline if item.startswith("atoll.") and item != _LIFELINE]
     cmdline = tuple(item for item in machine.cmdline if item not in told)
-    return msgspec.structs.replace(
+    held = msgspec.structs.replace(
         machine,
         name="template",
         cmdline=(*cmdline, "atoll.hold=1"),
         disks=disks,
-        network=UserNetwork(ANY_MAC) if machine.network is not None else None,
     )
+    return with_mac(held, ANY_MAC)
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -182,7 +191,8 @@ class Residence(msgspec.Struct, frozen=True):
     Attributes:
         data: its disk, an ext4 file system; its serial is ``data``.
         init: program that becomes process 1 of its root; empty for the agent itself.
-        network: its network card, or None.
+        network: its network card behind the hypervisor's own address translation, or None.
+        card: its network card behind a socket, or None.
         max_vcpus: vCPUs that can be plugged in.
         max_memory: bytes up to which memory can grow.
         slots: devices that can be plugged in.
@@ -200,6 +210,7 @@ class Residence(msgspec.Struct, frozen=True):
     parameters: tuple[str, ...] = ()
     machine_id: str = ""
     direct: tuple[str, ...] = ()
+    card: CardNetwork | None = None
 
 
 def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence) -> Machine:
@@ -222,6 +233,7 @@ def plan_resident(name: str, files: Bootable, shape: Shape, residence: Residence
         shared_memory=True,
         balloon=True,
         network=residence.network,
+        card=residence.card,
         max_vcpus=residence.max_vcpus,
         max_memory=residence.max_memory,
         slots=residence.slots,

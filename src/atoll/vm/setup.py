@@ -12,7 +12,7 @@ from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution
 from atoll.guest.messages import ExecStart
 from atoll.vm.bootplan import Probe, Setup
-from atoll.vm.steps import join_network
+from atoll.vm.steps import join_network, renew_ipv6
 
 __all__ = ["probe_until_ready", "run_quietly", "set_up"]
 
@@ -21,7 +21,13 @@ _PROBE_PAUSE = 0.2
 
 
 async def set_up(
-    agent: Agent, setup: Setup, vm: str, emit: Emit, *, mount: Callable[[], Awaitable[None]] | None = None
+    agent: Agent,
+    setup: Setup,
+    vm: str,
+    emit: Emit,
+    *,
+    mount: Callable[[], Awaitable[None]] | None = None,
+    renew_network: bool = False,
 ) -> None:
     """Carry ``setup`` out. The caller bounds the time.
 
@@ -31,6 +37,7 @@ async def set_up(
         vm: its name.
         emit: told what is waited for.
         mount: mounts the shares.
+        renew_network: the guest was on a network before, with another card's address.
 
     Raises:
         BootError: stage ``setup`` or ``probe``.
@@ -43,7 +50,9 @@ async def set_up(
         await _fill_disk(agent, vm, emit)
         if setup.network is not None:
             emit(WaitingFor(vm=vm, what="network"))
-            await join_network(agent, setup.network)
+            interface = await join_network(agent, setup.network)
+            if renew_network:
+                await renew_ipv6(agent, interface)
         if setup.script:
             emit(WaitingFor(vm=vm, what="setup"))
             await _script(agent, setup.script, vm)

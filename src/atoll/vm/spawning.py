@@ -14,6 +14,7 @@ import msgspec
 from atoll.events import Emit, StageReached, VmSpawned
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import CloningHypervisor, Hypervisor, VirtualMachine
+from atoll.vm.network.attachment import Attachment
 
 __all__ = ["Clone", "Spawned", "spawn", "spawn_clone"]
 
@@ -53,6 +54,7 @@ class Spawned(msgspec.Struct, frozen=True):
         machine: as it was asked for.
         clone: what it goes on from; None if it boots.
         modules: of the kernel, which are loaded once it is up; a clone has them.
+        attachment: where its network card is plugged in; None if that has none.
         release: lets go of what is held for it. Called once it is gone; calling it twice is fine.
     """
 
@@ -63,6 +65,7 @@ class Spawned(msgspec.Struct, frozen=True):
     machine: Machine
     clone: Clone | None = None
     modules: tuple[str, ...] = ()
+    attachment: Attachment | None = None
     release: Callable[[], None] = _nothing
 
     def discard(self) -> None:
@@ -73,15 +76,29 @@ class Spawned(msgspec.Struct, frozen=True):
             self.release()
 
 
-def spawn(hypervisor: Hypervisor, machine: Machine, emit: Emit, *, modules: tuple[str, ...] = ()) -> Spawned:
+def spawn(
+    hypervisor: Hypervisor,
+    machine: Machine,
+    emit: Emit,
+    *,
+    modules: tuple[str, ...] = (),
+    attachment: Attachment | None = None,
+) -> Spawned:
     """Start ``machine``. Raises ``BootError`` with stage ``spawn``."""
     began = time.monotonic()
     vm = hypervisor.spawn(machine)
-    return _told(Spawned(machine.name, hypervisor, vm, began, machine, modules=modules), emit)
+    spawned = Spawned(machine.name, hypervisor, vm, began, machine, modules=modules, attachment=attachment)
+    return _told(spawned, emit)
 
 
 def spawn_clone(
-    hypervisor: CloningHypervisor, machine: Machine, clone: Clone, emit: Emit, *, hold: bool = False
+    hypervisor: CloningHypervisor,
+    machine: Machine,
+    clone: Clone,
+    emit: Emit,
+    *,
+    hold: bool = False,
+    attachment: Attachment | None = None,
 ) -> Spawned:
     """Start ``machine`` from where its template was frozen. Raises as ``spawn``.
 
@@ -90,13 +107,15 @@ def spawn_clone(
         machine: the VM.
         clone: what it goes on from.
         emit: told of the start.
+        attachment: where its network card is plugged in.
         hold: it goes on when ``FreezableVm.proceed`` is called, and what from may be written until then.
     """
     began = time.monotonic()
     vm = hypervisor.clone(machine, clone.state)
     if not hold:
         vm.proceed()
-    return _told(Spawned(machine.name, hypervisor, vm, began, machine, clone), emit)
+    spawned = Spawned(machine.name, hypervisor, vm, began, machine, clone, attachment=attachment)
+    return _told(spawned, emit)
 
 
 def _told(spawned: Spawned, emit: Emit) -> Spawned:

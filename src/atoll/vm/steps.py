@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 
+from atoll.errors import GuestError
 from atoll.guest.agent import Agent
+from atoll.guest.messages import ExecStart
 from atoll.hypervisor.port import Pluggable
 from atoll.vm.bootplan import NetworkSetup
 
-__all__ = ["join_network", "plug_memory"]
+__all__ = ["join_network", "plug_memory", "renew_ipv6"]
 
 #: Seconds between two looks at how much memory the guest has taken.
 _LOOK = 0.005
 
 
-async def join_network(agent: Agent, network: NetworkSetup) -> None:
-    """Give the guest's network card its addresses. Raises ``GuestError``."""
-    await agent.configure_network(
+async def join_network(agent: Agent, network: NetworkSetup) -> str:
+    """Give the guest's network card its addresses; what the guest calls it. Raises ``GuestError``."""
+    return await agent.configure_network(
         network.mac, network.address, gateway=network.gateway, resolvers=network.resolvers
     )
+
+
+async def renew_ipv6(agent: Agent, interface: str) -> None:
+    """Have the guest make itself new addresses of IPv6, where its card's address has changed meanwhile.
+
+    Those that it made of the former one are another guest's. One without a shell or without IPv6 has none.
+    """
+    switch = f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"
+    script = f"[ $(cat {switch}) = 1 ] || {{ echo 1 > {switch}; echo 0 > {switch}; }}"
+    execution = agent.start(
+        ExecStart(id=f"network-{os.urandom(4).hex()}", argv=("/bin/sh", "-c", script), user="root")
+    )
+    try:
+        with contextlib.suppress(GuestError):
+            await execution.started()
+            await execution.wait()
+    finally:
+        execution.release()
 
 
 async def plug_memory(plugging: Pluggable, size: int) -> None:

@@ -39,10 +39,13 @@ from atoll.vm.bringup import BringUp, attached, hypervisor_said
 from atoll.vm.capturing import Taken, branch, capture
 from atoll.vm.folding import compact
 from atoll.vm.messages import Files, Stopped, StopStep
+from atoll.vm.network.cable import Cable, setup_of
+from atoll.vm.network.requests import Plugged
 from atoll.vm.outputs import Outputs
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
+from atoll.vm.steps import join_network
 from atoll.vm.stopping import stop_guest
 from atoll.vm.tidying import tidy
 
@@ -87,6 +90,7 @@ class Supervisor:
         self._read_plan = read_plan
         self._emit_to = emit
         self._channel: Channel | None = None
+        self._cable: Cable | None = None
         self._lock = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -138,6 +142,8 @@ class Supervisor:
 
         With ``suspended`` it is recorded that it goes on from what was written down.
         """
+        if force and not suspended:
+            self._cut_short()
         async with self._lock:
             self._cancel_restart()
             if self._starting is not None and not self._starting.done():
@@ -161,6 +167,14 @@ class Supervisor:
             await self._clean_up()
             self._advance(Cause.SUSPENDED if suspended else Cause.STOPPED)
             return Stopped(steps)
+
+    def _cut_short(self) -> None:
+        """End the VM now, if something is under way with it: that fails, where it could go on for long."""
+        if self.vm is None or self.state.phase is Phase.STARTING or not self._lock.locked():
+            return
+        if self.state.phase is not Phase.STOPPING:
+            self._advance(Cause.STOP_ASKED)  # before: else it would be taken for a crash
+        self.vm.process.kill()
 
     def _farewell(self) -> str:
         """What is said to the guest before it is ended: nothing where its plan cannot be read any more."""
@@ -254,11 +268,11 @@ class Supervisor:
             self._began = time.monotonic()
             self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid) or self.state.vm))
             self._connect(vm)
+            self._plug(fresh=False)
             if self.state.phase is Phase.STARTING:
                 self._starting = self._spawn(self._boot_on())
                 return
-            with contextlib.suppress(AtollError):
-                await self._correct(vm)
+            self._spawn(self._recover(vm))
             self._spawn(self._watch(vm))
             self._spawn(self._keep_time())
             self._spawn(self._set_clock())
@@ -266,6 +280,21 @@ class Supervisor:
             self._spawn(self._finish_branch(vm))
             if self.state.phase is Phase.STOPPING:
                 self._spawn(self._finish_stop())
+
+    async def _recover(self, vm: Resident) -> None:
+        """What an earlier supervisor began with the vCPUs: they do what the record says, or it what they do.
+
+        Who was writing the VM down had them stand still, which no record speaks of.
+        """
+        async with self._lock:
+            if self.vm is not vm or self.state.phase not in {Phase.RUNNING, Phase.PAUSED}:
+                return
+            try:
+                await vm.recover(running=self.state.phase is Phase.RUNNING)
+            except AtollError as error:
+                self.emit(Warned(message=f"{self.name}: {error.message}", hint=error.hint))
+            with contextlib.suppress(AtollError):
+                await self._correct(vm)
 
     async def _recover_shares(self, vm: Resident) -> None:
         if self.agent is not None:
@@ -299,6 +328,7 @@ class Supervisor:
         if self._channel is not None:
             self._channel.close()
         self.shares.leave()
+        await self._unplug()
         if self.vm is not None:
             await self.vm.leave()
         self.outputs.close()
@@ -410,6 +440,7 @@ class Supervisor:
         self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
         self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
         self._connect(vm)
+        self._plug(fresh=True)
         return vm
 
     async def _boot_on(self) -> None:
@@ -455,7 +486,44 @@ class Supervisor:
             self.emit,
             cloned=cloned,
             beginning=beginning,
+            cable=self._cable,
         )
+
+    def _plug(self, *, fresh: bool) -> None:
+        """Keep the VM's network card plugged in from now on."""
+        try:
+            plan = self._read_plan()
+        except StoreError as error:  # a VM that was taken over goes on without
+            self.emit(Warned(message=f"{self.name}: its network card stays unplugged: {error.message}"))
+            return
+        mac = plan.machine.mac
+        if plan.attachment is None or plan.machine.card is None:
+            return
+
+        async def free() -> None:
+            async with self._lock:
+                if self.vm is not None and self.state.phase is Phase.RUNNING:
+                    await self.vm.free_card()
+
+        async def moved(plugged: Plugged) -> None:
+            if self.agent is not None:
+                await join_network(self.agent, setup_of(mac, plugged))
+
+        self._cable = Cable(
+            plan.attachment,
+            vm=self.name,
+            mac=mac,
+            socket=self.place.socket(Port.NETWORK),
+            emit=self.emit,
+            free=free,
+            moved=moved,
+        )
+        self._cable.begin(fresh=fresh)
+
+    async def _unplug(self) -> None:
+        cable, self._cable = self._cable, None
+        if cable is not None:
+            await cable.close()
 
     async def _come_up(self, plan: BootPlan, start: BringUp | None = None) -> None:
         """From the spawn to a machine that runs."""
@@ -477,6 +545,7 @@ class Supervisor:
         self.on_channel(None)
         if channel is not None:
             channel.close()
+        await self._unplug()
         if vm is not None:
             await vm.close()
             self.emit(VmExited(vm=self.name, status=vm.process.poll() or 0))

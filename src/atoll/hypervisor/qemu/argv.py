@@ -14,9 +14,11 @@ from atoll.hypervisor.model import (
     CHANNEL_PORT,
     Accelerator,
     Architecture,
+    CardNetwork,
     Disk,
     DiskFile,
     DiskFormat,
+    Forward,
     Machine,
     MemoryFile,
     UserNetwork,
@@ -48,7 +50,8 @@ class Descriptors(msgspec.Struct, frozen=True):
     """Numbers of the descriptors that QEMU inherits.
 
     Attributes:
-        listening: they are listening sockets, whose clients may come and go; else ends of socket pairs.
+        network: a listening socket, always.
+        listening: the others are listening sockets, whose clients may come and go; else ends of socket pairs.
     """
 
     channel: int
@@ -56,6 +59,7 @@ class Descriptors(msgspec.Struct, frozen=True):
     qmp: int
     console: int = -1
     agent_log: int = -1
+    network: int = -1
     listening: bool = False
 
 
@@ -146,6 +150,7 @@ def render(
         *_ports(machine, fds),
         *("-device", "virtio-rng-pci"),
         *_network(machine.network),
+        *_card(machine.card, fds),
         *(
             ("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on")
             if machine.balloon
@@ -239,14 +244,26 @@ def _ports(machine: Machine, fds: Descriptors) -> tuple[str, ...]:
 def _network(network: UserNetwork | None) -> tuple[str, ...]:
     if network is None:
         return ()
-    forwards = "".join(
-        f",hostfwd={forward.protocol}:{forward.address}:{forward.host_port}-:{forward.guest_port}"
-        for forward in network.forwards
-    )
+    forwards = "".join(f",hostfwd={_escape(_forward(forward))}" for forward in network.forwards)
     return (
         *("-netdev", f"user,id=net0{forwards}"),
-        *("-device", f"virtio-net-pci,netdev=net0,mac={network.mac},romfile="),
+        *("-device", f"virtio-net-pci,netdev=net0,mac={_escape(network.mac)},romfile="),
     )
+
+
+def _card(card: CardNetwork | None, fds: Descriptors) -> tuple[str, ...]:
+    """A card that QEMU listens for: whoever connects is the network, and may come again."""
+    if card is None:
+        return ()
+    device = f"virtio-net-pci,netdev=net0,mac={_escape(card.mac)},host_mtu={card.mtu},romfile="
+    return (
+        *("-netdev", f"stream,id=net0,server=on,addr.type=fd,addr.str={fds.network}"),
+        *("-device", device),
+    )
+
+
+def _forward(forward: Forward) -> str:
+    return f"{forward.protocol}:{forward.address}:{forward.host_port}-:{forward.guest_port}"
 
 
 def _slot(number: int) -> tuple[str, ...]:

@@ -12,18 +12,29 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from atoll import process
+from atoll import process, store
 from atoll.errors import BootError, ProcessError
 from atoll.hypervisor.cgroups import bounds_of
 from atoll.hypervisor.confinement import Confinement, confine
 from atoll.hypervisor.model import Machine
-from atoll.hypervisor.port import Capture, ChannelEnd, Frozen, Position, Standstill, end, wait_for_exit
+from atoll.hypervisor.port import (
+    Capture,
+    ChannelEnd,
+    Frozen,
+    Position,
+    Standstill,
+    end,
+    listen,
+    wait_for_exit,
+)
 from atoll.hypervisor.qemu.argv import Descriptors, render
 from atoll.hypervisor.qemu.host import QemuHost
 from atoll.hypervisor.qemu.orders import Order, going_on, open_frozen, orders
 from atoll.paths import VmPaths
 
 if TYPE_CHECKING:
+    import asyncio
+
     from atoll.hypervisor.qemu.plugging import Plugging
     from atoll.hypervisor.qemu.qmp import Monitor
     from atoll.hypervisor.qemu.resident import QemuResident
@@ -36,6 +47,7 @@ class QemuHypervisor:
 
     Args:
         host: which QEMU, and what it can do.
+        cards: directory for the sockets at which network cards of VMs listen that do not stay.
 
     Attributes:
         host: likewise.
@@ -43,8 +55,9 @@ class QemuHypervisor:
 
     name = "qemu"
 
-    def __init__(self, host: QemuHost) -> None:
+    def __init__(self, host: QemuHost, cards: Path | None = None) -> None:
         self.host = host
+        self._cards = cards
 
     def vector(self, machine: Machine, *, incoming: bool = False) -> tuple[str, ...]:
         """The argument vector for ``machine``, but for the numbers of descriptors."""
@@ -84,15 +97,17 @@ class QemuHypervisor:
             ours.callback(os.close, stderr_read)
             theirs.callback(os.close, stderr_write)
             consoles = [_pair(ours, theirs) for _ in range(2 if machine.consoles else 0)]
+            card, listener = self._listen(machine, ours, theirs)
             fds = Descriptors(
                 channel=channel[1].fileno(),
                 serial=console[1].fileno(),
                 qmp=qmp[1].fileno(),
                 console=consoles[0][1].fileno() if consoles else -1,
                 agent_log=consoles[1][1].fileno() if consoles else -1,
+                network=listener,
             )
             pairs = (channel, console, qmp, *consoles)
-            inherited = [*(pair[1].fileno() for pair in pairs), *frozen]
+            inherited = [*(pair[1].fileno() for pair in pairs), *frozen, *([listener] if card else [])]
             argv = render(machine, self.host.program, fds, sandbox=self.host.sandbox, incoming=bool(frozen))
             confinement = confine(machine.name, bounds_of(machine))
             if confinement is not None:
@@ -111,7 +126,20 @@ class QemuHypervisor:
                 qmp=qmp[0],
                 unread=tuple(pair[0] for pair in consoles),
                 confinement=confinement,
+                card=card,
             )
+
+    def _listen(self, machine: Machine, ours: ExitStack, theirs: ExitStack) -> tuple[Path | None, int]:
+        """Where the VM's network card is to be reached, and the socket; None and -1 if it has none."""
+        if machine.card is None:
+            return None, -1
+        assert self._cards is not None
+        path = self._cards / os.urandom(8).hex()
+        with store.refusing(self._cards):
+            self._cards.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sock = theirs.enter_context(listen(path))
+        ours.callback(path.unlink, missing_ok=True)
+        return path, sock.fileno()
 
     def settle(self, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> QemuResident:
         """Start QEMU so that it stays. Raises ``BootError``."""
@@ -136,6 +164,7 @@ class QemuVm:
 
     Attributes:
         orders: what makes a clone go on.
+        card: socket at which its network card is to be reached; None if it has none.
     """
 
     def __init__(
@@ -148,14 +177,17 @@ class QemuVm:
         qmp: socket.socket,
         unread: tuple[socket.socket, ...] = (),
         confinement: Confinement | None = None,
+        card: Path | None = None,
     ) -> None:
         self.process = child
+        self.card = card
         self.console = console
         self.diagnostics = diagnostics
         self._qmp = qmp
         self._unread = unread
         self._confinement = confinement
         self._monitor: Monitor | None = None
+        self._turn: asyncio.Lock | None = None
         self._ordered = 0
         self.orders: tuple[Order, ...] = ()
         self._channel = ChannelEnd(channel)
@@ -197,22 +229,41 @@ class QemuVm:
             self._monitor = Monitor(self._qmp, orders=self._ordered)
         return self._monitor
 
+    def _alone(self) -> asyncio.Lock:
+        """Held by whoever stops the vCPUs or lets them go on."""
+        import asyncio  # noqa: PLC0415 - a spawn needs none of it
+
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        return self._turn
+
     async def pause(self) -> None:
         """Stop the vCPUs."""
-        await self._connected().execute("stop")
+        async with self._alone():
+            await self._connected().execute("stop")
 
     async def resume(self) -> None:
         """Let the vCPUs go on."""
-        await self._connected().execute("cont")
+        async with self._alone():
+            await self._connected().execute("cont")
+
+    async def free_card(self) -> None:
+        """See ``VirtualMachine.free_card``."""
+        from atoll.hypervisor.qemu.unplugging import give_up_frames  # noqa: PLC0415 - rarely needed
+
+        if self.card is not None:
+            async with self._alone():
+                await give_up_frames(self._connected(), self.card)
 
     async def copy(self, fd: int, *, leave_out_shared: bool = False, live: bool = False) -> Standstill:
         """Have QEMU write devices and RAM, and go on."""
         from atoll.hypervisor.qemu import background, freezing  # noqa: PLC0415
 
         monitor = self._connected()
-        if live:
-            return await background.copy(monitor, self.process.pid, fd, leave_out_shared=leave_out_shared)
-        return Standstill(await freezing.copy(monitor, fd, leave_out_shared=leave_out_shared))
+        async with self._alone():
+            if live:
+                return await background.copy(monitor, self.process.pid, fd, leave_out_shared=leave_out_shared)
+            return Standstill(await freezing.copy(monitor, fd, leave_out_shared=leave_out_shared))
 
     async def freeze(self, state: Path) -> None:
         """Have QEMU write its devices' state; RAM in a shared file is left out."""
@@ -225,6 +276,8 @@ class QemuVm:
         self.process.close()
         if self._confinement is not None:
             self._confinement.remove()
+        if self.card is not None:
+            self.card.unlink(missing_ok=True)
         self._channel.close()
         self._qmp.close()
         for sock in self._unread:

@@ -31,7 +31,7 @@ from atoll.hypervisor.qemu.qmp import Monitor
 from atoll.hypervisor.qemu.unpacking import put, unpack
 from atoll.patience import to_its_end
 
-__all__ = ["capture", "copy"]
+__all__ = ["abandon", "capture", "copy", "release"]
 
 
 class _HinderedError(Exception):
@@ -85,6 +85,26 @@ async def copy(monitor: Monitor, pid: int, fd: int, *, leave_out_shared: bool) -
     except AtollError:
         await to_its_end(_forget(monitor, pid, leave_out_shared=leave_out_shared))
         raise
+
+
+async def abandon(monitor: Monitor, pid: int) -> None:
+    """Have nothing be left of what a process that is gone had QEMU write; waits for the end of that.
+
+    Raises:
+        BootError: stage ``capture``: the RAM stays write-protected.
+    """
+    with contextlib.suppress(BootError):
+        await wait_for_former(monitor)
+    await release(pid)
+
+
+async def release(pid: int) -> None:
+    """Take off what write protection a QEMU has put on its guest's RAM. Raises as ``abandon``."""
+    try:
+        protection.require_reach(pid)
+    except OSError:  # nobody protected anything: who is as far from it as that does not begin
+        return
+    await asyncio.to_thread(_take_off, pid, "capture")
 
 
 async def _forget(monitor: Monitor, pid: int, *, leave_out_shared: bool) -> None:

@@ -43,6 +43,9 @@ __all__ = ["QemuResident", "adopt", "settle"]
 
 _QMP = "qmp"
 
+#: Seconds in which a QEMU answers that waits for nothing.
+_LOOK = 1.0
+
 
 def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | None = None) -> QemuResident:
     """Start QEMU at ``place``. Raises as ``ResidentHypervisor.settle``."""
@@ -59,6 +62,7 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
             Port.CHANNEL,
             Port.SERIAL,
             *((Port.CONSOLE, Port.AGENT_LOG) if machine.consoles else ()),
+            *((Port.NETWORK,) if machine.card is not None else ()),
         ]
         sockets = {name: stack.enter_context(listen(place.socket(name))) for name in names}
         log = os.open(place.log("hypervisor"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -69,6 +73,7 @@ def settle(host: QemuHost, machine: Machine, place: VmPaths, frozen: Frozen | No
             qmp=sockets[_QMP].fileno(),
             console=sockets[Port.CONSOLE].fileno() if machine.consoles else -1,
             agent_log=sockets[Port.AGENT_LOG].fileno() if machine.consoles else -1,
+            network=sockets[Port.NETWORK].fileno() if machine.card is not None else -1,
             listening=True,
         )
         inherited = [lock, *(sock.fileno() for sock in sockets.values())]
@@ -236,6 +241,12 @@ class QemuResident:
         """Let the vCPUs go on."""
         await self._attached().execute("cont")
 
+    async def free_card(self) -> None:
+        """See ``Resident.free_card``."""
+        from atoll.hypervisor.qemu.unplugging import give_up_frames  # noqa: PLC0415 - rarely needed
+
+        await give_up_frames(self._attached(), self._place.socket(Port.NETWORK))
+
     async def capture(self, branch: Callable[[], Awaitable[None]], *, live: bool = False) -> Instant:
         """Have QEMU write its devices down; its RAM is copied meanwhile."""
         from atoll.hypervisor.qemu import background, freezing  # noqa: PLC0415 - for captures only
@@ -243,6 +254,20 @@ class QemuResident:
         if live:
             return await background.capture(self._attached(), self.process.pid, branch)
         return await freezing.capture(self._attached(), self.process.pid, branch)
+
+    async def recover(self, *, running: bool) -> None:
+        """Wait until QEMU writes nothing any more, and have no memory be write-protected."""
+        from atoll.hypervisor.qemu import background, freezing  # noqa: PLC0415 - for captures only
+
+        try:
+            async with asyncio.timeout(_LOOK):
+                await self.attach()
+        except (BootError, TimeoutError):
+            # QEMU, too, waits for RAM that it left protected: only that can have it answer.
+            await background.release(self.process.pid)
+        await background.abandon(self._attached(), self.process.pid)
+        if running and await self.paused():
+            await freezing.go_on(self._attached())
 
     async def press_power_button(self) -> None:
         """An ACPI power button."""

@@ -10,13 +10,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
 
-from atoll.network.wire import ethernet, icmp, ip, udp
+from atoll.network.wire import ethernet, ip, udp
 
 __all__ = ["Associations", "Exit", "Peer"]
 
 #: Sockets that one guest may have, and addresses that one of them may have sent to.
 MOST: Final = 1024
 MOST_PEERS: Final = 256
+
+#: Ports that guests see of clients who have none that can be shown (RFC 6335, section 6).
+_FIRST_PORT: Final = 49152
+_PORTS: Final = 65536 - _FIRST_PORT
 
 #: Seconds without a datagram in either direction after which a socket is closed (RFC 4787, REQ-5).
 IDLE: Final = 120.0
@@ -106,13 +110,18 @@ class Associations:
         self._macs = macs
         self._mtu = mtu
         self._table: OrderedDict[Peer, Association] = OrderedDict()
-        self._identification = 0
+        self._clients: dict[tuple[Peer, Peer], Exit] = {}
+        self._identification = self._port = 0
 
     def __len__(self) -> int:
         return len(self._table)
 
     def send(self, guest: Peer, peer: Peer, payload: memoryview, now: float) -> bool:
         """A datagram of the guest's; False if it is not allowed."""
+        client = self._clients.get((guest, peer))
+        if client is not None:
+            client.send(peer, payload)
+            return True
         association = self._table.get(guest)
         if association is None or not association.knows(peer):
             if not self._opener.allows(guest, peer):
@@ -125,6 +134,26 @@ class Associations:
             association.exit.send(peer, payload)
         return True
 
+    def admit(self, guest: Peer, client: Peer, answers: Exit) -> Peer | None:
+        """What the guest shall see of a client who sends to it first; None if it has too many.
+
+        Args:
+            guest: whom it sends to.
+            client: who it is; with port 0 any port is taken.
+            answers: takes what the guest sends back.
+        """
+        if len(self._clients) >= MOST:
+            return None
+        while not client.port or (guest, client) in self._clients:
+            self._port = (self._port + 1) % _PORTS
+            client = client._replace(port=_FIRST_PORT + self._port)
+        self._clients[guest, client] = answers
+        return client
+
+    def dismiss(self, guest: Peer, client: Peer) -> None:
+        """What the guest sends to a client who was admitted is its own again."""
+        self._clients.pop((guest, client), None)
+
     def deliver(self, guest: Peer, peer: Peer, payload: bytes) -> None:
         """Send the guest a datagram that comes from ``peer``."""
         head = udp.header(peer.address, guest.address, peer.port, guest.port, payload)
@@ -134,9 +163,6 @@ class Associations:
             kind = ethernet.IPV6 if len(guest.address) == 16 else ethernet.IPV4
             frames += (ethernet.LENGTH.pack(14 + size) + self._macs + kind.to_bytes(2) + packet_head, *parts)
         self._transmit(frames)
-
-    def unreachable(self, guest: Peer, peer: Peer, reason: icmp.Reason, reporter: bytes) -> None:
-        """Tell the guest that a datagram of its did not arrive."""
 
     def tick(self, now: float) -> None:
         """Close what is idle."""

@@ -1,0 +1,249 @@
+"""The cards that are plugged into a network, with what belongs to each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from atoll.errors import NetworkError, UsageError
+from atoll.hypervisor.model import Forward
+from atoll.hypervisor.port import at_directory
+from atoll.network.forwards import DatagramForward, Forwarded, StreamForward, listen
+from atoll.network.lan import Guest, Lan
+from atoll.network.leases import Lease
+from atoll.network.wire.ethernet import parse_mac
+from atoll.vm.network import requests
+from atoll.vm.network.ports import holder
+from atoll.vm.network.records import Numbers, autoconfigured
+from atoll.vm.network.requests import Plug, Plugged
+
+__all__ = ["Cards"]
+
+#: What the network's own host is called.
+_HOST = "host"
+
+#: Lower ports are for processes with ``CAP_NET_BIND_SERVICE`` (ip-sysctl, ``ip_unprivileged_port_start``).
+_PRIVILEGED = 1024
+
+
+class _Card:
+    """See ``Held``."""
+
+    def __init__(self, order: Plug, lease: Lease, cards: Cards) -> None:
+        self.order = order
+        self.lease = lease
+        self.gone = asyncio.Event()
+        self.guest: Guest | None = None
+        self.ports: list[StreamForward | DatagramForward] = []
+        self.plugged = cards.told(lease)
+
+    def address(self, size: int) -> bytes:
+        """The guest's address of 4 or 16 bytes."""
+        address: IPv4Address | IPv6Address | None = self.lease.ipv4 if size == 4 else self.lease.ipv6
+        assert address is not None
+        return address.packed
+
+
+class Cards:
+    """Plugs cards into a network, on the running event loop.
+
+    Args:
+        lan: the network.
+        numbers: who has which address.
+        keep: called when that has changed.
+        log: told in words what happens.
+    """
+
+    def __init__(
+        self, lan: Lan, numbers: Numbers, *, keep: Callable[[Numbers], None], log: Callable[[str], None]
+    ) -> None:
+        self._lan = lan
+        self._numbers = numbers
+        self._keep = keep
+        self._log = log
+        self._cards: dict[str, _Card] = {}
+        addressing = lan.addressing
+        lan.resolver.names.add(self, _HOST, (addressing.gateway, addressing.gateway6))
+
+    def __len__(self) -> int:
+        return len(self._cards)
+
+    @property
+    def listed(self) -> tuple[requests.Card, ...]:
+        """What is plugged in."""
+        return tuple(
+            requests.Card(
+                owner=owner,
+                hostname=card.order.hostname,
+                mac=card.order.mac,
+                address=str(card.lease.ipv4),
+                address6=str(card.lease.ipv6),
+            )
+            for owner, card in self._cards.items()
+        )
+
+    def plug(self, order: Plug) -> _Card:
+        """Plug a card in.
+
+        Raises:
+            NetworkError: ``network.port``: a port cannot be had; ``network.card``: nobody listens at the
+                card's socket; ``network.full``: there is no address left.
+        """
+        there = self._cards.get(order.owner)
+        if there is not None and not order.fresh and there.order.socket == order.socket:
+            return there
+        if order.there:
+            raise NetworkError(f"{order.hostname or order.owner}: its card is not plugged in", code="card")
+        if there is not None:
+            self._pull(there)
+        for other in [card for card in self._cards.values() if card.order.mac == order.mac]:
+            self._pull(other)
+        card = self._entered(order)
+        try:
+            sockets = self._bound(card)
+            try:
+                card.guest = self._lan.plug(card.lease, _connected(order), lambda: self._pull(card))
+            except BaseException:
+                for _, sock in sockets:
+                    sock.close()
+                raise
+        except BaseException:
+            self._forget(card)
+            raise
+        self._open(card, sockets)
+        self._log(f"{order.hostname or order.owner}: plugged in, {card.plugged.address}, {order.mac}")
+        return card
+
+    def close(self) -> None:
+        """Pull all out."""
+        for card in tuple(self._cards.values()):
+            self._pull(card)
+
+    def told(self, lease: Lease) -> Plugged:
+        """What a VM is told of its addresses."""
+        addressing = self._lan.addressing
+        return Plugged(
+            address=f"{lease.ipv4}/{addressing.ipv4.prefixlen}",
+            address6=f"{lease.ipv6}/{addressing.ipv6.prefixlen}",
+            gateway=str(addressing.gateway),
+            resolver=str(addressing.resolver),
+            mtu=self._lan.mtu,
+            known=False,
+        )
+
+    def _entered(self, order: Plug) -> _Card:
+        """A card with addresses of its own."""
+        mac = parse_mac(order.mac)
+        addressing = self._lan.addressing
+        taken = self._numbers.take(order.owner, keep=order.keep, wanted=self._number(order.wanted))
+        if taken is None:
+            raise NetworkError(f"{addressing.ipv4} has no address left", code="full", hint="stop a machine")
+        number, known = taken
+        ipv4, _ = addressing.machine(number)
+        lease = Lease(mac, ipv4, autoconfigured(addressing.ipv6, mac), order.hostname)
+        card = self._cards[order.owner] = _Card(order, lease, self)
+        card.plugged = replace(card.plugged, known=known)
+        if order.keep and not known:
+            self._keep(self._numbers)
+        return card
+
+    def _number(self, wanted: str) -> int:
+        """Which number has an address; -1 if none has."""
+        if not wanted:
+            return -1
+        first, _ = self._lan.addressing.machine(0)
+        return int(ip_address(wanted.partition("/")[0])) - int(first)
+
+    def _bound(self, card: _Card) -> list[tuple[Forward, socket.socket]]:
+        """The sockets of the ports that lead to a card. Raises ``NetworkError`` if the card is strict."""
+        sockets: list[tuple[Forward, socket.socket]] = []
+        refused = []
+        for forward in card.order.forwards:
+            try:
+                sock = listen(
+                    Forwarded(forward.address, forward.host_port, forward.guest_port, forward.protocol)
+                )
+            except OSError as error:
+                refusal = _refusal(forward, error)
+                if card.order.strict:
+                    for _, bound in sockets:
+                        bound.close()
+                    raise refusal from error
+                refused.append(refusal.message)
+            else:
+                sockets.append((forward, sock))
+        card.plugged = replace(card.plugged, refused=tuple(refused))
+        return sockets
+
+    def _open(self, card: _Card, sockets: list[tuple[Forward, socket.socket]]) -> None:
+        """From here on the guest can be reached, and reaches the host's ports that are its."""
+        guest = card.guest
+        assert guest is not None
+        ports = frozenset(card.order.host_ports)
+        guest.outside.destinations = replace(self._lan.destinations, host_ports=ports)
+        for forward, sock in sockets:
+            kind = StreamForward if forward.protocol == "tcp" else DatagramForward
+            card.ports.append(kind(sock, guest, card.address, forward.guest_port, self._lan.addressing))
+        hostname = card.order.hostname
+        if self._lan.is_shared and hostname and hostname != _HOST:
+            assert card.lease.ipv4 is not None
+            assert card.lease.ipv6 is not None
+            try:
+                self._lan.resolver.names.add(card, hostname, (card.lease.ipv4, card.lease.ipv6))
+            except UsageError as error:
+                self._log(f"{hostname}: {error.message}")
+
+    def _pull(self, card: _Card) -> None:
+        """Pull a card out."""
+        for port in card.ports:
+            port.close()
+        card.ports.clear()
+        guest, card.guest = card.guest, None
+        if guest is not None:
+            guest.close()
+            self._log(f"{card.order.hostname or card.order.owner}: pulled out")
+        self._forget(card)
+
+    def _forget(self, card: _Card) -> None:
+        self._lan.resolver.names.remove(card)
+        if self._cards.get(card.order.owner) is card:
+            del self._cards[card.order.owner]
+            self._numbers.release(card.order.owner)
+        card.gone.set()
+
+
+def _connected(order: Plug) -> socket.socket:
+    """A connection to a card. Raises ``NetworkError``: ``network.card``."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)  # one whose queue is full must not hold up the others
+    try:
+        at_directory(Path(order.socket), sock.connect)
+    except OSError as error:
+        sock.close()
+        message = f"{order.hostname or order.owner}: its card cannot be plugged in: {error.strerror}"
+        raise NetworkError(message, code="card") from error
+    return sock
+
+
+def _refusal(forward: Forward, error: OSError) -> NetworkError:
+    """Why a port cannot be had."""
+    where = f"{forward.address}:{forward.host_port}/{forward.protocol}"
+    reason, hint = os.strerror(error.errno or 0), "choose another port"
+    if error.errno == errno.EADDRINUSE:
+        who = ""
+        with suppress(OSError, ValueError):
+            who = holder(forward.address, forward.host_port, forward.protocol)
+        reason = f"{who} has it" if who else "another process has it"
+    elif error.errno == errno.EACCES and forward.host_port < _PRIVILEGED:
+        hint = "choose a port from 1024 on"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        reason, hint = "this host has no such address", "choose an address of this host"
+    return NetworkError(f"port {where} cannot be forwarded: {reason}", code="port", hint=hint)
