@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
+from dns_peers import ME, Peer, rcode
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -336,6 +337,20 @@ def test_guests_have_policies_of_their_own_which_may_change():
     judge.forget("strict")
     assert judge.decide("strict", TCP, A, 22, 1.0).judgement is ALLOW
     assert judge.names("strict", A, 1.0) == ()
+
+
+def test_the_name_server_tells_what_may_be_reached_and_the_judge_what_it_told():
+    judge = Judge()
+    peer = Peer(verdict=judge.resolve)
+    judge.follow(ME.machine, parse_policy(["allow tcp *.example:443"]))
+    assert rcode(peer.ask("evil.test")) == "NXDOMAIN"
+    assert not peer.sent
+    peer.resolve("Shop.Example", ("shop.example.", 60, "IN", "A", "203.0.113.5"))
+    for told in peer.learned:
+        judge.learn(told, 0.0)
+    assert judge.decide(ME.machine, TCP, A, 443, 0.0).judgement is ASK
+    assert judge.decide_named(ME.machine, TCP, A, 443, "shop.example", 0.0).judgement is ALLOW
+    assert judge.decide(ME.machine, TCP, B, 443, 0.0).judgement is DENY
 
 
 # Limits

@@ -402,6 +402,22 @@ def test_three_equal_acknowledgements_bring_what_was_lost_without_waiting():
     assert bytes(world.guest.came) == random_bytes(30_000)
 
 
+def test_after_a_loss_less_is_sent_at_once_and_more_again_as_it_arrives():
+    world = World(capacity=500_000, shift=4)
+    world.connect()
+    flow = world.socket.flow
+    assert flow.room() == 500_000
+    world.socket.to_send += bytes(30_000)
+    world.drops = 1 << 30
+    world.run()
+    world.tick(1.1)
+    assert flow.room() <= 0
+    world.drops = 0
+    world.tick(5.0)
+    assert len(world.guest.came) == 30_000
+    assert 1460 <= flow.room() <= 40_000
+
+
 # Bounds
 
 

@@ -166,6 +166,7 @@ def test_frames_keep_their_order_and_come_when_they_may(shape, steps, seed):
     shaper = Shaper(shape, seed)
     out = run(shaper, frames)
     assert numbers(out) == sorted(numbers(out))
+    assert [at for at, _ in out] == sorted(at for at, _ in out)
     assert len(out) + shaper.lost + shaper.dropped == len(frames)
     for at, frame in out:
         sent, size = frames[int.from_bytes(frame[:4])]

@@ -213,8 +213,8 @@ def part(offset, payload, *, more=True, ident=1, protocol=17):
     [
         part(8, bytes(16)),  # reaches into the first
         part(0, bytes(16)),  # the same again
-        part(8, bytes(3)),  # others follow one of no multiple of eight
-        part(8, b"", more=False),
+        part(16, bytes(3)),  # others follow one of no multiple of eight
+        part(16, b"", more=False),
         part(65528, bytes(16), more=False),  # beyond the largest packet
     ],
 )

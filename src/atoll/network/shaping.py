@@ -61,7 +61,6 @@ class Shaper:
         self._frames: deque[tuple[float, bytes]] = deque()
         self._held = 0
         self._free_at = 0.0
-        self._last = 0.0
 
     @property
     def next(self) -> float | None:
@@ -92,13 +91,12 @@ class Shaper:
         delay = shape.latency
         if shape.jitter:
             delay += self._random.uniform(-shape.jitter, shape.jitter)
-        self._last = max(self._last, self._free_at + max(0.0, delay))
-        self._frames.append((self._last, frame))
+        self._frames.append((self._free_at + max(0.0, delay), frame))
         self._held += len(frame) + _COST
         return True
 
     def take(self, now: float) -> list[bytes]:
-        """The frames that are due at ``now``, in their order."""
+        """The frames that are due at ``now``, in their order: none before one that came before it."""
         due = []
         while self._frames and self._frames[0][0] <= now:
             _, frame = self._frames.popleft()
