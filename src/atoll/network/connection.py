@@ -7,9 +7,11 @@ import contextlib
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Final
 
 from atoll.network.link import Link
+from atoll.network.policy.firstbytes import FirstBytes, Progress
 from atoll.network.tcp.flow import Flow
 
 __all__ = ["TcpSocket"]
@@ -29,17 +31,34 @@ class TcpSocket:
     Args:
         sock: connected, or about to be; owned from here on.
         link: the guest's.
+        allows: whether the guest may go on, asked once, with whom its first bytes want, None if they do not
+            say; nothing of the guest's passes before. Without it all passes.
     """
 
-    __slots__ = ("_drains", "_fd", "_flow", "_is_reading", "_link", "_loop", "_sock")
+    __slots__ = (
+        "_allows",
+        "_drains",
+        "_ends",
+        "_fd",
+        "_first",
+        "_flow",
+        "_is_reading",
+        "_link",
+        "_loop",
+        "_sock",
+    )
 
-    def __init__(self, sock: socket.socket, link: Link) -> None:
+    def __init__(
+        self, sock: socket.socket, link: Link, allows: Callable[[str | None], bool] | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._link = link
         self._sock = sock
         self._fd = sock.fileno()
         self._flow: Flow | None = None
-        self._is_reading = self._drains = False
+        self._is_reading = self._drains = self._ends = False
+        self._allows = allows
+        self._first = None if allows is None else FirstBytes()
 
     def dial(self, flow: Flow) -> None:
         """``flow`` waits for the socket, which is connecting."""
@@ -52,8 +71,11 @@ class TcpSocket:
 
     # What a flow calls
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | bytearray | memoryview) -> int:
         """See ``Sink``."""
+        return self._send(data) if self._first is None else self._hold(self._first, data)
+
+    def _send(self, data: bytes | bytearray | memoryview) -> int:
         try:
             return self._sock.send(data, _FLAGS)
         except BlockingIOError:
@@ -70,6 +92,14 @@ class TcpSocket:
 
     def end(self) -> None:
         """See ``Host``."""
+        self._ends = True
+        if self._first is None:
+            self._shut()
+        elif self._first.progress is Progress.MORE:
+            self._first.end()
+            self._decide(self._first)
+
+    def _shut(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
@@ -89,6 +119,32 @@ class TcpSocket:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _BREAK_OFF)
         self._sock.close()
 
+    # Whom the guest wants, where that decides
+
+    def _hold(self, first: FirstBytes, data: bytes | bytearray | memoryview) -> int:
+        if first.progress is not Progress.MORE:
+            return 0 if self._allows is None else len(data)  # what was held goes first, or all is denied
+        if first.feed(data) is not Progress.MORE:
+            self._decide(first)
+        return len(data)
+
+    def _decide(self, first: FirstBytes) -> None:
+        assert self._allows is not None
+        if self._allows(first.name):
+            self._allows = None
+            self._pass_on(first)
+        else:
+            self._loop.call_soon(self._broken)
+
+    def _pass_on(self, first: FirstBytes) -> None:
+        del first.held[: self._send(first.held)]
+        if first.held:
+            self.want_drain()
+            return
+        self._first = None
+        if self._ends:
+            self._shut()
+
     # What the event loop calls
 
     def _connected(self) -> None:
@@ -106,7 +162,10 @@ class TcpSocket:
     def _writable(self) -> None:
         self._drains = False
         assert self._flow is not None
-        self._flow.drain()
+        if self._first is not None:
+            self._pass_on(self._first)
+        if self._first is None:
+            self._flow.drain()
         if not self._drains and self._flow is not None:
             self._loop.remove_writer(self._fd)
 

@@ -45,7 +45,7 @@ class DnsStream:
         self._flow = flow
         self._soon(self._connected)
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | bytearray | memoryview) -> int:
         """See ``Sink``: nothing is taken while many answers are owed."""
         if self._open >= _MOST_OPEN or len(self._answers) > _MOST_WAITING:
             return 0

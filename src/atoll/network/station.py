@@ -33,6 +33,18 @@ _LEAST_6: Final = ethernet.HEADER + 40 + 20
 
 _ANY_4, _ANY_6 = bytes(4), bytes(16)
 
+#: Ports of DHCP and DHCPv6, of servers and of clients, as they lie in a datagram: the gateway alone lends.
+_LENDING: Final = frozenset(port.to_bytes(2) for port in (67, 68, 546, 547))
+
+_DHCP_SERVER: Final = (67).to_bytes(2)
+
+#: The last type of ICMPv6 that one without an address has nothing to do with (RFC 4443, section 4).
+_ECHO_REPLY: Final = b"\x81"
+
+#: Types of ICMPv6 (RFC 4861): who advertises a router or redirects is no guest, whose address is where is.
+_ROUTERS: Final = frozenset({134, 137})
+_NEIGHBOUR_ADVERTISEMENT: Final = 136
+
 
 class Neighbourhood(Protocol):
     """The other guests of the network."""
@@ -151,19 +163,25 @@ class Station:
         """Whether the guest may send from the address that ``packet`` is from."""
         source = packet.source
         if len(source) == 4:
-            is_asking = source == _ANY_4 and packet.protocol == ip.UDP
-            return source == self.address or is_asking
+            return source == self.address or (source == _ANY_4 and _is_asking(packet))
         if source == _ANY_6:
-            return packet.protocol == ip.ICMP6
+            return packet.protocol == ip.ICMP6 and bytes(packet.payload[:1]) > _ECHO_REPLY
         return self._gateway.neighbours.learn(source, self.mac, self, self._clock())
 
     def _may_tell(self, frame: memoryview, packet: ip.Packet | None) -> bool:
         """Whether a frame for others says nothing of addresses that are not the guest's own."""
         if packet is None:
             return bytes(frame[28:32]) in {self.address, _ANY_4} and bytes(frame[22:28]) == self.mac
-        if packet.protocol != ip.ICMP6 or not packet.payload or packet.payload[0] != 136:
-            return packet.protocol != ip.ICMP6 or not packet.payload or packet.payload[0] not in {134, 137}
-        target = bytes(packet.payload[8:24])
+        part, payload = packet.fragment, packet.payload
+        if part is not None and part.offset:
+            return True  # without its beginning, which is judged, nobody makes anything of it
+        if packet.protocol == ip.UDP:
+            return bytes(payload[2:4]) not in _LENDING
+        if packet.protocol != ip.ICMP6 or not payload:
+            return packet.protocol not in ip.PASSED_OVER  # in a fragment, who knows what is behind it
+        if payload[0] != _NEIGHBOUR_ADVERTISEMENT:
+            return payload[0] not in _ROUTERS
+        target = bytes(payload[8:24])
         return len(target) == 16 and self._gateway.neighbours.learn(target, self.mac, self, self._clock())
 
     def _packet(self, packet: ip.Packet) -> None:
@@ -217,3 +235,9 @@ class Station:
         is_6 = len(reporter) == 16
         head = ip.header(reporter, packet.source, ip.ICMP6 if is_6 else ip.ICMP, len(message))
         self.send(ethernet.IPV6 if is_6 else ethernet.IPV4, head + message)
+
+
+def _is_asking(packet: ip.Packet) -> bool:
+    """Whether a packet is for a server of DHCP: its sender may have no address yet (RFC 2131, 4.1)."""
+    is_whole = packet.protocol == ip.UDP and packet.fragment is None
+    return is_whole and bytes(packet.payload[2:4]) == _DHCP_SERVER

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from atoll import events, store
-from atoll.errors import AtollError
+from atoll import events
 from atoll.events import Event
+from atoll.linelog import LineLog
 
 __all__ = ["EventLog", "decode"]
 
@@ -34,34 +32,17 @@ class EventLog:
     """The log below the data directory ``data``."""
 
     def __init__(self, data: Path) -> None:
-        self.path = data / "events.jsonl"
-        self._older = data / "events.jsonl.1"
+        self._log = LineLog(data / "events.jsonl", limit=_LIMIT)
+        self.path = self._log.path
 
     def append(self, event: Event) -> None:
         """Add ``event`` if it is worth keeping. A full disk loses it: machines go on."""
-        if not isinstance(event, _KEPT):
-            return
-        line = msgspec.json.encode(event) + b"\n"
-        with contextlib.suppress(OSError, AtollError):
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(fd, line)  # in one write: lines of several writers do not mix
-                full = os.fstat(fd).st_size >= _LIMIT
-            finally:
-                os.close(fd)
-            if full:
-                self._rotate()
+        if isinstance(event, _KEPT):
+            self._log.append(msgspec.json.encode(event) + b"\n")
 
     def lines(self) -> Iterator[bytes]:
         """All that is kept, oldest first."""
-        for path in (self._older, self.path):
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                yield from file
-
-    def _rotate(self) -> None:
-        with store.lock(self.path.with_name(".events.lock")):
-            if self.path.stat().st_size >= _LIMIT:
-                self.path.replace(self._older)
+        return self._log.lines()
 
 
 def decode(line: bytes) -> Event | None:

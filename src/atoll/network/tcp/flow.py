@@ -79,11 +79,13 @@ class Guest(Protocol):
 
     Attributes:
         allowance: see ``Allowance``.
+        kept: see ``Store``.
         due: flows that owe an acknowledgement as soon as all frames that have come are seen.
         lazy: flows that owe one in some milliseconds.
     """
 
     allowance: int
+    kept: int
     due: list[Flow]
     lazy: list[Flow]
 
@@ -157,7 +159,7 @@ class Flow:
         # SND.NXT, SND.WND and, in ``_outstanding.first``, SND.UNA of RFC 9293, section 3.3.1.
         self._next = isn
         self._window = 0
-        self._outstanding = Outstanding(isn)
+        self._outstanding = Outstanding(isn, guest)
         self._limit = WINDOW
         self._waits = False
         self._ended = False
@@ -239,15 +241,18 @@ class Flow:
         if flags & (RST | SYN):
             self._refuse(sequence, flags)
             return
-        ahead = (acknowledged - self._outstanding.first) & _MASK
-        if not flags & ACK or ahead > (self._next - self._outstanding.first) & _MASK:
-            if flags & ACK and ahead < _HALF:
-                self._owe(at_once=True)  # it acknowledges what was not sent yet
+        if not flags & ACK:
             return
-        self._take_acknowledgement(ahead, window << self._shift, len(payload), now)
+        ahead = (acknowledged - self._outstanding.first) & _MASK
+        if ahead <= (self._next - self._outstanding.first) & _MASK:
+            is_bare = not payload and not flags & FIN
+            self._take_acknowledgement(ahead, window << self._shift, now, is_bare=is_bare)
+        elif ahead < _HALF:
+            self._owe(at_once=True)  # it acknowledges what was not sent yet
+            return
         if payload or flags & FIN:
             self._take_payload(sequence, payload, fin=bool(flags & FIN))
-        elif sequence != self._inbox.next:
+        elif (sequence - self._inbox.next) & _MASK > self._inbox.fits():
             self._owe(at_once=True)  # a question whether this end is still there
         self._close_if_done()
 
@@ -265,11 +270,11 @@ class Flow:
         if flags & SYN and (sequence + 1) & _MASK == self._inbox.next:
             self._send_syn(SYN | ACK)  # it has not seen the answer
             return False
-        if flags & ACK and acknowledged == self._next and not flags & RST:
+        if flags & (ACK | RST) == ACK and acknowledged == self._next:
             self._advance(1)
             self.state = State.OPEN
             self._host.resume()
-        return True
+        return self.state is State.OPEN or bool(flags & RST)
 
     def _refuse(self, sequence: int, flags: int) -> None:
         """A reset, or a SYN in the midst of a connection (RFC 5961, sections 3 and 4)."""
@@ -278,7 +283,7 @@ class Flow:
         elif flags & SYN or (sequence - self._inbox.next) & _MASK < self._inbox.fits():
             self._owe(at_once=True)
 
-    def _take_acknowledgement(self, ahead: int, window: int, size: int, now: float) -> None:
+    def _take_acknowledgement(self, ahead: int, window: int, now: float, *, is_bare: bool) -> None:
         if ahead:
             self._start_timer(now)
             self._duplicates = 0
@@ -286,11 +291,13 @@ class Flow:
             self._advance(ahead)
             if self._recover is not None:
                 self._go_on_recovering()
-        elif self._outstanding.size and not size and window == self._window:
+        elif self._outstanding.size and is_bare and window == self._window:  # RFC 5681, section 2
             self._duplicates += 1
             if self._duplicates == _DUPLICATES:
                 self._begin_recovery()
         self._window = window
+        if not window:
+            self._progress = now  # who says that it has no room is there (RFC 9293, section 3.8.6.1)
         if self._waits and self.room() > 0:
             self._waits = False
             self._host.resume()
@@ -332,6 +339,9 @@ class Flow:
 
     def _close_if_done(self) -> None:
         if self._ended and self._told_host and self._outstanding.first == self._next:
+            head = self.acknowledgement()
+            if head:  # nobody acknowledges the guest's end when this is no more
+                self._guest.transmit([head])
             self._close(reset=False)
 
     def drain(self) -> None:
@@ -350,7 +360,7 @@ class Flow:
         """Bytes that may be read from the host's socket; with none, ``Host.resume`` tells when there are."""
         if self.state is not State.OPEN or self._ended:
             return 0
-        room = min(self._window, self._limit) - self._outstanding.size
+        room = self._outstanding.room(min(self._window, self._limit))
         if room <= 0:
             self._waits = True
         return room
@@ -479,5 +489,5 @@ class Flow:
         return self._head(ACK, self._next) if owes and self.state is State.OPEN else b""
 
     def _head(self, flags: int, sequence: int, size: int = 0, total: int = 0) -> bytes:
-        window = self._inbox.offer() >> _SHIFT if self._scaled else min(self._inbox.offer(), _FIRST_WINDOW)
+        window = self._inbox.offer() >> _SHIFT if self._scaled else self._inbox.offer(_FIRST_WINDOW)
         return self._template.head(sequence, self._inbox.next, flags, window, size=size, total=total)

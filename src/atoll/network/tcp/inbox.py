@@ -15,6 +15,9 @@ WINDOW: Final = 1 << 20
 #: Bytes that a guest may send in any flow, however many there are.
 LEAST_WINDOW: Final = 16 << 10
 
+#: Bytes up to which what waits is joined: a piece for every short segment would cost a multiple of them.
+_PIECE: Final = 64 << 10
+
 
 class Allowance(Protocol):
     """What the flows of one guest share.
@@ -29,7 +32,7 @@ class Allowance(Protocol):
 class Sink(Protocol):
     """Where the bytes go."""
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | bytearray | memoryview) -> int:
         """Send what can be sent now; the number of bytes taken, 0 after an error, which it keeps."""
 
     def want_drain(self) -> None:
@@ -57,7 +60,7 @@ class Inbox:
     def __init__(self, guest: Allowance, sink: Sink) -> None:
         self._guest = guest
         self._sink = sink
-        self._pieces: deque[bytes | memoryview] = deque()
+        self._pieces: deque[bytearray] = deque()
         self.next = self.told = self._edge = 0
         self.waiting = 0
 
@@ -90,16 +93,25 @@ class Inbox:
         taken = 0 if self._pieces else self._sink.write(payload)
         self._guest.allowance += taken
         if taken < size:
-            if not self._pieces:
-                self._sink.want_drain()
-            self._pieces.append(bytes(payload[taken:]))
-            self.waiting += size - taken
+            self._keep(payload[taken:])
+
+    def _keep(self, rest: memoryview) -> None:
+        pieces = self._pieces
+        if not pieces:
+            self._sink.want_drain()
+        if pieces and len(pieces[-1]) + len(rest) <= _PIECE:
+            pieces[-1] += rest
+        else:
+            pieces.append(bytearray(rest))
+        self.waiting += len(rest)
 
     def skip(self) -> None:
-        """Take a FIN, which has a number of its own."""
+        """Take a FIN, which has a number of its own; it may lie just beyond the window."""
         self.next = (self.next + 1) & _MASK
-        if (self._edge - self.next) & _MASK > WINDOW:  # beyond the window, where a FIN may be
+        if (self._edge - self.next) & _MASK > WINDOW:
             self._edge = self.next
+        else:
+            self._guest.allowance += 1
 
     def fits(self) -> int:
         """Bytes that the guest may send."""
@@ -114,7 +126,7 @@ class Inbox:
             self.waiting -= taken
             self._guest.allowance += taken
             if taken < len(piece):
-                pieces[0] = memoryview(piece)[taken:]
+                del piece[:taken]
                 self._sink.want_drain()
                 return
             pieces.popleft()

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, Protocol
 
-__all__ = ["Outstanding"]
+__all__ = ["Outstanding", "Store"]
 
 _MASK: Final = (1 << 32) - 1
+
+#: Bytes up to which pieces are joined: one for every few bytes would cost a multiple of them.
+_SHORT: Final = 1024
+
+#: Bytes that all flows of one guest may have unacknowledged, and that each may have beyond that.
+MOST_KEPT: Final = 64 << 20
+LEAST_KEPT: Final = 16 << 10
+
+
+class Store(Protocol):
+    """What the flows of one guest share.
+
+    Attributes:
+        kept: bytes that are kept for it in all of its flows.
+    """
+
+    kept: int
 
 
 class Outstanding:
@@ -15,15 +32,17 @@ class Outstanding:
 
     Args:
         sequence: number of the first byte that will be sent.
+        store: what its flows share.
 
     Attributes:
         first: number of the first byte that is not acknowledged (SND.UNA of RFC 9293, section 3.3.1).
         size: bytes that are kept.
     """
 
-    __slots__ = ("_begin", "_pieces", "first", "size")
+    __slots__ = ("_begin", "_pieces", "_store", "first", "size")
 
-    def __init__(self, sequence: int) -> None:
+    def __init__(self, sequence: int, store: Store) -> None:
+        self._store = store
         self.first = sequence
         self.size = 0
         self._begin = 0  # bytes of the first piece that are acknowledged
@@ -31,13 +50,28 @@ class Outstanding:
 
     def add(self, data: bytes) -> None:
         """Keep what was just sent."""
-        self._pieces.append(data)
+        pieces = self._pieces
+        if pieces and len(pieces[-1]) + len(data) <= _SHORT:
+            pieces[-1] += data
+        else:
+            pieces.append(data)
         self.size += len(data)
+        self._store.kept += len(data)
+
+    def room(self, most: int) -> int:
+        """Bytes that may be added for a flow that may have ``most``; who is told 0 or less has some to lose.
+
+        So it goes on when its own guest acknowledges, whatever other flows do.
+        """
+        if self._store.kept >= MOST_KEPT:
+            most = min(most, LEAST_KEPT)
+        return most - self.size
 
     def acknowledge(self, count: int) -> None:
         """Forget the first ``count`` bytes, at most ``size``."""
         self.first = (self.first + count) & _MASK
         self.size -= count
+        self._store.kept -= count
         count += self._begin
         pieces = self._pieces
         while pieces and count >= len(pieces[0]):
@@ -53,4 +87,5 @@ class Outstanding:
     def clear(self) -> None:
         """Forget everything."""
         self._pieces.clear()
+        self._store.kept -= self.size
         self.size = self._begin = 0

@@ -11,6 +11,7 @@ __all__ = [
     "HOPS",
     "ICMP",
     "ICMP6",
+    "PASSED_OVER",
     "TCP",
     "UDP",
     "Fragment",
@@ -28,7 +29,7 @@ ICMP6: Final = 58
 
 _FRAGMENT: Final = 44
 #: Extension headers that only routers and receivers need: hop-by-hop, routing, destination options.
-_SKIPPED: Final = frozenset({0, 43, 60})
+PASSED_OVER: Final = frozenset({0, 43, 60})
 _MOST_EXTENSIONS: Final = 8
 
 HOPS: Final = 64
@@ -98,12 +99,14 @@ def _parse_6(packet: memoryview) -> Packet | None:
         return None
     whole, rest, fragment = packet[: 40 + size], packet[40 : 40 + size], None
     for _ in range(_MOST_EXTENSIONS):
-        if following in _SKIPPED and len(rest) >= 8 and len(rest) >= (rest[1] + 1) << 3:
+        if following in PASSED_OVER and len(rest) >= 8 and len(rest) >= (rest[1] + 1) << 3:
             following, rest = rest[0], rest[(rest[1] + 1) << 3 :]
         elif following == _FRAGMENT and len(rest) >= 8 and fragment is None:
             part = rest[2] << 8 | rest[3]
             fragment = Fragment(int.from_bytes(rest[4:8]), part & 0xFFF8, bool(part & 1))
             following, rest = rest[0], rest[8:]
+            if fragment.offset or fragment.more:
+                break  # what follows is a part: it is read when it is whole
         else:
             break
     else:

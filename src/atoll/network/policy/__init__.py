@@ -1,0 +1,1 @@
+"""What guests may reach: rules, and who has which name; without any I/O."""
