@@ -16,6 +16,7 @@ import density
 import docker
 import forks
 import machine
+import network
 import packs
 import snapshots
 
@@ -35,6 +36,7 @@ BENCHES = {
     "packs": packs.main,
     "snapshots": snapshots.main,
     "docker": docker.main,
+    "network": network.main,
 }
 
 
