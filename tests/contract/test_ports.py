@@ -43,7 +43,11 @@ class Engine:
         return ()
 
     async def serve(self, reader, writer):
-        request = await reader.readuntil(b"\r\n\r\n")
+        try:
+            request = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:  # who asked has gone meanwhile
+            writer.close()
+            return
         if request.startswith(b"GET /events?"):
             writer.write(b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n")
             self._followers.append(writer)

@@ -205,6 +205,7 @@ class Supervisor:
         async with self._unheld():
             vm = self.require(Phase.RUNNING, "paused")
             await vm.pause()
+            self.require(Phase.RUNNING, "paused")  # who ends it by force waits for nobody
             self._advance(Cause.PAUSED)
 
     async def resume(self) -> None:
@@ -212,6 +213,7 @@ class Supervisor:
         async with self._unheld():
             vm = self.require(Phase.PAUSED, "resumed")
             await vm.resume()
+            self.require(Phase.PAUSED, "resumed")
             self._advance(Cause.RESUMED)
             self._spawn(self.vsock.restore())  # an earlier supervisor may have left it without
         await self._set_clock()
@@ -252,8 +254,9 @@ class Supervisor:
             try:
                 if vm is not None and vm is self.vm and self.state.held:
                     await vm.resume()
-                    self._advance(Cause.RESUMED)
-                    await self._revive(vm)
+                    if self.state.held:  # who ends it by force waits for nobody
+                        self._advance(Cause.RESUMED)
+                        await self._revive(vm)
             finally:
                 self._held = None
                 self._announce()
