@@ -10,12 +10,10 @@ import argparse
 import asyncio
 import contextlib
 import importlib
-import io
 import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,7 +33,7 @@ from atoll.events import Emit, Event, PortClosed, PortOpened, PortRefused, Warne
 from atoll.hypervisor.port import listen
 from atoll.paths import DockerPaths
 from atoll.vm.eventlog import EventLog
-from atoll.vm.logs import RotatedLog
+from atoll.vm.logs import LogStream, say
 from atoll.vm.state import StateError
 
 __all__ = ["BUSY", "ENGINE", "Opened", "Parts", "main", "serve"]
@@ -60,22 +58,6 @@ class Parts(NamedTuple):
 
     backend: Backend
     ports: Ports | None
-
-
-class _Log(io.TextIOBase):
-    """A bounded log in the place of a standard stream."""
-
-    def __init__(self, path: Path) -> None:
-        self._log = RotatedLog(path)
-
-    def write(self, text: str) -> int:
-        self._log.write(text.encode(errors="replace"))
-        return len(text)
-
-
-def say(text: str) -> None:
-    """Tell who looks after this process what happens."""
-    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def serve(
@@ -248,7 +230,7 @@ def main(words: Sequence[str]) -> int:
     timing = Timing(arguments.idle, arguments.start, arguments.suspend, arguments.dial)
     client = None if arguments.client is None else socket.socket(fileno=arguments.client)
     if client is not None:
-        sys.stdout = sys.stderr = _Log(place.log)
+        sys.stdout = sys.stderr = LogStream(place.log)
 
     tell = _teller(EventLog(config.data_dir))
 

@@ -1,13 +1,16 @@
-"""What a guest writes without end, kept in a file that is bounded."""
+"""What a guest or a process in the background writes without end, kept in a file that is bounded."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["RotatedLog", "Tap", "tail"]
+__all__ = ["LogStream", "RotatedLog", "Tap", "say", "tail"]
 
 
 class RotatedLog:
@@ -54,6 +57,23 @@ class RotatedLog:
                 newer.replace(older)
         self.close()
         self._open()
+
+
+class LogStream(io.TextIOBase):
+    """A bounded log in the place of a standard stream."""
+
+    def __init__(self, path: Path) -> None:
+        self._log = RotatedLog(path)
+
+    def write(self, text: str) -> int:
+        """Write down what is printed; all of it is taken."""
+        self._log.write(text.encode(errors="replace"))
+        return len(text)
+
+
+def say(text: str) -> None:
+    """Tell who looks after this process what happens."""
+    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Tap:

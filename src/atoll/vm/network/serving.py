@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import io
 import os
 import resource
 import signal
@@ -27,7 +26,7 @@ from atoll.hypervisor.port import at_directory, listen
 from atoll.network.destinations import Destinations
 from atoll.network.lan import Lan
 from atoll.paths import NetworkPaths, Paths
-from atoll.vm.logs import RotatedLog
+from atoll.vm.logs import LogStream, say
 from atoll.vm.network.cards import Cards
 from atoll.vm.network.records import DOMAIN, Leases, Network, Numbers, new_network
 from atoll.vm.network.requests import Status, control_server
@@ -45,22 +44,6 @@ _OLD = 60.0
 
 #: Seconds for a VM's end, which begins with its card's.
 _GRACE = 0.2
-
-
-class _Log(io.TextIOBase):
-    """A bounded log in the place of a standard stream."""
-
-    def __init__(self, path: Path) -> None:
-        self._log = RotatedLog(path)
-
-    def write(self, text: str) -> int:
-        self._log.write(text.encode(errors="replace"))
-        return len(text)
-
-
-def say(text: str) -> None:
-    """Tell who looks after this process what happens."""
-    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def serve(
@@ -220,7 +203,7 @@ def main(words: Sequence[str]) -> int:
     client = None if arguments.client is None else socket.socket(fileno=arguments.client)
     _raise_limit()
     if client is not None:
-        sys.stdout = sys.stderr = _Log(place.log)
+        sys.stdout = sys.stderr = LogStream(place.log)
     try:
         return serve(place, client=client)
     except AtollError as error:
