@@ -31,7 +31,11 @@ MIB = 1 << 20
 #: Bytes of a transfer, connections of a storm, and seconds of what is counted.
 SIZE, CONNECTS, TRANSFERS, SECONDS = 256 * MIB, 300, 10_000, 3
 
-GATEWAY, WIRE = "10.0.2.2", "/usr/local/bin/wire"
+#: Where ``wire serve`` listens on the host, and its program in the guest.
+PORT, WIRE = 7077, "/usr/local/bin/wire"
+
+#: What passt and slirp call the host.
+GATEWAY = "10.0.2.2"
 
 
 @dataclass
@@ -40,21 +44,19 @@ class Lane:
 
     Attributes:
         box: the guest.
-        port: where ``wire serve`` listens on the host.
+        gateway: address of the host.
         helpers: processes of the path beside QEMU.
     """
 
     name: str
     box: aio.Sandbox
-    port: int
+    gateway: str
     helpers: list[int]
     samples: dict[str, list[float]] = field(default_factory=dict)
 
-    async def wire(
-        self, how: str, number: int, *, host: str = GATEWAY, port: int | None = None
-    ) -> list[float]:
+    async def wire(self, how: str, number: int, *, host: str = "", port: int = PORT) -> list[float]:
         """The numbers that ``wire`` prints."""
-        words = [WIRE, how, host, str(port or self.port), str(number)]
+        words = [WIRE, how, host or self.gateway, str(port), str(number)]
         done = await self.box.run(words, check=True)
         return [float(word) for word in done.stdout.split()]
 
@@ -74,6 +76,7 @@ class Lane:
 
 def main(runs: int) -> None:
     """All figures of the network."""
+    os.environ["ATOLL_NETWORK_HOST_PORTS"] = str(PORT)  # the sandboxes below may use it
     print(f"network: load of this host {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory(prefix="atoll-", dir="/var/tmp") as place:
         os.chmod(place, 0o777)  # passt gives up its rights before it makes its socket
@@ -84,9 +87,9 @@ async def _main(runs: int, place: Path) -> None:
     program = _compiled(place / "wire")
     content = program.read_bytes()
     async with contextlib.AsyncExitStack() as stack:
-        port = stack.enter_context(_served(program))
+        stack.enter_context(_served(program))
         names = ["own", "slirp", *(["passt"] if shutil.which("passt") else [])]
-        paths = [await stack.enter_async_context(_path(name, place, content, port)) for name in names]
+        paths = [await stack.enter_async_context(_path(name, place, content)) for name in names]
         for _ in range(runs):
             for path in paths:
                 await _transfer(path)
@@ -114,7 +117,7 @@ async def _count(path: Lane) -> None:
     [count] = await path.wire("datagrams", SECONDS)
     path.keep("datagrams", count)
     if path.name == "own":
-        [count] = await path.wire("names", SECONDS, host="10.0.2.3", port=53)
+        [count] = await path.wire("names", SECONDS, port=53)
         path.keep("names", count)
     failures, seconds = await path.wire("storm", TRANSFERS)
     path.keep("storm failures", failures)
@@ -136,17 +139,25 @@ async def _loopback(path: Lane) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def _path(name: str, place: Path, program: bytes, port: int) -> AsyncIterator[Lane]:
+async def _path(name: str, place: Path, program: bytes) -> AsyncIterator[Lane]:
     with contextlib.ExitStack() as stack:
         helpers = []
         if name == "passt":
             helpers.append(stack.enter_context(_passt(place / "passt.sock")))
         network = "own" if name == "passt" else name
         async with aio.Sandbox("debian", network=network, cold=True, memory="512M", cpus=1) as box:
+            gateway = GATEWAY
             if name == "own":
                 helpers += _serving()
+                gateway = await _gateway(box)
             await box.files.write(WIRE, program, mode=0o755)
-            yield Lane(name, box, port, helpers)
+            yield Lane(name, box, gateway, helpers)
+
+
+async def _gateway(box: aio.Sandbox) -> str:
+    """Where its default route leads."""
+    routes = await box.run(["ip", "route", "show", "default"], check=True)
+    return routes.stdout.split()[2]
 
 
 @contextlib.contextmanager
@@ -174,11 +185,11 @@ def _passt(socket: Path):
 
 @contextlib.contextmanager
 def _served(program: Path):
-    child = subprocess.Popen([program, "serve", "7077"], stdout=subprocess.PIPE)
+    child = subprocess.Popen([program, "serve", str(PORT)], stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
     try:
-        yield 7077
+        yield
     finally:
         child.kill()
         child.wait()
