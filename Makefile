@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCH := $(shell uname -m)
 QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
 
-AGENT_SOURCES := $(wildcard guest-agent/src/*.[ch]) hatch_build.py
+C_SOURCES := $(wildcard guest-agent/src/*.[ch] native/*.c) hatch_build.py
 HOST_PROGRAMS := qemu-system-$(ARCH)=$(QEMU_PACKAGE) mkfs.erofs=erofs-utils mmdebstrap=mmdebstrap setpriv=util-linux
 
 .PHONY: help demo build host test unit chaos soak snapshots check format bench clean
@@ -43,8 +43,8 @@ $(VENV)/tools: pyproject.toml $(VENV)/bin/python
 	@$(BIN)/python -m pip install -q --group dev
 	@touch $@
 
-$(VENV)/installed: $(VENV)/tools $(AGENT_SOURCES)
-	@echo "installing atoll (compiles the guest agent)"
+$(VENV)/installed: $(VENV)/tools $(C_SOURCES)
+	@echo "installing atoll (compiles what is written in C)"
 	@$(BIN)/python -m pip install -q --no-build-isolation -e .
 	@$(BIN)/python -m compileall -q src/atoll
 	@touch $@

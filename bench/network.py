@@ -23,6 +23,7 @@ from pathlib import Path
 import common
 
 from atoll import aio, runtime
+from atoll.config import load
 from atoll.hypervisor.qemu import argv
 
 HERE = Path(__file__).parent
@@ -197,11 +198,13 @@ def _served(program: Path):
 
 
 def _serving() -> list[int]:
-    """The processes of Atoll's networks."""
+    """The processes of this user's networks."""
+    data = os.fsencode(load().config.paths.data)
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"atoll.vm.network.serving" in (place / "cmdline").read_bytes():
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            if b"atoll.vm.network.serving" in words and data in words:
                 found.append(int(place.name))
     return found
 

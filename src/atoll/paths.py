@@ -14,7 +14,7 @@ import msgspec
 from atoll.errors import ConfigError
 
 __all__ = [
-    "AGENT_DIR",
+    "BINARY_DIR",
     "CONFIG_NAME",
     "SYSTEM_CONFIG",
     "DockerPaths",
@@ -24,12 +24,13 @@ __all__ = [
     "TemplatePaths",
     "VmPaths",
     "agent_path",
+    "checksum_path",
     "default_paths",
     "user_config",
 ]
 
-#: Where the wheel carries the guest agent, one file per architecture.
-AGENT_DIR = Path(__file__).parent / "_bin"
+#: Where the wheel carries what is compiled, one file for each architecture.
+BINARY_DIR = Path(__file__).parent / "_bin"
 
 CONFIG_NAME = "config.toml"
 SYSTEM_CONFIG = Path("/etc/atoll") / CONFIG_NAME
@@ -425,7 +426,12 @@ def _xdg(variable: str, fallback: str) -> Path:
 
 def agent_path(architecture: str) -> Path:
     """The guest agent that this installation carries."""
-    return AGENT_DIR / f"atoll-agent-{architecture}"
+    return BINARY_DIR / f"atoll-agent-{architecture}"
+
+
+def checksum_path(architecture: str) -> Path:
+    """The library that sums payloads, of an architecture of this installation; there may be none."""
+    return BINARY_DIR / f"atoll-checksum-{architecture}.so"
 
 
 def default_paths() -> Paths:

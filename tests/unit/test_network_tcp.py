@@ -28,7 +28,8 @@ from atoll.network.tcp.segment import (
     parse_options,
     syn_options,
 )
-from atoll.network.wire.checksum import ones_sum
+from atoll.network.wire import checksum
+from atoll.network.wire.checksum import ones_sum, piece_sum
 
 NUMBER = st.integers(0, MASK)
 
@@ -113,6 +114,20 @@ def test_a_sum_is_that_of_the_words(data, pad):
     data = data + b"\xff" * pad
     words = struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) & 1))
     assert ones_sum(data) % 65535 == sum(words) % 65535
+
+
+@given(data=st.binary(max_size=2000), start=st.integers(0, 300), cut=st.integers(0, 300))
+def test_the_library_sums_as_python_does(data, start, cut):
+    assert checksum._SUM is not None, "it is compiled with this package"
+    data += bytes(600)
+    size = len(data) - start - cut
+    assert piece_sum(data, start, size) % 65535 == ones_sum(data[start : start + size]) % 65535
+
+
+def test_without_the_library_python_sums(monkeypatch):
+    monkeypatch.setattr(checksum, "_SUM", None)
+    data = random_bytes(70_001)
+    assert piece_sum(data, 3, 65_000) == ones_sum(data[3:65_003])
 
 
 # Outstanding
@@ -418,6 +433,102 @@ def test_after_a_loss_less_is_sent_at_once_and_more_again_as_it_arrives():
     assert 1460 <= flow.room() <= 40_000
 
 
+# When acknowledgements are sent
+
+
+def established(**others):
+    world = World(**others)
+    world.feed(7, 0, SYN, 65535, syn_options(others.get("mss", 1460), 7))
+    flow = world.socket.flow
+    flow.connected(world.now)
+    answer = Segment(world.frames.pop())
+    world.feed(8, answer.sequence + 1, ACK, 500)
+    return world, flow, answer.sequence + 1
+
+
+def fed(world, at, first, payload):
+    """The guest sends ``payload``, whose number is ``at``; what it is told at once, and its next number."""
+    world.feed(at, first, ACK, 500, payload=payload)
+    world.flows.acknowledge()
+    frames, world.frames = world.frames, []
+    return [Segment(frame) for frame in frames], at + len(payload)
+
+
+def test_an_answer_carries_the_acknowledgement_of_its_question():
+    world, flow, first = established()
+    told, at = fed(world, 8, first, b"question")
+    assert not told
+    flow.send(b"answer", world.now)
+    [answer] = map(Segment, world.frames)
+    assert (answer.acknowledged, answer.payload) == (at, b"answer")
+    world.frames.clear()
+    world.flows.acknowledge_all()
+    assert not world.frames
+
+
+def test_who_is_not_answered_soon_is_acknowledged_at_once_from_then_on_until_answers_come_again():
+    world, flow, first = established()
+    told, at = fed(world, 8, first, b"one")
+    assert not told
+    world.flows.acknowledge_all()
+    assert Segment(world.frames.pop()).acknowledged == at
+    for turn in range(4):
+        told, at = fed(world, at, first + turn, b"more")
+        assert [segment.acknowledged for segment in told] == ([at] if turn < 3 else [])
+        flow.send(b"!", world.now)
+        world.frames.clear()
+        world.feed(at, first + turn + 1, ACK, 500)
+
+
+def test_fewer_acknowledgements_are_sent_to_one_who_does_not_wait_for_them_and_more_to_one_who_does():
+    world, _, first = established()
+    segment, at, gaps = bytes(1460), 8, [0]
+    for _ in range(200):
+        told, at = fed(world, at, first, segment)
+        gaps[-1] += 1
+        gaps += [0] if told else []
+    assert gaps[0] == 4
+    assert max(gaps) == 16
+    for _ in range(6):  # it waits
+        _, at = fed(world, at, first, segment)
+        world.flows.acknowledge_all()
+        world.frames.clear()
+    told, at = fed(world, at, first, segment)
+    assert told
+
+
+def test_only_the_last_of_what_there_is_is_pushed():
+    world, flow, _ = established()
+    flow.send(bytes(3000), world.now, more=True)
+    flow.send(bytes(3000), world.now)
+    assert [Segment(frame).flags & PSH for frame in world.frames] == [0, 0, 0, PSH, PSH, PSH]
+
+
+def test_any_number_of_flows_may_send_alike():
+    world = World()
+    world.flows.allowance = 8 << 20
+    windows = {}
+    for turn in range(200):
+        for port in range(1, 9):
+            world.ends = ENDS._replace(guest_port=port)
+            if not turn:
+                world.feed(7, 0, SYN, 65535, syn_options(1460, 7))
+                world.socket.flow.connected(world.now)
+                windows[port] = (8, Segment(world.frames.pop()).sequence + 1, 1460)
+            at, first, window = windows[port]
+            size = min(60_000, window)
+            world.feed(at, first, ACK, 500, payload=bytes(size))
+            world.flows.acknowledge()
+            world.flows.acknowledge_all()
+            window -= size
+            while world.frames:
+                window = Segment(world.frames.pop()).window << 7
+            windows[port] = (at + size, first, window)
+    sizes = [window for _, _, window in windows.values()]
+    assert min(sizes) > 700_000
+    assert max(sizes) < 1.3 * min(sizes)
+
+
 # Bounds
 
 
@@ -426,7 +537,7 @@ def test_a_guest_is_told_no_more_than_there_is_room_for():
     world.connect()
     guest, socket = world.guest, world.socket
     socket.room = 0
-    guest.sent += bytes(3 << 20)
+    guest.sent += bytes(WINDOW + (2 << 20))
     for _ in range(100):
         guest.push()
         world.run()
@@ -456,7 +567,7 @@ def test_all_flows_together_hold_no_more_than_is_allowed_and_a_little_for_each()
         answer = Segment(world.frames.pop())
         world.feed(8, answer.sequence + 1, ACK, 500)
         world.feed(8, answer.sequence + 1, ACK, 500, payload=b"1")
-        world.flows.acknowledge()
+        world.flows.acknowledge_all()
         promised += Segment(world.frames.pop()).window << 7
         assert promised >= LEAST_WINDOW * port * 15 // 16
     assert promised <= (1 << 20) + 64 * (LEAST_WINDOW + 65536)

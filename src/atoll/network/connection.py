@@ -63,7 +63,12 @@ class TcpSocket:
     def dial(self, flow: Flow) -> None:
         """``flow`` waits for the socket, which is connecting."""
         self._flow = flow
-        self._loop.add_writer(self._fd, self._connected)
+        try:
+            self._sock.getpeername()
+        except OSError:
+            self._loop.add_writer(self._fd, self._connected)
+        else:  # this host itself answers before ``connect`` returns
+            flow.connected(time.monotonic())
 
     def attach(self, flow: Flow) -> None:
         """``flow`` goes on in the socket, which is connected."""
@@ -180,15 +185,16 @@ class TcpSocket:
         if room <= 0:
             self._pause()
             return
+        most = min(room, _BURST)
         try:
-            data = self._sock.recv(min(room, _BURST), socket.MSG_DONTWAIT)
+            data = self._sock.recv(most, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
             flow.reset()
             return
         if data:
-            flow.send(data, time.monotonic())
+            flow.send(data, time.monotonic(), more=len(data) == most)
         else:
             self._pause()
             flow.end(time.monotonic())

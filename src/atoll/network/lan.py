@@ -27,7 +27,7 @@ __all__ = ["Guest", "Lan"]
 
 #: Seconds between two looks at timers, and those that an acknowledgement may wait for others.
 _TICK: Final = 0.25
-_LAZY: Final = 0.004
+_LAZY: Final = 0.002
 
 
 class Guest:

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from atoll.network.tcp.inbox import WINDOW, Inbox, Sink
 from atoll.network.tcp.outstanding import Outstanding
 from atoll.network.tcp.segment import ACK, FIN, PSH, RST, SYN, Template, parse_options, syn_options
-from atoll.network.wire.checksum import ones_sum
+from atoll.network.wire.checksum import ones_sum, piece_sum
 
 __all__ = ["Flow", "Guest", "Host", "State"]
 
@@ -33,8 +33,15 @@ _FIRST_WINDOW: Final = 65535
 _DEFAULT_MSS: Final = 536
 _LEAST_MSS: Final = 64
 
-#: Full segments that are acknowledged together: each acknowledgement interrupts the guest.
+#: Full segments that are acknowledged together, as each acknowledgement interrupts the guest: at first, and
+#: at most for one who never had to wait for it.
 _ACK_EVERY: Final = 4
+_ACK_EVERY_MOST: Final = 16
+
+#: Answers that came soon after what the guest sent, from which on its acknowledgement waits for the answer;
+#: and the seconds that are soon. What Linux calls a ping-pong session.
+_PATIENCE: Final = 3
+_SOON: Final = 0.01
 
 #: Duplicate acknowledgements after which a segment counts as lost (RFC 5681, section 3.2).
 _DUPLICATES: Final = 3
@@ -117,6 +124,7 @@ class Flow:
         "_asked",
         "_duplicates",
         "_ended",
+        "_every",
         "_guest",
         "_guest_ended",
         "_heard",
@@ -130,6 +138,7 @@ class Flow:
         "_outstanding",
         "_owes",
         "_owes_at_once",
+        "_patience",
         "_progress",
         "_recover",
         "_scaled",
@@ -155,6 +164,8 @@ class Flow:
         self._shift = 0
         self._inbox = Inbox(guest, host)
         self._owes = self._owes_at_once = False
+        self._every = _ACK_EVERY
+        self._patience = _PATIENCE
         self._guest_ended = self._told_host = False
         # SND.NXT, SND.WND and, in ``_outstanding.first``, SND.UNA of RFC 9293, section 3.3.1.
         self._next = isn
@@ -328,9 +339,18 @@ class Flow:
             inbox.skip()
             self._guest_ended = True
             self._tell_end()
-        # A short segment may be one that its sender waits for, with Nagle's algorithm or by itself.
-        unacknowledged = (inbox.next - inbox.told) & _MASK
-        self._owe(at_once=fin or len(payload) < self._mss or unacknowledged >= _ACK_EVERY * self._mss)
+        self._owe(at_once=self._cannot_wait(len(payload), fin=fin))
+
+    def _cannot_wait(self, size: int, *, fin: bool) -> bool:
+        """Whether to acknowledge at once what has come, the last segment with ``size`` bytes of payload."""
+        owed = (self._inbox.next - self._inbox.told) & _MASK
+        if owed == size < self._mss:
+            # Its sender may wait for it, with Nagle's algorithm. But mostly an answer is about to tell it.
+            return self._patience < _PATIENCE and not fin
+        if owed < self._every * self._mss:
+            return False
+        self._every = min(_ACK_EVERY_MOST, self._every + 1)
+        return True
 
     def _tell_end(self) -> None:
         if self._guest_ended and not self._told_host and not self._inbox.waiting:
@@ -350,7 +370,7 @@ class Flow:
             return
         self._inbox.drain()
         self._tell_end()
-        if self._inbox.would_grow() >= WINDOW // 4:
+        if self._inbox.is_wider():
             self._owe(at_once=False)
         self._close_if_done()
 
@@ -365,22 +385,26 @@ class Flow:
             self._waits = True
         return room
 
-    def send(self, data: bytes, now: float) -> None:
-        """Send the guest what the host's socket had: 1 to ``room`` bytes."""
+    def send(self, data: bytes, now: float, *, more: bool = False) -> None:
+        """Send the guest what the host's socket had: 1 to ``room`` bytes; there is likely ``more``."""
         if not self._outstanding.size:
             self._start_timer(now)
+            if now - self._heard < _SOON:
+                self._patience += 1
         self._outstanding.add(data)
-        parts: list[bytes | memoryview] = []
-        mss, sequence = self._mss, self._next
-        if len(data) <= mss:
-            parts = [self._head(ACK | PSH, sequence, len(data), ones_sum(data)), data]
+        mss, sequence, size = self._mss, self._next, len(data)
+        flags = ACK if more else ACK | PSH
+        if size <= mss:
+            parts: list[bytes | memoryview]
+            parts = [self._head(flags, sequence, size, piece_sum(data, 0, size)), data]
         else:
+            parts = []
             view = memoryview(data)
-            for start in range(0, len(data), mss):
+            for start in range(0, size, mss):
                 piece = view[start : start + mss]
-                at = (sequence + start) & _MASK
-                parts += (self._head(ACK | PSH, at, len(piece), ones_sum(piece)), piece)
-        self._next = (sequence + len(data)) & _MASK
+                length, at = len(piece), (sequence + start) & _MASK
+                parts += (self._head(flags, at, length, piece_sum(data, start, length)), piece)
+        self._next = (sequence + size) & _MASK
         self._guest.transmit(parts)
 
     def end(self, now: float) -> None:
@@ -482,12 +506,19 @@ class Flow:
             self._owes = True
             self._guest.lazy.append(self)
 
-    def acknowledgement(self) -> bytes:
-        """A frame that tells what has come and how much may; empty if the guest knows."""
-        owes = self._owes or self._owes_at_once
-        self._owes = self._owes_at_once = False
-        return self._head(ACK, self._next) if owes and self.state is State.OPEN else b""
+    def acknowledgement(self, *, late: bool = False) -> bytes:
+        """A frame that tells what has come and how much may; empty if the guest knows.
+
+        It is ``late`` if nothing else happened for so long that the guest may have waited for it.
+        """
+        if not (self._owes or self._owes_at_once) or self.state is not State.OPEN:
+            return b""
+        if late:
+            self._patience = 0
+            self._every = max(1, self._every // 2)
+        return self._head(ACK, self._next)
 
     def _head(self, flags: int, sequence: int, size: int = 0, total: int = 0) -> bytes:
+        self._owes = self._owes_at_once = False
         window = self._inbox.offer() >> _SHIFT if self._scaled else self._inbox.offer(_FIRST_WINDOW)
         return self._template.head(sequence, self._inbox.next, flags, window, size=size, total=total)

@@ -53,7 +53,7 @@ class Dialling(Host, Protocol):
     """The host's side of what a guest asked for, about to be there."""
 
     def dial(self, flow: Flow) -> None:
-        """Tell ``flow`` later: by ``connected``, ``reset`` or ``abandon``."""
+        """Tell ``flow``, now or later: by ``connected``, ``reset`` or ``abandon``."""
 
 
 class Opener(Protocol):
@@ -150,12 +150,12 @@ class Flows:
         """All frames that had come have been seen: acknowledge what cannot wait."""
         if self.due:
             due, self.due = self.due, []
-            self._acknowledge(due)
+            self._transmit([flow.acknowledgement() for flow in due])
 
     def acknowledge_all(self) -> None:
         """Some milliseconds have passed: acknowledge what could wait."""
         lazy, self.lazy = self.lazy, []
-        self._acknowledge(lazy)
+        self._transmit([flow.acknowledgement(late=True) for flow in lazy])
 
     def tick(self, now: float) -> None:
         """Look at each flow's timers; some times a second, while the link takes what it is given."""
@@ -167,10 +167,10 @@ class Flows:
         for flow in tuple(self.table.values()):
             flow.abandon()
 
-    def _acknowledge(self, flows: list[Flow]) -> None:
-        heads: list[bytes | memoryview] = [head for flow in flows if (head := flow.acknowledgement())]
-        if heads:
-            self.transmit(heads)
+    def _transmit(self, heads: list[bytes]) -> None:
+        found: list[bytes | memoryview] = [head for head in heads if head]
+        if found:
+            self.transmit(found)
 
     def _make(self, ends: Ends, host: Host) -> Flow:
         key, is_6 = ends.key, len(ends.guest) == 16

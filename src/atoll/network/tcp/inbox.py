@@ -10,7 +10,7 @@ __all__ = ["WINDOW", "Allowance", "Inbox", "Sink"]
 _MASK: Final = (1 << 32) - 1
 
 #: Bytes that one flow holds at most for each end.
-WINDOW: Final = 1 << 20
+WINDOW: Final = 4 << 20
 
 #: Bytes that a guest may send in any flow, however many there are.
 LEAST_WINDOW: Final = 16 << 10
@@ -71,20 +71,22 @@ class Inbox:
     def offer(self, most: int = WINDOW) -> int:
         """The window to tell the guest, in bytes; from here on it may send them."""
         promised = (self._edge - self.next) & _MASK
-        held = promised + self.waiting
-        grow = min(most, WINDOW) - held
+        grow = min(most, self._share()) - promised - self.waiting
         if grow > 0:
-            grow = min(grow, max(self._guest.allowance, LEAST_WINDOW - held))
-            if grow > 0:
-                self._guest.allowance -= grow
-                self._edge = (self._edge + grow) & _MASK
-                promised += grow
+            self._guest.allowance -= grow
+            self._edge = (self._edge + grow) & _MASK
+            promised += grow
         self.told = self.next
         return promised
 
-    def would_grow(self) -> int:
-        """Bytes by which the window could be larger than the guest knows."""
-        return WINDOW - self.waiting - ((self._edge - self.next) & _MASK)
+    def is_wider(self) -> bool:
+        """Whether the window could be larger than the guest knows, by enough to tell it."""
+        share = self._share()
+        return share - self.waiting - ((self._edge - self.next) & _MASK) >= share // 4
+
+    def _share(self) -> int:
+        """Bytes that this flow may have: as many as are left for all, so that any number get alike."""
+        return min(WINDOW, max(LEAST_WINDOW, self._guest.allowance))
 
     def take(self, payload: memoryview) -> None:
         """Take what follows what was taken before; no more than the window."""

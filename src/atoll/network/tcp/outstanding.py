@@ -61,11 +61,10 @@ class Outstanding:
     def room(self, most: int) -> int:
         """Bytes that may be added for a flow that may have ``most``; who is told 0 or less has some to lose.
 
-        So it goes on when its own guest acknowledges, whatever other flows do.
+        So it goes on when its own guest acknowledges, whatever other flows do. A flow may keep as much as is
+        left for all, so that any number of them get alike.
         """
-        if self._store.kept >= MOST_KEPT:
-            most = min(most, LEAST_KEPT)
-        return most - self.size
+        return min(most, max(LEAST_KEPT, MOST_KEPT - self._store.kept)) - self.size
 
     def acknowledge(self, count: int) -> None:
         """Forget the first ``count`` bytes, at most ``size``."""
