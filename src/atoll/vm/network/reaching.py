@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 
 from atoll import store
 from atoll.errors import NetworkError
@@ -15,8 +16,9 @@ from atoll.hypervisor.port import connect
 from atoll.paths import NetworkPaths
 from atoll.vm.background import in_background
 from atoll.vm.logs import tail
+from atoll.vm.network.attachment import BUILT_IN
 
-__all__ = ["ANSWER", "ATTEMPTS", "ensure", "gone", "reach", "spawn", "stuck"]
+__all__ = ["ANSWER", "ATTEMPTS", "ensure", "gone", "is_there", "known", "reach", "spawn", "stuck", "unknown"]
 
 #: Attempts to reach a network's process: one that is found may be about to leave.
 ATTEMPTS = 20
@@ -39,11 +41,15 @@ def spawn(place: NetworkPaths) -> socket.socket:
     If another one is there already, or it cannot serve, the connection ends, and its log says why.
 
     Raises:
+        NetworkError: ``network.unknown``: nobody made that network.
         StoreError: its log cannot be written.
         ProcessError: it could not be started.
     """
+    if not is_there(place):
+        raise unknown(place)
     with store.refusing(place.directory):
-        place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if place.directory.name in BUILT_IN:
+            place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     data, name = place.directory.parent.parent, place.directory.name
     program = (sys.executable, "-P", "-m", "atoll.vm.network.serving", str(data), name)
@@ -88,6 +94,29 @@ def _answers(sock: socket.socket) -> bool:
         return False
 
 
+def is_there(place: NetworkPaths) -> bool:
+    """Whether that network was made, or is made at its first use."""
+    return place.directory.name in BUILT_IN or place.record.exists()
+
+
+def known(networks: Path) -> tuple[str, ...]:
+    """The names of the networks in that directory, with those that are made at their first use."""
+    try:
+        with os.scandir(networks) as entries:
+            found = {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
+        found = set()
+    return (*BUILT_IN, *sorted(found - set(BUILT_IN)))
+
+
+def unknown(place: NetworkPaths) -> NetworkError:
+    """The error of a network that nobody made."""
+    name = place.directory.name
+    listed = ", ".join(known(place.directory.parent))
+    hint = f"there are {listed}; `atoll network create {name}` makes it"
+    return NetworkError(f"there is no network {name}", code="unknown", hint=hint)
+
+
 def stuck(place: NetworkPaths) -> NetworkError:
     """The error of a network whose process is there and does not answer."""
     try:
@@ -101,6 +130,8 @@ def stuck(place: NetworkPaths) -> NetworkError:
 
 def gone(place: NetworkPaths) -> NetworkError:
     """The error of a network that cannot be reached, with the reason."""
+    if not is_there(place):
+        return unknown(place)
     said = tail(place.log, 4096).decode(errors="replace").strip().splitlines()
     reason = said[-1].partition(" ")[2] if said else "it says nothing"
     message = f"the network {place.directory.name} cannot be reached: {reason}"
