@@ -66,7 +66,7 @@ class Network:
         return network
 
     async def info(self) -> NetworkInfo:
-        """What it is now, with the cards that are plugged in. Raises ``NetworkError``: ``network.unknown``."""
+        """What it is now, with its cards. Raises ``NetworkError``: ``network.unknown``."""
         return await asyncio.to_thread(catalog.find, self._config.paths, self.name)
 
     async def connect(self, machine: str) -> str:

@@ -211,9 +211,9 @@ def named_network(config: Config, wish: str | bool | None) -> tuple[str | bool |
     """
     if not isinstance(wish, str) or wish in set(NetworkKind):
         return wish, ""
-    from atoll.vm.network import catalog as networks  # noqa: PLC0415 - only where one is named
+    from atoll.vm.network import names  # noqa: PLC0415 - only where one is named
 
-    networks.require(config.paths, wish)
+    names.require(config.paths, wish)
     return NetworkKind.OWN, wish
 
 

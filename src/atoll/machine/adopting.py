@@ -118,7 +118,7 @@ def lost(snapshot: Snapshot, paths: Paths) -> list[Path]:
 
 
 def adopted_spec(spec: MachineSpec) -> MachineSpec:
-    """What a machine from elsewhere was asked for, without directories, ports, networks and kernels of a host.
+    """What a machine from elsewhere was asked for, without a host's directories, ports, networks and kernels.
 
     It is a user's machine, whatever it was: what this Atoll's own machines do is trusted here.
     """

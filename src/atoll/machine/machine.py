@@ -192,7 +192,7 @@ class Machine(Checkpoints):
             registry.save(machine, spec)
 
     async def join_network(self, network: str) -> str:
-        """Be on another network of Atoll, and on the former one no more; ``"now"`` or ``"at the next start"``.
+        """Be on another network of Atoll, and no more on the former; ``"now"`` or ``"at the next start"``.
 
         One that runs is moved at once: it gets another address, and connections that it had are reset.
 
@@ -200,7 +200,7 @@ class Machine(Checkpoints):
             network: its name; ``default`` is that of all machines.
 
         Raises:
-            UsageError: ``usage.network``: that is no name; ``usage.reserved``: it is a machine of Atoll's own.
+            UsageError: ``usage.network``: that is no name; ``usage.reserved``: the machine is Atoll's own.
             NetworkError: ``network.unknown``; or the network cannot be had: the machine is where it was.
             StateError: it is paused, or about to start or stop.
         """

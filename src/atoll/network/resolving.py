@@ -33,7 +33,7 @@ class Resolver:
     Args:
         domain: of the network's names.
         addressing: of the network.
-        outside: whether it leads anywhere: else no names are known but its own, as asking would tell the outside.
+        outside: whether it leads anywhere: else it knows its own names alone: to ask is to tell.
 
     Attributes:
         names: what guests and others of this network are called.

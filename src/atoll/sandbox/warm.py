@@ -133,7 +133,7 @@ def launch(
 
 
 def require_card(machine: Machine, lan: str, what: str) -> None:
-    """See that what goes on from ``machine`` can be on a network. Raises ``UsageError``: ``usage.network``."""
+    """See that what goes on from ``machine`` has a card. Raises ``UsageError``: ``usage.network``."""
     if lan and machine.card is None:
         message = f"{what} has no card for a network of Atoll"
         raise UsageError(message, code="network", hint="make it anew with a network")

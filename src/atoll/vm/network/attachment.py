@@ -8,14 +8,11 @@ import msgspec
 
 from atoll.hypervisor.model import CardNetwork, Forward, Machine, UserNetwork
 
-__all__ = ["BUILT_IN", "DEFAULT", "KEPT", "MTU", "SANDBOXES", "Attachment", "elsewhere", "with_mac"]
+__all__ = ["BUILT_IN", "DEFAULT", "MTU", "SANDBOXES", "Attachment", "elsewhere", "with_mac"]
 
 #: The networks that are made at their first use: of machines, and of sandboxes.
 DEFAULT, SANDBOXES = "default", "sandboxes"
 BUILT_IN = (DEFAULT, SANDBOXES)
-
-#: Words that say something else where a network's name may stand.
-KEPT = frozenset({"own", "slirp", "none", "yes", "no"})
 
 #: Bytes of the largest packet: with its Ethernet header it has to be shorter than 64 KiB.
 MTU = 65520

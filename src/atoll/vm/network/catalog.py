@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
@@ -22,10 +21,11 @@ from atoll.errors import AtollError, ChannelError, NetworkError, StoreError, Usa
 from atoll.guest.messages import Empty
 from atoll.paths import NetworkPaths, Paths
 from atoll.vm.network import planning
-from atoll.vm.network.attachment import BUILT_IN, KEPT, MTU, SANDBOXES
+from atoll.vm.network.attachment import BUILT_IN, MTU, SANDBOXES
 from atoll.vm.network.managing import Forget, Retire, ask
+from atoll.vm.network.names import check_name, known, require
 from atoll.vm.network.planning import LEAST_MTU, Taken
-from atoll.vm.network.reaching import is_there, known, stuck, unknown
+from atoll.vm.network.reaching import stuck
 from atoll.vm.network.records import BUILT_IN_IPV4, Leases, Network, drawn_prefix
 from atoll.vm.network.requests import Card, Status, StatusRead
 
@@ -33,17 +33,13 @@ __all__ = [
     "Activity",
     "NetworkInfo",
     "Wish",
-    "check_name",
     "create",
     "find",
     "forget_machine",
     "listed",
     "plan",
     "remove",
-    "require",
 ]
-
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 #: Seconds to wait for another command that changes which networks there are.
 _PATIENCE = 30.0
@@ -111,17 +107,6 @@ class NetworkInfo(msgspec.Struct, frozen=True, kw_only=True):
     hint: str = ""
 
 
-def check_name(name: str) -> str:
-    """A network's name. Raises ``UsageError``: ``usage.network``: it is malformed, or says something else."""
-    if not _NAME.fullmatch(name):
-        hint = "use at most 63 lower-case letters, digits and dashes, as lab-1"
-        raise UsageError(f"{name!r} is no name for a network", code="network", hint=hint)
-    if name in KEPT:
-        message = f"a network cannot be called {name}: that says something else where networks are named"
-        raise UsageError(message, code="network", hint="choose another name")
-    return name
-
-
 def plan(wish: Wish, taken: Sequence[Taken]) -> Network:
     """The record of a new network. Pure, but for a prefix of IPv6 that is drawn.
 
@@ -163,19 +148,6 @@ def create(paths: Paths, name: str, wish: Wish) -> Network:
             store.write_record(NetworkPaths(staged).record, network)
             store.create(staged, place.directory)
     return network
-
-
-def require(paths: Paths, name: str) -> NetworkPaths:
-    """The place of a network that there is, or will be at its first use.
-
-    Raises:
-        UsageError: as ``check_name``.
-        NetworkError: ``network.unknown``.
-    """
-    place = paths.network(check_name(name))
-    if not is_there(place):
-        raise unknown(place)
-    return place
 
 
 def find(paths: Paths, name: str) -> NetworkInfo:

@@ -14,7 +14,8 @@ from atoll.guest.channel import Channel
 from atoll.guest.messages import Empty, Request
 from atoll.paths import NetworkPaths
 from atoll.vm.control import Method
-from atoll.vm.network.reaching import ANSWER, known, reach, stuck
+from atoll.vm.network.names import known
+from atoll.vm.network.reaching import ANSWER, reach, stuck
 from atoll.vm.streams import LocalStream
 
 __all__ = ["Forget", "Pull", "Retire", "ask", "methods", "pull", "pull_elsewhere"]

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import time
-from pathlib import Path
 
 from atoll import store
 from atoll.errors import NetworkError
@@ -17,8 +16,9 @@ from atoll.paths import NetworkPaths
 from atoll.vm.background import in_background
 from atoll.vm.logs import tail
 from atoll.vm.network.attachment import BUILT_IN
+from atoll.vm.network.names import is_there, unknown
 
-__all__ = ["ANSWER", "ATTEMPTS", "ensure", "gone", "is_there", "known", "reach", "spawn", "stuck", "unknown"]
+__all__ = ["ANSWER", "ATTEMPTS", "ensure", "gone", "reach", "spawn", "stuck"]
 
 #: Attempts to reach a network's process: one that is found may be about to leave.
 ATTEMPTS = 20
@@ -92,29 +92,6 @@ def _answers(sock: socket.socket) -> bool:
         raise
     except OSError:
         return False
-
-
-def is_there(place: NetworkPaths) -> bool:
-    """Whether that network was made, or is made at its first use."""
-    return place.directory.name in BUILT_IN or place.record.exists()
-
-
-def known(networks: Path) -> tuple[str, ...]:
-    """The names of the networks in that directory, with those that are made at their first use."""
-    try:
-        with os.scandir(networks) as entries:
-            found = {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
-    except (FileNotFoundError, NotADirectoryError):
-        found = set()
-    return (*BUILT_IN, *sorted(found - set(BUILT_IN)))
-
-
-def unknown(place: NetworkPaths) -> NetworkError:
-    """The error of a network that nobody made."""
-    name = place.directory.name
-    listed = ", ".join(known(place.directory.parent))
-    hint = f"there are {listed}; `atoll network create {name}` makes it"
-    return NetworkError(f"there is no network {name}", code="unknown", hint=hint)
 
 
 def stuck(place: NetworkPaths) -> NetworkError:
