@@ -30,8 +30,10 @@ while ! test -e /tmp/ready; do sleep 0.02; done
 ADDRESSES = "ip -o addr show dev eth0 scope global; ip route; cat /etc/resolv.conf; ip link show eth0"
 
 
-def ask(host, port):
-    return ["bash", "-c", f"exec 3<>/dev/tcp/{host}/{port} && cat <&3"]
+def ask(name, port):
+    """Ask a server, over IPv4: a guest that has just come has its address of IPv6 some seconds later."""
+    found = f"$(timeout 1 getent ahostsv4 {name} | head -n1 | cut -d' ' -f1)"
+    return ["bash", "-c", f"exec 3<>/dev/tcp/{found}/{port} && cat <&3"]
 
 
 async def said_at(port):
