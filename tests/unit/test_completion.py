@@ -165,7 +165,14 @@ def test_the_program_answers_the_shell(capsys):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("atoll ima", ["image"]), ("atoll run --accel k", ["kvm"]), ("atoll image r", ["rm"])],
+    [
+        ("atoll ima", ["image"]),
+        ("atoll run --accel k", ["kvm"]),
+        ("atoll image r", ["rm"]),
+        ("atoll run --network = s", ["sandboxes", "slirp"]),
+        ("atoll run --network =", ["default", "none", "own", "sandboxes", "slirp"]),
+        ("atoll edit dev network = sa", ["sandboxes"]),
+    ],
 )
 def test_bash_completes_with_the_script(tmp_path, line, expected):
     program = tmp_path / "atoll"

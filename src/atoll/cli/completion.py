@@ -14,7 +14,7 @@ _SCRIPTS = {
 _atoll() {
     local IFS=$'\\n'
     local found=$(atoll __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
-    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
+    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]#=}"))
 }
 complete -o default -F _atoll atoll
 """,
@@ -50,9 +50,26 @@ def complete(words: Sequence[str]) -> int:
     """Print the candidates for the last of ``words``, one a line."""
     if "--" in words[:-1]:
         return 0  # what follows is the guest's
-    for candidate in sorted(_candidates(words)):
-        print(candidate)
+    whole, there = _joined(words)
+    for candidate in sorted(_candidates(whole)):
+        print(candidate.removeprefix(there))
     return 0
+
+
+def _joined(words: Sequence[str]) -> tuple[list[str], str]:
+    """Words as they were typed, and what of the last is known: bash takes ``A=B`` for three words."""
+    whole: list[str] = []
+    ends_in_sign = False
+    there = ""
+    for word in words:
+        there = ""
+        if whole and (word == "=" or ends_in_sign):
+            there = whole[-1] + "=" * (word == "=")
+            whole[-1] += word
+        else:
+            whole.append(word)
+        ends_in_sign = word == "="
+    return whole, there
 
 
 def _candidates(words: Sequence[str]) -> Iterator[str]:
