@@ -87,7 +87,7 @@ def test_what_is_asked_for_is_what_there_is():
     ("wish", "code"),
     [
         (Wish(subnet="10.20.0.1/24"), "usage.subnet"),
-        (Wish(subnet="10.20.0.0/29"), "usage.subnet"),
+        (Wish(subnet="10.20.0.0/28"), "usage.subnet"),
         (Wish(subnet="10.0.0.0/7"), "usage.subnet"),
         (Wish(subnet="127.1.0.0/16"), "usage.subnet"),
         (Wish(subnet="224.0.0.0/24"), "usage.subnet"),

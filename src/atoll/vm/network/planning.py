@@ -74,8 +74,8 @@ def parse_subnet(text: str) -> IPv4Network:
     except ValueError as error:
         hint = "write its first address and the length of its prefix, as 10.20.0.0/24"
         raise UsageError(f"{text!r} is no subnet: {error}", code="subnet", hint=hint) from error
-    if not 8 <= network.prefixlen <= 28:
-        raise UsageError(f"{text} has no fit size", code="subnet", hint="use a prefix of 8 to 28 bits")
+    if not 8 <= network.prefixlen <= 27:  # the first machine has the 15th address
+        raise UsageError(f"{text} has no fit size", code="subnet", hint="use a prefix of 8 to 27 bits")
     _require_ordinary(network)
     return network
 
