@@ -9,16 +9,19 @@ import threading
 import msgspec
 import pytest
 from machines import hosted_spec
+from msgspec.structs import replace
 
 from atoll import store
 from atoll.cli.main import build_parser, main
 from atoll.config import load
 from atoll.errors import AtollError, NetworkError, StoreError, UsageError
+from atoll.hypervisor.model import Accelerator, Architecture, CardNetwork, Machine
 from atoll.machine import editing, registry
 from atoll.machine.creation import Wishes, make_spec
 from atoll.machine.networks import users_of
 from atoll.machine.spec import MachineSpec
 from atoll.sandbox.sandbox import Sandbox
+from atoll.sandbox.warm import require_card
 from atoll.vm.network import catalog, names
 from atoll.vm.network.catalog import Activity, Wish
 from atoll.vm.network.records import Leases, Network
@@ -140,6 +143,25 @@ def test_a_record_that_makes_no_network_is_told_and_can_be_removed(paths, record
     catalog.create(paths, "other", Wish())
     catalog.remove(paths, "lab", nobody)
     assert [one.name for one in catalog.listed(paths)][2:] == ["other"]
+
+
+def test_a_directory_that_has_lost_its_record_can_be_removed(paths):
+    catalog.create(paths, "lab", Wish())
+    paths.network("lab").record.unlink()
+    assert catalog.listed(paths)[2].activity is Activity.BROKEN
+    with pytest.raises(NetworkError, match="there is no network lab"):
+        names.require(paths, "lab")
+    catalog.remove(paths, "lab", nobody)
+    assert os.listdir(paths.networks) == [".lock"]
+
+
+def test_what_goes_on_from_a_vm_without_a_card_cannot_be_on_a_network(tmp_path):
+    plain = Machine("x", Architecture.X86_64, Accelerator.TCG, 1, 1 << 28, tmp_path, tmp_path)
+    require_card(plain, "", "it")
+    require_card(replace(plain, card=CardNetwork("02:00:00:00:00:01")), "lab", "it")
+    with pytest.raises(UsageError, match="the template t has no card") as caught:
+        require_card(plain, "lab", "the template t")
+    assert caught.value.code == "usage.network"
 
 
 def test_a_network_that_a_machine_names_stays(paths, capsys):

@@ -21,20 +21,8 @@ __all__ = ["configure", "run"]
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the actions."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_create(commands)
-    listing = commands.add_parser("ls", help="list networks", description="List networks.")
-    add_json(listing, "the list")
-    listing.set_defaults(act=_list)
-    inspect = commands.add_parser(
-        "inspect", help="show all about a network, with the cards that are plugged in"
-    )
-    inspect.add_argument("network", metavar="NAME")
-    add_json(inspect, "it")
-    inspect.set_defaults(act=_inspect)
-    remove = commands.add_parser("rm", help="remove networks on which no machine is")
-    remove.add_argument("networks", nargs="+", metavar="NAME")
-    remove.set_defaults(act=_remove)
-    _add_moves(commands)
+    for add in (_add_create, _add_looks, _add_remove, _add_moves):
+        add(commands)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,6 +47,24 @@ def _add_create(commands: Any) -> None:
     create.add_argument("--mtu", metavar="N", help=f"bytes of the largest packet (default {MTU})")
     add_json(create, "the network")
     create.set_defaults(act=_create)
+
+
+def _add_looks(commands: Any) -> None:
+    listing = commands.add_parser("ls", help="list networks")
+    add_json(listing, "the list")
+    listing.set_defaults(act=_list)
+    inspect = commands.add_parser(
+        "inspect", help="show all about a network, with the cards that are plugged in"
+    )
+    inspect.add_argument("network", metavar="NAME")
+    add_json(inspect, "it")
+    inspect.set_defaults(act=_inspect)
+
+
+def _add_remove(commands: Any) -> None:
+    remove = commands.add_parser("rm", help="remove networks on which no machine is")
+    remove.add_argument("networks", nargs="+", metavar="NAME")
+    remove.set_defaults(act=_remove)
 
 
 def _add_moves(commands: Any) -> None:

@@ -23,7 +23,7 @@ from atoll.paths import NetworkPaths, Paths
 from atoll.vm.network import planning
 from atoll.vm.network.attachment import BUILT_IN, MTU, SANDBOXES
 from atoll.vm.network.managing import Forget, Retire, ask
-from atoll.vm.network.names import check_name, known, require
+from atoll.vm.network.names import check_name, known, require, unknown
 from atoll.vm.network.planning import LEAST_MTU, Taken
 from atoll.vm.network.reaching import stuck
 from atoll.vm.network.records import BUILT_IN_IPV4, Leases, Network, drawn_prefix
@@ -177,13 +177,14 @@ def remove(paths: Paths, name: str, users: Callable[[], Sequence[str]]) -> None:
         NetworkError: ``network.unknown``; ``network.in_use``; ``network.stuck``: its process does not answer.
         StoreError: ``store.busy``: another command changes networks.
     """
-    place = require(paths, name)
+    place = paths.network(check_name(name))
     if name in BUILT_IN:
         hint = "it goes by itself when nobody uses it"
         raise UsageError(f"{name} cannot be removed", code="network", hint=hint)
     with _changing(paths):
         _sweep(paths.networks)
-        place = require(paths, name)
+        if not place.directory.is_dir():
+            raise unknown(place)
         if machines := users():
             hint = f"move them with `atoll network disconnect {machines[0]}`, or remove them"
             raise NetworkError(f"{name} is the network of {', '.join(machines)}", code="in_use", hint=hint)

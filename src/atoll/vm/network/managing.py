@@ -22,6 +22,9 @@ __all__ = ["Forget", "Pull", "Retire", "ask", "methods", "pull", "pull_elsewhere
 
 T = TypeVar("T")
 
+#: Seconds in which a network answers that most likely has nothing to let go of.
+_SOON = 3.0
+
 
 class Pull(Request, frozen=True, tag="network.pull"):
     """Have the card pulled whose hypervisor listens at ``socket``; nothing happens if it is not there."""
@@ -104,9 +107,9 @@ async def ask(place: NetworkPaths, request: Request, reply: type[T], *, patience
         channel.close()
 
 
-async def pull(place: NetworkPaths, socket: Path) -> None:
+async def pull(place: NetworkPaths, socket: Path, *, patience: float = ANSWER) -> None:
     """Have a network let go of the card at ``socket``. Raises as ``ask``."""
-    await ask(place, Pull(str(socket)), Empty)
+    await ask(place, Pull(str(socket)), Empty, patience=patience)
 
 
 async def pull_elsewhere(place: NetworkPaths, socket: Path) -> None:
@@ -116,7 +119,9 @@ async def pull_elsewhere(place: NetworkPaths, socket: Path) -> None:
     """
     networks = place.directory.parent
     others = [NetworkPaths(networks / name) for name in known(networks) if name != place.directory.name]
-    asked = await asyncio.gather(*(pull(other, socket) for other in others), return_exceptions=True)
+    asked = await asyncio.gather(
+        *(pull(other, socket, patience=_SOON) for other in others), return_exceptions=True
+    )
     for failure in asked:
         if isinstance(failure, BaseException) and not isinstance(failure, AtollError):
             raise failure
