@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from atoll import store
 from atoll.paths import NetworkPaths
-from atoll.vm.network.records import new_network
+from atoll.vm.network.records import Network, new_network
 
 #: Seconds for which the process of a network stays when nobody uses it.
 LINGER = 0.5
@@ -17,6 +17,13 @@ def brief_network(place: NetworkPaths) -> None:
     if not place.record.exists():
         store.write_record(place.record, replace(new_network(place.directory.name), linger=LINGER))
     place.directory.chmod(0o700)
+
+
+def brief(place: NetworkPaths) -> None:
+    """Have the process of a network end soon after it was used; a built-in one is made."""
+    brief_network(place)
+    record = store.read_record(place.record, Network)
+    store.write_record(place.record, replace(record, linger=LINGER))
 
 
 def pid_of(place: NetworkPaths) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from atoll.blocking import (
         Exposed,
         Machine,
+        Network,
         Pool,
         Process,
         Reader,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         compare_snapshots,
         export_snapshot,
         import_snapshot,
+        networks,
     )
     from atoll.errors import (
         AtollError,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from atoll.sandbox.limits import CODE_EXECUTION
     from atoll.snapshot.differences import Change, Difference, FileState
     from atoll.transfer import Exported
+    from atoll.vm.network.catalog import NetworkInfo
     from atoll.vm.state import StateError
 
 __all__ = [
@@ -76,6 +79,8 @@ __all__ = [
     "GuestError",
     "ImageError",
     "Machine",
+    "Network",
+    "NetworkInfo",
     "Pool",
     "PreflightError",
     "Process",
@@ -90,6 +95,7 @@ __all__ = [
     "compare_snapshots",
     "export_snapshot",
     "import_snapshot",
+    "networks",
 ]
 
 _ELSEWHERE = {
@@ -107,6 +113,9 @@ _ELSEWHERE = {
     "Exposed": "atoll.blocking",
     "FileState": "atoll.snapshot.differences",
     "Machine": "atoll.blocking",
+    "Network": "atoll.blocking",
+    "NetworkInfo": "atoll.vm.network.catalog",
+    "networks": "atoll.blocking",
     "Process": "atoll.blocking",
     "Reader": "atoll.blocking",
     "Result": "atoll.guest.result",

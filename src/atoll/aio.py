@@ -14,10 +14,12 @@ from atoll.guest.handle import Detached, Process, Reader
 from atoll.guest.messages import ExecutionState, Exit, TerminalSize
 from atoll.guest.result import CommandFailedError, Result
 from atoll.machine.machine import Machine
+from atoll.networking import Network, networks
 from atoll.sandbox.pool import Pool
 from atoll.sandbox.sandbox import Sandbox
 from atoll.snapshot.differences import Change, Difference, FileState
 from atoll.transfer import Exported, export_snapshot, import_snapshot
+from atoll.vm.network.catalog import NetworkInfo
 
 __all__ = [
     "Change",
@@ -30,6 +32,8 @@ __all__ = [
     "Exposed",
     "FileState",
     "Machine",
+    "Network",
+    "NetworkInfo",
     "Pool",
     "Process",
     "Reader",
@@ -39,4 +43,5 @@ __all__ = [
     "compare_snapshots",
     "export_snapshot",
     "import_snapshot",
+    "networks",
 ]

@@ -388,6 +388,11 @@ class Paths(msgspec.Struct, frozen=True):
         """Networks of VMs: ``networks/<name>/``."""
         return self.data / "networks"
 
+    @property
+    def networks_lock(self) -> Path:
+        """Held by who makes or removes a network."""
+        return self.networks / ".lock"
+
     def network(self, name: str) -> NetworkPaths:
         """The directory of one network."""
         return NetworkPaths(self.networks / name)

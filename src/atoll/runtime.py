@@ -29,7 +29,7 @@ from atoll.template.key import (
 )
 from atoll.vm import accelerator
 from atoll.vm.identity import new_mac
-from atoll.vm.network.attachment import SANDBOXES, Attachment
+from atoll.vm.network.attachment import BUILT_IN, SANDBOXES, Attachment
 from atoll.vm.origin import Origin
 from atoll.vm.plan import ANY_MAC, Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
@@ -49,6 +49,7 @@ __all__ = [
     "host_memory",
     "launch",
     "machine_origin",
+    "named_network",
     "network_of",
     "new_name",
     "original_of",
@@ -201,24 +202,48 @@ def choose_network(config: Config, wish: str | bool | None) -> NetworkKind:
         raise UsageError(f"network: {wish!r} is unknown", code="choice", hint=hint) from None
 
 
+def named_network(config: Config, wish: str | bool | None) -> tuple[str | bool | None, str]:
+    """What ``choose_network`` makes of a wish, and the network of Atoll that it names; empty for none.
+
+    Raises:
+        UsageError: ``usage.network``: that is no name.
+        NetworkError: ``network.unknown``: there is no such network.
+    """
+    if not isinstance(wish, str) or wish in set(NetworkKind):
+        return wish, ""
+    from atoll.vm.network import names  # noqa: PLC0415 - only where one is named
+
+    names.require(config.paths, wish)
+    return NetworkKind.OWN, wish
+
+
 def available(config: Config, name: str, wanted: NetworkKind, *, emit: Emit = ignore) -> NetworkKind:
-    """``wanted``, or QEMU's user network where Atoll's own, of that name, does not come up; that is told."""
+    """``wanted``, or QEMU's user network where Atoll's own, of that name, does not come up; that is told.
+
+    Raises:
+        AtollError: it is a network of the user's, for which nothing else can stand in.
+    """
     if wanted is NetworkKind.OWN:
         from atoll.vm.network import reaching  # noqa: PLC0415 - only where there is a network
 
         try:
             reaching.ensure(config.paths.network(name))
         except AtollError as error:
+            if name not in BUILT_IN:
+                raise
             emit(Warned(message=f"QEMU's user network is used: {error.message}", hint=error.hint))
             return NetworkKind.SLIRP
     return wanted
 
 
-def attachment_of(config: Config, machine: Machine) -> Attachment | None:
-    """Where the card of a throw-away VM is plugged in; None if it has none, or one of another kind."""
+def attachment_of(config: Config, machine: Machine, lan: str = "") -> Attachment | None:
+    """Where the card of a throw-away VM is plugged in; None if it has none, or one of another kind.
+
+    ``lan`` is the name of the network; by default that of sandboxes.
+    """
     if machine.card is None:
         return None
-    place = config.paths.network(SANDBOXES)
+    place = config.paths.network(lan or SANDBOXES)
     return Attachment(network=place.directory, hostname=machine.name, host_ports=config.network_host_ports)
 
 
@@ -233,6 +258,7 @@ def launch(
     image: str,
     *,
     network: NetworkKind = NetworkKind.NONE,
+    lan: str = "",
     devices: Sequence[str] = (),
     shaped: Callable[[Machine], Machine] | None = None,
     emit: Emit = ignore,
@@ -244,6 +270,7 @@ def launch(
         name: of the VM.
         image: of its root.
         network: give it a network card.
+        lan: the network of Atoll that it is on; by default that of sandboxes.
         devices: drivers to load beside that.
         shaped: makes it what no template is: it is booted.
         emit: told of progress.
@@ -251,19 +278,19 @@ def launch(
     Raises:
         AtollError: as ``prepare``; ``BootError`` with stage ``spawn``.
     """
-    network = available(config, SANDBOXES, network, emit=emit)
+    network = available(config, lan or SANDBOXES, network, emit=emit)
     prepared = prepare(config, name, image, network=network, emit=emit)
     if not config.cold and shaped is None:
-        spawned = _from_template(config, prepared, emit)
+        spawned = _from_template(config, prepared, lan, emit)
         if spawned is not None:
             return spawned
     machine = prepared.machine if shaped is None else shaped(prepared.machine)
     modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
-    attachment = attachment_of(config, machine)
+    attachment = attachment_of(config, machine, lan)
     return spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
 
 
-def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | None:
+def _from_template(config: Config, prepared: Prepared, lan: str, emit: Emit) -> Spawned | None:
     """Start from a template; None if that cannot be had now, and the VM is to be booted."""
     recipe = template_recipe(config, prepared)
     template = _usable(config, recipe, emit)
@@ -274,7 +301,7 @@ def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | 
         with cache.opened(template) as place:
             machine = clone_of(recipe.machine, prepared.machine.name, place.ram)
             clone = Clone(manifest.name, place.state, prepared.machine.memory, manifest.created)
-            attachment = attachment_of(config, machine)
+            attachment = attachment_of(config, machine, lan)
             return spawn_clone(recipe.hypervisor, machine, clone, emit, attachment=attachment)
     except StoreError:  # another process has just discarded or replaced it
         return None

@@ -16,6 +16,7 @@ from atoll.machine import registry
 from atoll.paths import Paths
 from atoll.snapshot import catalog, storing
 from atoll.snapshot.manifest import Kind, Manifest
+from atoll.vm.network import catalog as catalog_of_networks
 
 IMAGES = sorted({*RECIPES, *(f"{name}:{tag}" for name, recipe in RECIPES.items() for tag in recipe.tags)})
 DEBIAN = [name for name in IMAGES if name.startswith("debian")]
@@ -33,6 +34,16 @@ def candidates(capsys):
         return capsys.readouterr().out.splitlines()
 
     return ask
+
+
+def test_networks_are_offered_by_their_names(candidates, tmp_path):
+    catalog_of_networks.create(Paths(tmp_path, tmp_path), "lab", catalog_of_networks.Wish())
+    assert candidates("network", "rm", "") == ["default", "lab", "sandboxes"]
+    assert candidates("network", "inspect", "l") == ["lab"]
+    assert candidates("network", "connect", "la") == ["lab"]
+    assert candidates("run", "--network=l") == ["--network=lab"]
+    assert candidates("run", "--net") == [f"--network{kind}" for kind in ("", "=none", "=own", "=slirp")]
+    assert candidates("edit", "dev", "network=l") == ["network=lab"]
 
 
 def test_sources_of_a_migration_are_offered(candidates):
@@ -154,7 +165,14 @@ def test_the_program_answers_the_shell(capsys):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("atoll ima", ["image"]), ("atoll run --accel k", ["kvm"]), ("atoll image r", ["rm"])],
+    [
+        ("atoll ima", ["image"]),
+        ("atoll run --accel k", ["kvm"]),
+        ("atoll image r", ["rm"]),
+        ("atoll run --network = s", ["sandboxes", "slirp"]),
+        ("atoll run --network =", ["default", "none", "own", "sandboxes", "slirp"]),
+        ("atoll edit dev network = sa", ["sandboxes"]),
+    ],
 )
 def test_bash_completes_with_the_script(tmp_path, line, expected):
     program = tmp_path / "atoll"

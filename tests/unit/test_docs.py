@@ -162,6 +162,8 @@ def test_the_python_page_has_each_argument_and_attribute():
         wanted |= {name for name in dir(kind) if not name.startswith("_")} - {"arguments"}
     wanted |= set(atoll.Detached.__struct_fields__)
     wanted |= {"export_snapshot", "import_snapshot", "target", "source"}
+    wanted |= {name for name in vars(blocking.Network) if not name.startswith("_")}
+    wanted |= set(atoll.NetworkInfo.__struct_fields__)
     wanted |= {*atoll.Difference.__struct_fields__, *atoll.FileState.__struct_fields__}
     assert names == wanted
 
@@ -188,7 +190,7 @@ def test_the_command_line_page_has_each_command_with_its_options():
         options = {
             option.partition("=")[0] for action in parser._actions for option in action.option_strings
         } - {"-h", "--help"}
-        named = re.findall(r"`(--?[A-Za-z][a-z-]*)", described[name])
+        named = re.findall(r"`(--?[A-Za-z][a-z0-9-]*)", described[name])
         assert options == set(named), name
 
 

@@ -121,6 +121,16 @@ def test_the_blocking_machine_has_each_method_of_the_other():
     assert set(waiting) - set(original) == {"name"}
 
 
+def test_the_blocking_network_has_each_method_of_the_other():
+    waiting, original = public(blocking.Network), public(aio.Network)
+    for name in coroutine_methods(aio.Network):
+        assert not inspect.iscoroutinefunction(waiting[name])
+        assert inspect.signature(waiting[name]) == inspect.signature(original[name])
+    assert set(waiting) - set(original) == {"name"}
+    assert inspect.signature(atoll.networks) == inspect.signature(aio.networks)
+    assert atoll.Network("lab").name == aio.Network("lab").name == "lab"
+
+
 @pytest.mark.parametrize(("waiting", "original"), [(blocking.Files, Files), (blocking.Watch, Watch)])
 def test_files_are_used_alike_in_both_faces(waiting, original):
     assert set(public(waiting)) == set(public(original))

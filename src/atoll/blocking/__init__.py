@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from atoll.blocking.files import Files, Watch
 from atoll.blocking.machine import Machine
+from atoll.blocking.networking import Network, networks
 from atoll.blocking.processes import Exposed, Process, Reader
 from atoll.blocking.sandbox import Pool, Sandbox
 from atoll.blocking.snapshots import compare_snapshots
@@ -17,6 +18,7 @@ __all__ = [
     "Exposed",
     "Files",
     "Machine",
+    "Network",
     "Pool",
     "Process",
     "Reader",
@@ -25,4 +27,5 @@ __all__ = [
     "compare_snapshots",
     "export_snapshot",
     "import_snapshot",
+    "networks",
 ]

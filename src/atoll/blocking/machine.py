@@ -44,6 +44,7 @@ class Machine(Closing):
     memory = blocking(aio.Machine.memory)
     share = blocking(aio.Machine.share)
     unshare = blocking(aio.Machine.unshare)
+    join_network = blocking(aio.Machine.join_network)
     resize = blocking(aio.Machine.resize)
     wait = blocking(aio.Machine.wait)
     connect = blocking(aio.Machine.connect)

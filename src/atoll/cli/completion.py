@@ -14,7 +14,7 @@ _SCRIPTS = {
 _atoll() {
     local IFS=$'\\n'
     local found=$(atoll __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
-    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]}"))
+    COMPREPLY=($(compgen -W "$found" -- "${COMP_WORDS[COMP_CWORD]#=}"))
 }
 complete -o default -F _atoll atoll
 """,
@@ -50,9 +50,26 @@ def complete(words: Sequence[str]) -> int:
     """Print the candidates for the last of ``words``, one a line."""
     if "--" in words[:-1]:
         return 0  # what follows is the guest's
-    for candidate in sorted(_candidates(words)):
-        print(candidate)
+    whole, there = _joined(words)
+    for candidate in sorted(_candidates(whole)):
+        print(candidate.removeprefix(there))
     return 0
+
+
+def _joined(words: Sequence[str]) -> tuple[list[str], str]:
+    """Words as they were typed, and what of the last is known: bash takes ``A=B`` for three words."""
+    whole: list[str] = []
+    ends_in_sign = False
+    there = ""
+    for word in words:
+        there = ""
+        if whole and (word == "=" or ends_in_sign):
+            there = whole[-1] + "=" * (word == "=")
+            whole[-1] += word
+        else:
+            whole.append(word)
+        ends_in_sign = word == "="
+    return whole, there
 
 
 def _candidates(words: Sequence[str]) -> Iterator[str]:
@@ -68,10 +85,17 @@ def _candidates(words: Sequence[str]) -> Iterator[str]:
     if option is not None:
         offered = [*_values(option)]
     elif current.startswith("-"):
-        offered = [name for action in parser._actions for name in action.option_strings]  # noqa: SLF001
+        offered = [name for action in parser._actions for name in _options(action, current)]  # noqa: SLF001
     else:
         offered = [*(_commands(parser) or ()), *_values(_awaited(parser, before))]
     yield from (candidate for candidate in offered if candidate.startswith(current))
+
+
+def _options(action: argparse.Action, current: str) -> Iterator[str]:
+    """The names of an option; with the values that are a part of it once its name is whole."""
+    yield from (name for name in action.option_strings if not name.endswith("=NAME"))
+    if getattr(action, "whole_words", False) and current.startswith("--network="):
+        yield from (f"--network={name}" for name in _networks())
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser] | None:
@@ -124,22 +148,37 @@ def _values(action: argparse.Action | None) -> Iterator[str]:
             yield from _machines()
         case "source" | "target":
             yield from (f"{name}:" for name in _machines())
-        case "changes" | "engine":
+        case "changes" | "engine" | "network" | "networks":
             yield from _words(action.dest)
         case _:
             yield from (str(choice) for choice in action.choices or ())
 
 
 def _words(dest: str) -> Iterator[str]:
-    """What is the same on every host."""
+    """Words, and names of networks."""
     if dest == "engine":
         from atoll.containers.migration.sources import NAMES
 
         yield from NAMES
+    elif dest != "changes":
+        yield from _networks()
     else:
+        from atoll.cli.options import NETWORK_KINDS
         from atoll.machine.editing import EDITABLE
 
         yield from (f"{name}=" for name in EDITABLE)
+        yield from (f"network={name}" for name in (*NETWORK_KINDS, *_networks()))
+
+
+def _networks() -> Iterator[str]:
+    from atoll.config import load
+    from atoll.errors import AtollError
+    from atoll.vm.network.names import known
+
+    try:
+        yield from known(load().config.paths.networks)
+    except AtollError:
+        return
 
 
 def _machines() -> Iterator[str]:

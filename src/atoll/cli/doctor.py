@@ -22,6 +22,8 @@ from atoll.hypervisor import confinement
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import catalog, kernel
 from atoll.vm import accelerator, serving
+from atoll.vm.network import catalog as networks
+from atoll.vm.network.catalog import Activity
 
 __all__ = ["configure", "run"]
 
@@ -106,6 +108,16 @@ def _check_shares(_: Config) -> Iterator[Check]:
         yield Check("virtiofsd", Outcome.OK, daemon.program)
 
 
+def _check_networks(config: Config) -> Iterator[Check]:
+    """A process that is stopped holds up all VMs of its network."""
+    listed = networks.listed(config.paths)
+    for one in listed:
+        if one.problem:
+            yield Check("network", Outcome.FAIL, one.problem, one.hint)
+    running = [f"{one.name} ({len(one.cards)} VMs)" for one in listed if one.activity is Activity.RUNNING]
+    yield Check("networks", Outcome.OK, f"{len(listed)}; in use: {', '.join(running) or 'none'}")
+
+
 def _check_cgroups(_: Config) -> Iterator[Check]:
     """Sandboxes run without them all the same."""
     found = confinement.survey()
@@ -166,6 +178,7 @@ _CHECKS = (
     _check_qemu,
     _check_programs,
     _check_shares,
+    _check_networks,
     _check_cgroups,
     _check_memory,
     _check_space,

@@ -80,6 +80,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("autostart", "service:autostart", "start machines with your session"),
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
     _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
+    _Row("network", "network", "make, list and remove networks, and move machines between them"),
     _Row("image", "image", "build, list, inspect and remove root images"),
     _Row("template", "template", "list, make and remove what sandboxes start from"),
     _Row("doctor", "doctor", "check this host and say how to mend what is wrong"),
@@ -204,6 +205,18 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse them. ``OPTION=VALUE`` is an option of its own where its action says so.
+
+        An optional value would else be the next word, which may be an argument.
+        """
+        known = self._option_string_actions
+        for word in args or ():
+            action = known.get(word.partition("=")[0])
+            if word not in known and getattr(action, "whole_words", False):
+                known[word] = cast("argparse.Action", action)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the words, and leave."""

@@ -10,7 +10,17 @@ from typing import Any
 from atoll.config import Resolved, load
 from atoll.errors import UsageError
 
-__all__ = ["add_json", "add_network_option", "add_vm_options", "parse_environment", "resolve"]
+__all__ = [
+    "NETWORK_KINDS",
+    "add_json",
+    "add_network_option",
+    "add_vm_options",
+    "parse_environment",
+    "resolve",
+]
+
+#: What ``--network`` can be beside a network's name.
+NETWORK_KINDS = ("own", "slirp", "none")
 
 _VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold")
 
@@ -25,20 +35,26 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network_option(parser: argparse.ArgumentParser, *, default: object) -> None:
-    """The network: each value is an option of its own, since what follows may be an image's name."""
-    names = ("--network", *(f"--network={kind}" for kind in ("own", "slirp", "none")))
+    """The network: each value is an option of its own, since what follows may be an image's name.
+
+    The parser knows those that begin so, too, whatever the network's name (``atoll.cli.main``).
+    """
+    names = ("--network", *(f"--network={kind}" for kind in (*NETWORK_KINDS, "NAME")))
     parser.add_argument(
         *names,
         action=_Network,
         nargs=0,
         default=default,
         dest="network",
-        help="give it a network: Atoll's own, or QEMU's user network (default own)",
+        help="give it a network: Atoll's own, QEMU's, or one of `atoll network ls` (default own)",
     )
 
 
 class _Network(argparse.Action):
     """Whether there is a network, and which."""
+
+    #: Tells the parser (``atoll.cli.main``) that ``OPTION=VALUE`` is an option of its own.
+    whole_words = True
 
     def __call__(
         self,
@@ -47,8 +63,8 @@ class _Network(argparse.Action):
         values: object,  # noqa: ARG002
         option_string: str | None = None,
     ) -> None:
-        _, _, kind = (option_string or "").partition("=")
-        setattr(namespace, self.dest, kind or True)
+        _, said, kind = (option_string or "").partition("=")
+        setattr(namespace, self.dest, kind if said else True)
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:

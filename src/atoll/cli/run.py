@@ -113,27 +113,28 @@ def run(arguments: argparse.Namespace) -> int:
 def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any], emit: Emit) -> Spawned:
     """The VM, on its way up."""
     name = runtime.new_name()
+    wish, lan = runtime.named_network(config, arguments.network)
     fixed: dict[str, object] = {
         option: getattr(arguments, option) for option in ("cpus", "accel", "kernel", "cold")
     }
-    network = runtime.choose_network(config, wish=arguments.network)
-    fixed["network"] = None if network is NetworkKind.NONE else network
+    network = runtime.choose_network(config, wish=wish)
+    fixed["network"] = None if network is NetworkKind.NONE or lan else network
     if arguments.sandbox_snapshot is not None:
         from atoll.sandbox import reviving, warm
 
         warm.refuse_beside_snapshot({**fixed, "memory": arguments.memory, "template": arguments.template})
-        return reviving.launch(config, name, arguments.sandbox_snapshot, emit=emit).spawned
+        return reviving.launch(config, name, arguments.sandbox_snapshot, lan=lan, emit=emit).spawned
     if arguments.template is not None:
         from atoll.sandbox import warm
 
         warm.refuse_what_it_fixes(fixed)
         memory = config.memory if arguments.memory is not None else None
-        return warm.launch(config, name, arguments.template, memory, emit=emit)
+        return warm.launch(config, name, arguments.template, memory, lan=lan, emit=emit)
     if arguments.image is None:
         hint = "such as `atoll run debian`; `atoll image ls` lists those that are here"
         raise UsageError("no image is named", code="arguments", hint=hint)
     if not vsock:
-        return runtime.launch(config, name, arguments.image, network=network, emit=emit)
+        return runtime.launch(config, name, arguments.image, network=network, lan=lan, emit=emit)
     from atoll.sandbox.vsock import parse
 
     wanted = parse(**vsock)
@@ -142,6 +143,7 @@ def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any
         name,
         arguments.image,
         network=network,
+        lan=lan,
         devices=wanted.devices,
         shaped=wanted.shaped,
         emit=emit,

@@ -118,11 +118,11 @@ def lost(snapshot: Snapshot, paths: Paths) -> list[Path]:
 
 
 def adopted_spec(spec: MachineSpec) -> MachineSpec:
-    """What a machine from elsewhere was asked for, without this host's directories, ports and kernels.
+    """What a machine from elsewhere was asked for, without a host's directories, ports, networks and kernels.
 
     It is a user's machine, whatever it was: what this Atoll's own machines do is trusted here.
     """
-    return replace(spec, shares=(), forwards=(), kernel="", service=None, vsock=closed(spec.vsock))
+    return replace(spec, shares=(), forwards=(), kernel="", service=None, vsock=closed(spec.vsock), lan="")
 
 
 def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:

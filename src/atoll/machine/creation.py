@@ -32,6 +32,7 @@ from atoll.machine.spec import (
 )
 from atoll.paths import VmPaths
 from atoll.vm import serving
+from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.restart import Policy
 
 E = TypeVar("E", bound=StrEnum)
@@ -82,7 +83,8 @@ def parse_disk(size: str | int) -> int:
 def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
     """The record of a new machine. Raises ``UsageError`` for a wish that is malformed."""
     init = choose(Init, wishes.init, "init")
-    network = runtime.choose_network(config, wishes.network)
+    found, lan = runtime.named_network(config, wishes.network)
+    network = runtime.choose_network(config, found)
     if wishes.ports and network is NetworkKind.NONE:
         raise UsageError("ports need a network", code="port", hint="leave out -p, or give it a network")
     return MachineSpec(
@@ -100,6 +102,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         forwards=tuple(parse_forward(text) for text in wishes.ports),
         network=network is not NetworkKind.NONE,
         slirp=network is NetworkKind.SLIRP,
+        lan=lan if lan != DEFAULT else "",
         kernel=str(config.kernel or ""),
         accel=config.accel,
         restart=choose(Policy, wishes.restart, "restart"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from atoll import store
+from atoll import runtime, store
 from atoll.config import Config, override
 from atoll.errors import StoreError, UsageError
 from atoll.hypervisor.model import Forward
@@ -33,6 +33,7 @@ from atoll.paths import Paths, VmPaths
 from atoll.vm.bootplan import Vsock
 from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import PLAIN, read_chain, require_files, size_of
+from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.restart import Policy
 from atoll.vm.tidying import check_size, grow
 
@@ -47,7 +48,7 @@ EDITABLE = {
     "env": "variables, NAME=VALUE each",
     "mounts": "directories of the host, HOST:GUEST[:ro] each",
     "ports": "ports, [ADDRESS:]HOST:GUEST[/udp] each",
-    "network": "own, slirp or none",
+    "network": "own, slirp, none, or the name of a network",
     "kernel": "a kernel to boot; empty for Debian's",
     "accel": "auto, kvm or tcg",
     "restart": "no, on-failure or always",
@@ -82,7 +83,7 @@ def edited(config: Config, spec: MachineSpec, changes: Mapping[str, str]) -> Mac
     if "kernel" in changes:
         new["kernel"] = str(settings.kernel or "")
     if "network" in changes:
-        new["slirp"] = changes["network"] == "slirp"
+        new |= _network(config, changes["network"])
     for name in _PARSERS.keys() & changes.keys():
         field, parse = _PARSERS[name]
         new[field] = parse(changes[name])
@@ -107,10 +108,11 @@ def _variable(item: str) -> tuple[str, str]:
     return name, value
 
 
-def _network(value: str) -> bool:
-    if value not in {"own", "slirp", "none", "yes", "no"}:
-        raise UsageError(f"network={value}", code="edit", hint="write own, slirp or none")
-    return value not in {"none", "no"}
+def _network(config: Config, value: str) -> dict[str, Any]:
+    """What a spec has of a network, by its fields."""
+    wish = {"yes": "own", "no": "none"}.get(value, value)
+    kind, lan = runtime.named_network(config, wish)
+    return {"network": kind != "none", "slirp": kind == "slirp", "lan": lan if lan != DEFAULT else ""}
 
 
 def _vsock(value: str) -> Vsock | None:
@@ -127,7 +129,6 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "env": ("env", lambda value: dict(_variable(item) for item in _items(value))),
     "mounts": ("shares", lambda value: tuple(shared(parse_share(item)) for item in _items(value))),
     "ports": ("forwards", lambda value: tuple(parse_forward(item) for item in _items(value))),
-    "network": ("network", _network),
     "restart": ("restart", lambda value: choose(Policy, value, "restart")),
     "idle_suspend": ("idle_suspend", parse_idle),
     "vsock": ("vsock", _vsock),
@@ -168,7 +169,7 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "env": lambda spec: ",".join(shlex.quote(f"{name}={value}") for name, value in spec.env.items()),
     "mounts": lambda spec: ",".join(_show_share(share) for share in spec.shares),
     "ports": lambda spec: ",".join(_show_port(forward) for forward in spec.forwards),
-    "network": lambda spec: ("slirp" if spec.slirp else "own") if spec.network else "none",
+    "network": lambda spec: (spec.lan or ("slirp" if spec.slirp else "own")) if spec.network else "none",
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",
     "vsock": lambda spec: _show_vsock(spec.vsock),

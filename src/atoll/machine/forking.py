@@ -30,7 +30,7 @@ from atoll.vm.chain import disk_of, with_disk
 from atoll.vm.client import Control
 from atoll.vm.cloning import renamed
 from atoll.vm.messages import Captured, Files
-from atoll.vm.network.attachment import with_mac
+from atoll.vm.network.attachment import elsewhere, with_mac
 
 __all__ = ["Child", "add_copy", "as_captured", "copied", "fork", "opened", "with_root"]
 
@@ -125,6 +125,8 @@ def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, disk: D
         with_disk(renamed(plan.machine, {"hostname": name, "machine_id": spec.id}), disk), name=name
     )
     attachment = plan.attachment and replace(plan.attachment, owner=spec.id, hostname=name, forwards=())
+    if attachment is not None and spec.on:
+        attachment = replace(elsewhere(attachment, spec.on), renew=False)  # it is told in any case
     network = user_network(mac) if plan.setup.network is not None else None
     setup = replace(plan.setup, network=network, script=setup_script(name, spec))
     return replace(

@@ -16,7 +16,7 @@ from atoll.errors import ChannelError
 from atoll.events import Emit, ignore
 from atoll.guest.copying import Copied, receive_tree, send_tree
 from atoll.image.catalog import ImageManifest
-from atoll.machine import editing, live, registry
+from atoll.machine import editing, live, networks, registry
 from atoll.machine.checkpoints import Checkpoints
 from atoll.machine.creation import Wishes, create, parse_disk
 from atoll.machine.spec import Share, check_guest_path
@@ -80,7 +80,8 @@ class Machine(Checkpoints):
             workdir: directory in which commands start.
             mounts: ``HOST:GUEST[:ro]`` each.
             ports: ``[ADDRESS:]HOST:GUEST[/udp]`` each.
-            network: ``own``, ``slirp`` or ``none``; None for what the settings say, True for any.
+            network: ``own``, ``slirp``, ``none``, or the name of a network (``atoll.Network``); None for what
+                the settings say, True for any.
             kernel: a kernel to boot instead of Debian's cloud kernel.
             accel: ``auto``, ``kvm`` or ``tcg``.
             restart: ``no``, ``on-failure`` or ``always``: what follows when the guest ends by itself.
@@ -98,6 +99,7 @@ class Machine(Checkpoints):
         Raises:
             StoreError: ``store.already_exists``.
             UsageError, ConfigError: a value is wrong.
+            NetworkError: ``network.unknown``: there is no network of that name.
             ImageError, PreflightError: its image cannot be had.
         """
         flags = {
@@ -188,6 +190,38 @@ class Machine(Checkpoints):
                     await control.remove_share(place)
                 live.replan(machine.place, spec)
             registry.save(machine, spec)
+
+    async def join_network(self, network: str) -> str:
+        """Be on another network of Atoll, and no more on the former; ``"now"`` or ``"at the next start"``.
+
+        One that runs is moved at once: it gets another address, and connections that it had are reset.
+
+        Args:
+            network: its name; ``default`` is that of all machines.
+
+        Raises:
+            UsageError: ``usage.network``: that is no name; ``usage.reserved``: the machine is Atoll's own.
+            NetworkError: ``network.unknown``; or the network cannot be had: the machine is where it was.
+            StateError: it is paused, or about to start or stop.
+        """
+        async with self._changing() as machine:
+            registry.require_users(machine, "moved")
+            spec = networks.on_network(self._config, machine.spec, network)
+            networks.require_movable(machine)
+            registry.save(machine, spec)
+            if not machine.state.active:
+                return live.LATER
+            try:
+                await (await self._connect(machine.place)).join(network)
+            except StateError as error:
+                if error.code == "state.network":
+                    return live.LATER
+                registry.save(machine, machine.spec)
+                raise
+            except BaseException:
+                registry.save(machine, machine.spec)
+                raise
+            return live.NOW
 
     async def resize(
         self,

@@ -77,7 +77,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     wanted = NetworkKind.NONE
     if spec.network:
         wanted = NetworkKind.SLIRP if spec.slirp else NetworkKind.OWN
-    network = runtime.available(config, DEFAULT, wanted, emit=emit)
+    network = runtime.available(config, spec.on or DEFAULT, wanted, emit=emit)
     residence = Residence(
         data=disk_of(place, read_chain(place)),
         init=init,
@@ -127,7 +127,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
 def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
     """Where the network card of a machine is plugged in."""
     return Attachment(
-        network=config.paths.network(DEFAULT).directory,
+        network=config.paths.network(spec.on or DEFAULT).directory,
         owner=spec.id,
         hostname=name,
         forwards=spec.forwards,

@@ -30,6 +30,7 @@ from atoll.vm.bootplan import Beginning, BootPlan
 from atoll.vm.branching import link_into
 from atoll.vm.chain import disk_of
 from atoll.vm.messages import Files
+from atoll.vm.network.attachment import elsewhere
 from atoll.vm.state import StateError
 
 __all__ = [
@@ -102,7 +103,9 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
 def resumed(machine: Named, plan: BootPlan) -> BootPlan:
     """The plan of a machine that goes on as the VM that was written down with ``plan``."""
     vm = replace(with_root(plan.machine, machine.place), name=machine.name)
-    attachment = plan.attachment and replace(plan.attachment, hostname=machine.name)
+    attachment = plan.attachment and replace(plan.attachment, hostname=machine.name, renew=False)
+    if attachment is not None and machine.spec.on:
+        attachment = elsewhere(attachment, machine.spec.on)
     return replace(plan, machine=vm, attachment=attachment, beginning=Beginning.RESUME)
 
 

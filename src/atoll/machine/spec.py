@@ -15,6 +15,7 @@ from atoll.errors import UsageError
 from atoll.hypervisor.model import Forward
 from atoll.hypervisor.port import SUN_PATH
 from atoll.vm.bootplan import OpenPort, Probe, Share, Vsock
+from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.restart import Policy
 from atoll.vsock.hello import MOST_PORT
 
@@ -89,6 +90,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         forwards: ports of the host that lead into the guest.
         network: whether it has a network.
         slirp: it is QEMU's user network.
+        lan: the network of Atoll that it is on; empty for that of all machines.
         kernel: to boot instead of Debian's cloud kernel; empty for that.
         accel: ``auto``, ``kvm`` or ``tcg``.
         restart: what follows when the guest ends by itself.
@@ -125,6 +127,12 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     service: Service | None = None
     vsock: Vsock | None = None
     slirp: bool = False
+    lan: str = ""
+
+    @property
+    def on(self) -> str:
+        """The name of Atoll's network that it is on; empty if it is on none."""
+        return (self.lan or DEFAULT) if self.network and not self.slirp else ""
 
 
 def check_name(name: str) -> str:

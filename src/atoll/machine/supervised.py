@@ -24,6 +24,7 @@ from atoll.vm.bootplan import BootPlan
 from atoll.vm.chain import read_chain, require_files
 from atoll.vm.client import Control
 from atoll.vm.messages import Files, Status, Stopped
+from atoll.vm.network import catalog
 from atoll.vm.state import Phase, State, StateError
 
 __all__ = ["AT_REST", "Supervised", "plan_start", "woken"]
@@ -190,6 +191,7 @@ class Supervised(Commands):
             await self.close()
         async with self._changing() as machine:
             await asyncio.to_thread(registry.forget, self._paths, machine)
+        await asyncio.to_thread(catalog.forget_machine, self._paths, machine.spec.id)
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[Named]:

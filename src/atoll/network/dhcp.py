@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from atoll.network.dns.labels import wire
-from atoll.network.leases import Lease, Pool
+from atoll.network.leases import Lease, Lender
 
 __all__ = ["CLIENT_PORT", "SERVER_PORT", "Reply", "Server", "Settings"]
 
@@ -134,7 +134,7 @@ class _Request(NamedTuple):
         return value if len(value) == 4 else b""
 
 
-class Server:
+class Server(Lender):
     """Answers the clients of one network.
 
     Args:
@@ -148,38 +148,14 @@ class Server:
     """
 
     def __init__(self, settings: Settings, leases: Iterable[Lease] = ()) -> None:
+        reserved = {int(address) for address in (settings.server, settings.router) if address}
+        reserved |= {int(address) for address in settings.dns}
+        reserved |= {int(settings.network[0]), int(settings.network[-1])}
+        super().__init__(lambda lease: lease.ipv4, reserved, settings.pool, leases)
         self._settings = settings
         self._server = settings.server.packed
-        self._given: dict[bytes, Lease] = {}
-        self._reserved = {int(address) for address in (settings.server, settings.router) if address}
-        self._reserved |= {int(address) for address in settings.dns}
-        self._reserved |= {int(settings.network[0]), int(settings.network[-1])}
-        ends = settings.pool
-        self.pool = Pool(int(ends[0]), int(ends[1]), self._reserved) if ends else None
         self._times = _times(settings.seconds)
         self._facts = _facts(settings)
-        for lease in leases:
-            self.add(lease)
-
-    def add(self, lease: Lease) -> None:
-        """Give an address, in place of what the same hardware address had."""
-        self.remove(lease.mac)
-        self._given[lease.mac] = lease
-        if lease.ipv4 is not None:
-            self._reserved.add(int(lease.ipv4))
-            if self.pool is not None:
-                self.pool.drop(int(lease.ipv4))
-
-    def remove(self, mac: bytes) -> None:
-        """Take back what was given."""
-        lease = self._given.pop(mac, None)
-        if lease is not None and lease.ipv4 is not None:
-            self._reserved.discard(int(lease.ipv4))
-
-    def forget(self, link: Hashable) -> None:
-        """A link is gone: what was lent on it is free."""
-        if self.pool is not None:
-            self.pool.forget(link)
 
     def reply(self, request: bytes | memoryview, now: float, link: Hashable = None) -> Reply | None:
         """The answer to a datagram for port 67; None where there is none, or it is malformed.

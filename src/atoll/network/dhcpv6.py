@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from atoll.network.dns.labels import wire
-from atoll.network.leases import Lease, Pool
+from atoll.network.leases import Lease, Lender
 
 __all__ = ["CLIENT_PORT", "SERVER_PORT", "Server", "Settings"]
 
@@ -124,7 +124,7 @@ class _Request(NamedTuple):
         return [option for option in self.options if option[0] in _ASSOCIATED][:_ASSOCIATIONS]
 
 
-class Server:
+class Server(Lender):
     """Answers the clients of one network.
 
     Args:
@@ -138,37 +138,13 @@ class Server:
     """
 
     def __init__(self, settings: Settings, leases: Iterable[Lease] = ()) -> None:
+        reserved = {int(settings.network[0])} | {int(address) for address in settings.dns}
+        super().__init__(lambda lease: lease.ipv6, reserved, settings.pool, leases)
         self._settings = settings
         self._identifier = b"\0\3\0\1" + settings.mac  # DUID-LL (section 11.4)
-        self._given: dict[bytes, Lease] = {}
-        self._reserved = {int(settings.network[0])} | {int(address) for address in settings.dns}
-        ends = settings.pool
-        self.pool = Pool(int(ends[0]), int(ends[1]), self._reserved) if ends else None
         self._facts = [(_Option.DNS, b"".join(server.packed for server in settings.dns))]
         self._facts.append((_Option.SEARCH, b"".join(wire(domain) for domain in settings.search)))
         self._facts.append((_Option.REFRESH, settings.seconds.to_bytes(4)))
-        for lease in leases:
-            self.add(lease)
-
-    def add(self, lease: Lease) -> None:
-        """Give an address, in place of what the same hardware address had."""
-        self.remove(lease.mac)
-        self._given[lease.mac] = lease
-        if lease.ipv6 is not None:
-            self._reserved.add(int(lease.ipv6))
-            if self.pool is not None:
-                self.pool.drop(int(lease.ipv6))
-
-    def remove(self, mac: bytes) -> None:
-        """Take back what was given."""
-        lease = self._given.pop(mac, None)
-        if lease is not None and lease.ipv6 is not None:
-            self._reserved.discard(int(lease.ipv6))
-
-    def forget(self, link: Hashable) -> None:
-        """A link is gone: what was lent on it is free."""
-        if self.pool is not None:
-            self.pool.forget(link)
 
     def reply(
         self, request: bytes | memoryview, mac: bytes, now: float, link: Hashable = None

@@ -131,7 +131,7 @@ class Lan:
         self.mtu = mtu
         self.is_shared = is_shared
         self.secret = os.urandom(16)
-        self.resolver = Resolver(domain, addressing)
+        self.resolver = Resolver(domain, addressing, outside=destinations.outside)
         self.gateway = Gateway(
             addressing,
             mtu=mtu,

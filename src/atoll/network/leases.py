@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 import msgspec
 
-__all__ = ["Lease", "Loan", "Pool"]
+__all__ = ["Lease", "Lender", "Loan", "Pool"]
 
 #: Seconds for which an address is kept for a client to which it was offered.
 _OFFERED = 60.0
@@ -186,3 +186,55 @@ class Pool:
         others.discard(loan)
         if not others:
             self._by_link.pop(loan.link, None)
+
+
+class Lender:
+    """Who has which address of one kind: base of the servers that clients ask for theirs.
+
+    Args:
+        kind: takes the address of that kind out of a lease.
+        reserved: addresses that are never lent.
+        ends: lowest and highest address that is lent to unknown clients; None lends none.
+        leases: addresses that are given; others can be added and removed.
+
+    ``pool`` is what it lends from; None if it lends nothing.
+
+    Raises:
+        ValueError: the pool is empty or too large.
+    """
+
+    def __init__(
+        self,
+        kind: Callable[[Lease], IPv4Address | IPv6Address | None],
+        reserved: Iterable[int],
+        ends: tuple[IPv4Address, IPv4Address] | tuple[IPv6Address, IPv6Address] | None,
+        leases: Iterable[Lease],
+    ) -> None:
+        self._kind = kind
+        self._given: dict[bytes, Lease] = {}
+        self._reserved = set(reserved)
+        self.pool = Pool(int(ends[0]), int(ends[1]), self._reserved) if ends else None
+        for lease in leases:
+            self.add(lease)
+
+    def add(self, lease: Lease) -> None:
+        """Give an address, in place of what the same hardware address had."""
+        self.remove(lease.mac)
+        self._given[lease.mac] = lease
+        address = self._kind(lease)
+        if address is not None:
+            self._reserved.add(int(address))
+            if self.pool is not None:
+                self.pool.drop(int(address))
+
+    def remove(self, mac: bytes) -> None:
+        """Take back what was given."""
+        lease = self._given.pop(mac, None)
+        address = None if lease is None else self._kind(lease)
+        if address is not None:
+            self._reserved.discard(int(address))
+
+    def forget(self, link: Hashable) -> None:
+        """A link is gone: what was lent on it is free."""
+        if self.pool is not None:
+            self.pool.forget(link)

@@ -13,6 +13,7 @@ from atoll.network.addressing import Addressing
 from atoll.network.dns.asking import Client
 from atoll.network.dns.forwarder import Close, Effect, Forwarder, Settings, ToClient, ToUpstream
 from atoll.network.dns.hostfiles import HostFiles
+from atoll.network.dns.message import Rcode
 from atoll.network.dns.names import Names
 
 __all__ = ["Resolver"]
@@ -32,15 +33,17 @@ class Resolver:
     Args:
         domain: of the network's names.
         addressing: of the network.
+        outside: whether it leads anywhere: else it knows its own names alone: to ask is to tell.
 
     Attributes:
         names: what guests and others of this network are called.
     """
 
-    def __init__(self, domain: str, addressing: Addressing) -> None:
+    def __init__(self, domain: str, addressing: Addressing, *, outside: bool = True) -> None:
         self.names = Names(domain, (addressing.ipv4, addressing.ipv6))
         forbidden = (addressing.ipv4, addressing.ipv6)
-        self._forwarder = Forwarder(self.names, Settings(forbidden=forbidden))
+        settings = Settings(forbidden=forbidden)
+        self._forwarder = Forwarder(self.names, settings, _any if outside else _none)
         self._files = HostFiles()
         self._forwarder.follow(self._files.resolvers, self._files.hosts)
         self._loop = asyncio.get_running_loop()
@@ -95,6 +98,16 @@ class Resolver:
     def _tick(self) -> None:
         self._timer = None
         self._carry_out(self._forwarder.tick(time.monotonic()))
+
+
+def _any(_machine: Hashable, _name: str) -> int | None:
+    """The outside's names may be asked for."""
+    return None
+
+
+def _none(_machine: Hashable, _name: str) -> int | None:
+    """There is no outside."""
+    return Rcode.NXDOMAIN
 
 
 class _Upstream:

@@ -21,7 +21,7 @@ from atoll.hypervisor.model import Machine, MemoryFile
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.paths import SnapshotPaths
-from atoll.sandbox import adopting
+from atoll.sandbox import adopting, warm
 from atoll.sandbox.snapshots import Record
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot
@@ -40,13 +40,16 @@ class Revived(msgspec.Struct, frozen=True):
     image: str
 
 
-def launch(config: Config, name: str, reference: str, *, same: bool = False, emit: Emit = ignore) -> Revived:
+def launch(
+    config: Config, name: str, reference: str, *, lan: str = "", same: bool = False, emit: Emit = ignore
+) -> Revived:
     """Spawn a VM that goes on where a sandbox was written down. All that it begins with is verified.
 
     Args:
         config: where snapshots are.
         name: of the VM.
         reference: name or id of the snapshot.
+        lan: the network of Atoll that it is on; by default that where the sandbox was.
         same: it stays who it was, for somebody to look at its files.
         emit: told of the start.
 
@@ -55,6 +58,8 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
             is no memory for it.
         StateError: ``state.foreign``: it is of a machine; ``state.mismatch``: it was made with another QEMU,
             or on another CPU.
+        UsageError: ``usage.network``: it has no card for a network of Atoll.
+        NetworkError: ``network.unknown``: the network where it was is there no more.
         BootError: stage ``spawn``.
     """
     found = catalog.find(config.paths, reference, kind=Kind.SANDBOX)
@@ -64,12 +69,15 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
     catalog.check(found)
     record = store.read_record(found.place.vm, Record)
     original = adopting.adopted(record.machine) if found.imported else record.machine
+    warm.require_card(original, lan, f"the snapshot {reference}")
+    if not lan and not found.imported and not same:
+        _, lan = runtime.named_network(config, record.lan or None)
     with ExitStack() as stack:
         files = _hold(found, stack)
         machine = _machine(original, name, found.place, _number(files.ram))
         clone = Clone("", _number(files.state), machine.memory, snapshot=found.id, same=same)
         hypervisor = QemuHypervisor(host, config.paths.network(SANDBOXES).cards)
-        attachment = None if same else runtime.attachment_of(config, machine)
+        attachment = None if same else runtime.attachment_of(config, machine, lan)
         spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
         return Revived(replace(spawned, release=stack.pop_all().close), record.image)
 

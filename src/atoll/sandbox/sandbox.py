@@ -23,6 +23,7 @@ from atoll.sandbox.limits import OnIdle
 from atoll.template import falling_back
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
+from atoll.vm.network.attachment import SANDBOXES
 from atoll.vm.spawning import Spawned
 from atoll.vm.state import StateError
 
@@ -50,7 +51,8 @@ class Sandbox(Commands):
             image, its processes and, unless ``memory`` says more, its size.
         snapshot: name or id of one that ``snapshot`` made: the sandbox goes on where that was, with all that
             was in it.
-        network: ``own``, ``slirp`` or ``none``; True for what the settings say, or else ``own``.
+        network: ``own``, ``slirp``, ``none``, or the name of a network (``atoll.Network``); True for what the
+            settings say, or else ``own``.
         disk: how much can be written to its root, such as ``"256M"``, or bytes; half its memory by default.
         processes: how many processes and threads it may have, beside those of the kernel.
         command_timeout: seconds after which ``run`` ends a command, where it is not told another limit.
@@ -72,7 +74,9 @@ class Sandbox(Commands):
     Raises:
         ConfigError: a value is wrong.
         UsageError: ``usage.limit``: a limit is none; ``usage.template``, ``usage.snapshot``: the template or
-            snapshot says that already; ``usage.vsock``: a port or path is none, or a template is named, too.
+            snapshot says that already; ``usage.vsock``: a port or path is none, or a template is named, too;
+            ``usage.network``: that is no name.
+        NetworkError: ``network.unknown``: there is no network of that name.
     """
 
     def __init__(
@@ -104,6 +108,8 @@ class Sandbox(Commands):
         spawned: Spawned | None = None,
     ) -> None:
         wish = network if network and network != NetworkKind.NONE else None
+        if template is not None or snapshot is not None:  # which of Atoll's networks it is on can be chosen
+            wish = wish if not isinstance(wish, str) or wish in set(NetworkKind) else None
         fixed = {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": wish}
         if snapshot is not None:
             warm.refuse_beside_snapshot({**fixed, "memory": memory, "template": template})
@@ -125,7 +131,8 @@ class Sandbox(Commands):
         self._id = ""
         self._copying = asyncio.Lock()
         self._memory = self._config.memory if memory is not None else None
-        self._network = runtime.choose_network(self._config, wish=network)
+        found, self._lan = runtime.named_network(self._config, network)
+        self._network = runtime.choose_network(self._config, wish=found)
         self._limits = limits.parse(
             disk=disk, processes=processes, ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle
         )
@@ -185,7 +192,7 @@ class Sandbox(Commands):
         if self._snapshot is not None:
             from atoll.sandbox import reviving  # noqa: PLC0415 - not for those who start from none
 
-            revived = reviving.launch(self._config, self.name, self._snapshot, emit=self._emit)
+            revived = reviving.launch(self._config, self.name, self._snapshot, lan=self._lan, emit=self._emit)
             self.image = revived.image
             return revived.spawned
         if self._template is None:
@@ -194,11 +201,14 @@ class Sandbox(Commands):
                 self.name,
                 self.image,
                 network=self._network,
+                lan=self._lan,
                 devices=self._vsock.devices if self._vsock is not None else (),
                 shaped=self._vsock.shaped if self._vsock is not None else None,
                 emit=self._emit,
             )
-        return warm.launch(self._config, self.name, self._template, self._memory, emit=self._emit)
+        return warm.launch(
+            self._config, self.name, self._template, self._memory, lan=self._lan, emit=self._emit
+        )
 
     async def close(self) -> None:
         """Remove the VM. Closing twice is fine."""
@@ -308,7 +318,9 @@ class Sandbox(Commands):
             if self.vm.closed:
                 raise UsageError("the sandbox was closed", code="state", hint="open a new one")
             self._id = self._id or os.urandom(16).hex()
-            subject = snapshots.Subject(id=self._id, image=self.image)
+            place = self.vm.attachment
+            lan = place.network.name if place is not None and place.network.name != SANDBOXES else ""
+            subject = snapshots.Subject(id=self._id, image=self.image, lan=lan)
             return await snapshots.make(
                 self._config.paths, self.vm, subject, wish, self._emit, live=not pause
             )

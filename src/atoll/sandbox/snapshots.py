@@ -49,6 +49,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         schema: version of this record.
         machine: as its hypervisor was asked for it; its disks lie beside this record.
         image: what its root is.
+        lan: the network of Atoll that it was on; empty for that of sandboxes.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -56,6 +57,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
     machine: Machine
     image: str
+    lan: str = ""
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,10 +66,12 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: its own; no other sandbox has it.
         image: what its root is.
+        lan: the network of Atoll that it is on; empty for that of sandboxes.
     """
 
     id: str
     image: str
+    lan: str = ""
 
 
 class _Copied(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +205,7 @@ def _gather(place: SnapshotPaths, subject: Subject, copied: _Copied) -> Sequence
     disks = [place.disk(disk.serial) for disk in copied.machine.disks]
     for disk, target in zip(copied.machine.disks, disks, strict=True):
         take_held(disk.path, copied.pid, target)
-    store.write_record(place.vm, Record(machine=copied.machine, image=subject.image))
+    store.write_record(place.vm, Record(machine=copied.machine, image=subject.image, lan=subject.lan))
     return [place.vm.name, *(disk.name for disk in disks)]
 
 

@@ -22,7 +22,15 @@ from atoll.vm.identity import new_mac
 from atoll.vm.network.attachment import SANDBOXES, with_mac
 from atoll.vm.spawning import Clone, Spawned, spawn_clone
 
-__all__ = ["build", "find", "launch", "rebuilt", "refuse_beside_snapshot", "refuse_what_it_fixes"]
+__all__ = [
+    "build",
+    "find",
+    "launch",
+    "rebuilt",
+    "refuse_beside_snapshot",
+    "refuse_what_it_fixes",
+    "require_card",
+]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -82,7 +90,9 @@ def find(config: Config, name: str) -> Template:
     return template
 
 
-def launch(config: Config, name: str, template: str, memory: int | None, *, emit: Emit = ignore) -> Spawned:
+def launch(
+    config: Config, name: str, template: str, memory: int | None, *, lan: str = "", emit: Emit = ignore
+) -> Spawned:
     """Spawn a VM that goes on where a user's template was frozen.
 
     Args:
@@ -90,12 +100,14 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
         name: of the VM.
         template: its name.
         memory: bytes that the VM shall have; those of the template by default.
+        lan: the network of Atoll that it is on; by default that of sandboxes.
         emit: told of the start.
 
     Raises:
         ImageError: ``image.template``: there is none of that name; ``image.stale``: it was made with another
             QEMU, or on another CPU.
-        UsageError: ``usage.memory``: the template has more, or cannot grow so far.
+        UsageError: ``usage.memory``: the template has more, or cannot grow so far; ``usage.network``: it has
+            no card for a network of Atoll.
         BootError: stage ``spawn``.
     """
     found = find(config, template)
@@ -106,6 +118,7 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
     if manifest.identity != _identity(hypervisor, host, manifest.machine):
         message = f"the template {template} was made with another QEMU, or on another CPU"
         raise ImageError(message, code="stale", hint="`atoll template build NAME` makes it anew")
+    require_card(manifest.machine, lan, f"the template {template}")
     size = manifest.memory if memory is None else memory
     most = max(manifest.memory, manifest.machine.max_memory)
     if not manifest.memory <= size <= most:
@@ -115,8 +128,15 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
     with cache.opened(found) as place:
         machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
         clone = Clone("", place.state, size, manifest.created)
-        attachment = runtime.attachment_of(config, machine)
+        attachment = runtime.attachment_of(config, machine, lan)
         return spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
+
+
+def require_card(machine: Machine, lan: str, what: str) -> None:
+    """See that what goes on from ``machine`` has a card. Raises ``UsageError``: ``usage.network``."""
+    if lan and machine.card is None:
+        message = f"{what} has no card for a network of Atoll"
+        raise UsageError(message, code="network", hint="make it anew with a network")
 
 
 def refuse_what_it_fixes(wanted: Mapping[str, object]) -> None:

@@ -27,12 +27,21 @@ __all__ = [
 
 
 class NetworkSetup(msgspec.Struct, frozen=True):
-    """A network card's addresses: ``address`` with its prefix length, as ``10.0.2.15/24``."""
+    """A network card's addresses.
+
+    Attributes:
+        mac: the card's own.
+        address: with its prefix length, as ``10.0.2.15/24``.
+        gateway: where the default route leads; empty for no such route.
+        resolvers: name servers.
+        mtu: bytes of the largest packet; 0 for what the card says.
+    """
 
     mac: str
     address: str
     gateway: str
     resolvers: tuple[str, ...]
+    mtu: int = 0
 
 
 def user_network(mac: str) -> NetworkSetup:

@@ -118,9 +118,10 @@ class BringUp:
         self.vsock.connect(self.vm, agent, self.plan)
         await self.vsock.plug()
         setup = left_to_do(self.plan.setup, self.beginning)
-        if plugged is not None and (self.beginning is not Beginning.RESUME or not plugged.known):
-            setup = replace(setup, network=setup_of(self.plan.machine.mac, plugged))
-        renew = self.beginning is Beginning.FORK
+        moved = self.plan.attachment is not None and self.plan.attachment.renew
+        if plugged is not None and (self.beginning is not Beginning.RESUME or moved or not plugged.known):
+            setup = replace(setup, network=setup_of(self.plan.machine.mac, plugged, renew=moved))
+        renew = self.beginning is Beginning.FORK or moved
         await set_up(agent, setup, self.name, self._tell, mount=self.shares.mount_all, renew_network=renew)
         await set_clock(agent)
 

@@ -104,6 +104,10 @@ class Control:
         """Which directories are shared."""
         return (await self._call(messages.ShareList(), messages.Shared)).shares
 
+    async def join(self, network: str) -> None:
+        """Have the VM be on the network of that name."""
+        await self._call(messages.NetworkJoin(network), Empty)
+
     async def resize(self, *, cpus: int = 0, memory: int = 0, disk: int = 0) -> dict[str, bool]:
         """Have the guest use more; for each of what was asked for whether it does now."""
         request = messages.Resize(cpus=cpus, memory=memory, disk=disk)

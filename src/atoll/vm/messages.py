@@ -22,6 +22,7 @@ __all__ = [
     "Files",
     "MemoryState",
     "MemoryTarget",
+    "NetworkJoin",
     "Pause",
     "Resize",
     "Resized",
@@ -172,6 +173,12 @@ class ShareRemove(Request, frozen=True, tag="vm.share.remove"):
     """Ask for the share at ``guest`` to be unmounted and taken away."""
 
     guest: str
+
+
+class NetworkJoin(Request, frozen=True, tag="vm.network.join"):
+    """Have the VM's network card plugged into another network; ``network`` is its name."""
+
+    network: str
 
 
 class ShareList(Request, frozen=True, tag="vm.share.list"):

@@ -71,6 +71,7 @@ class Service:
             "vm.share.add": self._share_add,
             "vm.share.remove": self._share_remove,
             "vm.share.list": self._share_list,
+            "vm.network.join": self._network_join,
         }
 
     def status(self) -> messages.Status:
@@ -218,6 +219,12 @@ class Service:
         await self._supervisor.settled()
         self._supervisor.require(Phase.RUNNING, "relieved of a share")
         await self._supervisor.shares.remove(request.guest)
+        stream.reply(Empty())
+
+    async def _network_join(self, payload: bytes, stream: LocalStream) -> None:
+        request = _parse(payload, messages.NetworkJoin)
+        await self._supervisor.settled()
+        await _to_its_end(self._supervisor.join(request.network))
         stream.reply(Empty())
 
     async def _share_list(self, _: bytes, stream: LocalStream) -> None:

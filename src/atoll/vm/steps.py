@@ -20,9 +20,12 @@ _LOOK = 0.005
 
 async def join_network(agent: Agent, network: NetworkSetup) -> str:
     """Give the guest's network card its addresses; what the guest calls it. Raises ``GuestError``."""
-    return await agent.configure_network(
-        network.mac, network.address, gateway=network.gateway, resolvers=network.resolvers
+    interface = await agent.configure_network(
+        network.mac, network.address, gateway=network.gateway or None, resolvers=network.resolvers
     )
+    if network.mtu:
+        await _run(agent, f"echo {network.mtu} > /sys/class/net/{interface}/mtu")
+    return interface
 
 
 async def renew_ipv6(agent: Agent, interface: str) -> None:
@@ -31,7 +34,11 @@ async def renew_ipv6(agent: Agent, interface: str) -> None:
     Those that it made of the former one are another guest's. One without a shell or without IPv6 has none.
     """
     switch = f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"
-    script = f"[ $(cat {switch}) = 1 ] || {{ echo 1 > {switch}; echo 0 > {switch}; }}"
+    await _run(agent, f"[ $(cat {switch}) = 1 ] || {{ echo 1 > {switch}; echo 0 > {switch}; }}")
+
+
+async def _run(agent: Agent, script: str) -> None:
+    """Run a script in the guest; one without a shell goes without it."""
     execution = agent.start(
         ExecStart(id=f"network-{os.urandom(4).hex()}", argv=("/bin/sh", "-c", script), user="root")
     )

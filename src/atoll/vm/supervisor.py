@@ -31,7 +31,7 @@ from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Port
 from atoll.hypervisor.port import Frozen, Resident, ResidentHypervisor, sweep
-from atoll.paths import VmPaths
+from atoll.paths import NetworkPaths, VmPaths
 from atoll.process import boot_id, identify
 from atoll.vm import clock, restart
 from atoll.vm.bootplan import Beginning, BootPlan
@@ -40,13 +40,15 @@ from atoll.vm.bringup import BringUp, attached, hypervisor_said
 from atoll.vm.capturing import Taken, branch, capture, thaw
 from atoll.vm.folding import compact
 from atoll.vm.messages import Files, Stopped, StopStep
-from atoll.vm.network.cable import Cable, setup_of
+from atoll.vm.network.attachment import Attachment, elsewhere
+from atoll.vm.network.cable import Cable
+from atoll.vm.network.moving import move, tell
+from atoll.vm.network.reaching import ensure
 from atoll.vm.network.requests import Plugged
 from atoll.vm.outputs import Outputs
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
-from atoll.vm.steps import join_network
 from atoll.vm.stopping import stop_guest
 from atoll.vm.tidying import tidy
 from atoll.vm.vsock import VsockDevice
@@ -543,6 +545,42 @@ class Supervisor:
             cable=self._cable,
         )
 
+    async def join(self, network: str) -> None:
+        """Plug the network card of a VM that runs into another network; its guest has another address then.
+
+        Args:
+            network: its name.
+
+        Raises:
+            StateError: it does not run; ``state.network``: it has no card for networks of Atoll.
+            NetworkError: the network cannot be had: the VM is on its former one.
+        """
+        async with self._unheld():
+            vm, agent, former = self.require(Phase.RUNNING, "moved"), self.agent, self._cable
+            plan = self._read_plan()
+            if plan.attachment is None or former is None or agent is None:
+                hint = f"`atoll restart {self.name}`"
+                raise StateError(f"{self.name} runs without such a card", code="network", hint=hint)
+            attachment = elsewhere(plan.attachment, network)
+            if attachment == plan.attachment:
+                return
+            await asyncio.to_thread(ensure, NetworkPaths(attachment.network))  # before anything is changed
+            try:
+                await former.close()
+                self._cable = cable = self._cable_to(attachment, plan.machine.mac)
+                await move(former, cable, agent, plan.machine.mac, vm.free_card)
+                told = msgspec.structs.replace(attachment, renew=False)
+                self._keep_plan(msgspec.structs.replace(plan, attachment=told))
+            except BaseException:
+                await self._unplug()
+                self._plug()
+                if self._cable is not None:
+                    self._cable.begin(fresh=False)  # as for one whose supervisor was killed
+                raise
+
+    def _keep_plan(self, plan: BootPlan) -> None:
+        store.write_record(self.place.boot, plan, parents=False)
+
     def _plug(self) -> None:
         """Be ready to keep the VM's network card plugged in."""
         try:
@@ -550,10 +588,10 @@ class Supervisor:
         except StoreError as error:  # a VM that was taken over goes on without
             self.emit(Warned(message=f"{self.name}: its network card stays unplugged: {error.message}"))
             return
-        mac = plan.machine.mac
-        if plan.attachment is None or plan.machine.card is None:
-            return
+        if plan.attachment is not None and plan.machine.card is not None:
+            self._cable = self._cable_to(plan.attachment, plan.machine.mac)
 
+    def _cable_to(self, attachment: Attachment, mac: str) -> Cable:
         async def free() -> None:
             async with self._lock:
                 if self.vm is not None and self.state.phase is Phase.RUNNING:
@@ -561,10 +599,10 @@ class Supervisor:
 
         async def moved(plugged: Plugged) -> None:
             if self.agent is not None:
-                await join_network(self.agent, setup_of(mac, plugged))
+                await tell(self.agent, mac, plugged)
 
-        self._cable = Cable(
-            plan.attachment,
+        return Cable(
+            attachment,
             vm=self.name,
             mac=mac,
             socket=self.place.socket(Port.NETWORK),

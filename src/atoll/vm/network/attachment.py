@@ -8,10 +8,11 @@ import msgspec
 
 from atoll.hypervisor.model import CardNetwork, Forward, Machine, UserNetwork
 
-__all__ = ["DEFAULT", "MTU", "SANDBOXES", "Attachment", "with_mac"]
+__all__ = ["BUILT_IN", "DEFAULT", "MTU", "SANDBOXES", "Attachment", "elsewhere", "with_mac"]
 
 #: The networks that are made at their first use: of machines, and of sandboxes.
 DEFAULT, SANDBOXES = "default", "sandboxes"
+BUILT_IN = (DEFAULT, SANDBOXES)
 
 #: Bytes of the largest packet: with its Ethernet header it has to be shorter than 64 KiB.
 MTU = 65520
@@ -26,6 +27,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         hostname: what the others on the network call it.
         forwards: ports of the host that lead to it.
         host_ports: ports of this host's loopback that it may use.
+        renew: the guest was on another network: it is told its addresses in any case.
     """
 
     network: Path
@@ -33,6 +35,15 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = ""
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
+    renew: bool = False
+
+
+def elsewhere(attachment: Attachment, network: str) -> Attachment:
+    """The same on the network of that name; nothing is changed where it is on that."""
+    place = attachment.network.parent / network
+    if place == attachment.network:
+        return attachment
+    return msgspec.structs.replace(attachment, network=place, renew=True)
 
 
 def with_mac(machine: Machine, mac: str, forwards: tuple[Forward, ...] = ()) -> Machine:

@@ -15,7 +15,8 @@ from atoll.events import Emit, Warned
 from atoll.guest.channel import Stream
 from atoll.paths import NetworkPaths
 from atoll.vm.bootplan import NetworkSetup
-from atoll.vm.network.attachment import Attachment
+from atoll.vm.network.attachment import MTU, Attachment
+from atoll.vm.network.managing import pull_elsewhere
 from atoll.vm.network.reaching import ANSWER, ATTEMPTS, gone, reach, spawn, stuck
 from atoll.vm.network.requests import NetworkControl, Plug, Plugged
 
@@ -36,6 +37,10 @@ class Cable:
         emit: told when the network was gone.
         free: readies the card for another network; awaited when the one before is gone.
         moved: awaited when the VM has another address than it had before.
+
+    Attributes:
+        place: of the network.
+        socket: as it was given.
     """
 
     def __init__(
@@ -49,7 +54,8 @@ class Cable:
         free: Callable[[], Awaitable[None]],
         moved: Callable[[Plugged], Awaitable[None]],
     ) -> None:
-        self._place = NetworkPaths(attachment.network)
+        self.place = NetworkPaths(attachment.network)
+        self.socket = socket
         self._vm = vm
         self._emit = emit
         self._free = free
@@ -67,12 +73,17 @@ class Cable:
         self._plugged.add_done_callback(_seen)
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, *, fresh: bool) -> None:
-        """Plug it in, unless that has begun; ``fresh`` if the VM has just been started."""
+    def begin(self, *, fresh: bool, freed: bool = False) -> None:
+        """Plug it in, unless that has begun.
+
+        Args:
+            fresh: the VM has just been started. Else its card may be plugged in already.
+            freed: it was, and was pulled out and readied for this network.
+        """
         if self._task is not None:
             return
         order = msgspec.structs.replace(self._order, fresh=fresh, strict=fresh)
-        self._task = asyncio.create_task(self._keep(order))
+        self._task = asyncio.create_task(self._keep(order, may_fail=fresh or freed))
 
     async def plugged(self) -> Plugged:
         """Wait until it is plugged in for the first time. Raises ``NetworkError`` if it cannot be."""
@@ -87,15 +98,20 @@ class Cable:
         if not self._plugged.done():
             self._plugged.cancel()
 
-    async def _keep(self, order: Plug) -> None:
+    async def _keep(self, order: Plug, *, may_fail: bool) -> None:
         try:
-            plugged, control, stream = await self._plug(msgspec.structs.replace(order, there=not order.fresh))
+            plugged, control, stream = await self._plug(msgspec.structs.replace(order, there=not may_fail))
+            self._plugged.set_result(plugged)
         except AtollError as error:
-            if order.fresh:
+            if may_fail:
                 self._plugged.set_exception(error)
                 return
-            plugged, control, stream = await self._plug_again(order)  # its network was killed, too
-        self._plugged.set_result(plugged)
+            # Its network was killed, too, or it was on its way between this one and another.
+            await pull_elsewhere(self.place, self.socket)
+            plugged, control, stream = await self._plug_again(order)
+            self._plugged.set_result(plugged)
+            with contextlib.suppress(AtollError):
+                await self._moved(plugged)
         while True:
             self._warn_of(plugged)
             try:
@@ -128,19 +144,19 @@ class Cable:
     async def _plug(self, order: Plug) -> tuple[Plugged, NetworkControl, Stream]:
         """Plug it in once. Raises ``NetworkError``, ``StoreError`` or ``ProcessError``."""
         for attempt in range(ATTEMPTS):
-            found = reach(self._place)
+            found = reach(self.place)
             is_new = found is None
-            sock = found if found is not None else await asyncio.to_thread(spawn, self._place)
+            sock = found if found is not None else await asyncio.to_thread(spawn, self.place)
             control = NetworkControl(sock)
             try:
                 async with asyncio.timeout(ANSWER):
                     plugged, stream = await control.plug(order)
             except TimeoutError:
                 control.close()
-                raise stuck(self._place) from None
+                raise stuck(self.place) from None
             except ChannelError:  # it was about to leave, or lost against another one
                 control.close()
-                if is_new and not store.is_held(self._place.lock):
+                if is_new and not store.is_held(self.place.lock):
                     break
                 await asyncio.sleep(0.01 * (attempt + 1))
             except BaseException:
@@ -148,7 +164,7 @@ class Cable:
                 raise
             else:
                 return plugged, control, stream
-        raise gone(self._place)
+        raise gone(self.place)
 
     def _warn_of(self, plugged: Plugged) -> None:
         for refused in plugged.refused:
@@ -158,9 +174,13 @@ class Cable:
         self._emit(Warned(message=f"{self._vm}: {what}", hint=hint))
 
 
-def setup_of(mac: str, plugged: Plugged) -> NetworkSetup:
-    """What the guest whose card has that address is told of its network."""
-    return NetworkSetup(mac, plugged.address, plugged.gateway, (plugged.resolver,))
+def setup_of(mac: str, plugged: Plugged, *, renew: bool = False) -> NetworkSetup:
+    """What the guest whose card has that address is told of its network.
+
+    With ``renew`` it was on another one, where its packets may have been shorter.
+    """
+    mtu = plugged.mtu if renew or plugged.mtu != MTU else 0
+    return NetworkSetup(mac, plugged.address, plugged.gateway, (plugged.resolver,), mtu)
 
 
 def _seen(plugged: asyncio.Future[Plugged]) -> None:

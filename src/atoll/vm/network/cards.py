@@ -130,6 +130,16 @@ class Cards:
         self._log(f"{order.hostname or order.owner}: plugged in, {card.plugged.address}, {order.mac}")
         return card
 
+    def pull(self, socket: str) -> None:
+        """Pull the card out that is plugged in at that socket, if one is."""
+        for card in [card for card in self._cards.values() if card.order.socket == socket]:
+            self._pull(card)
+
+    def forget(self, owner: str) -> None:
+        """A machine is gone for good: its address is another's."""
+        if self._numbers.forget(owner):
+            self._keep(self._numbers)
+
     def close(self) -> None:
         """Pull all out."""
         for card in tuple(self._cards.values()):
@@ -141,7 +151,7 @@ class Cards:
         return Plugged(
             address=f"{lease.ipv4}/{addressing.ipv4.prefixlen}",
             address6=f"{lease.ipv6}/{addressing.ipv6.prefixlen}",
-            gateway=str(addressing.gateway),
+            gateway=str(addressing.gateway) if self._lan.destinations.outside else "",
             resolver=str(addressing.resolver),
             mtu=self._lan.mtu,
             known=False,

@@ -15,6 +15,8 @@ from atoll.hypervisor.port import connect
 from atoll.paths import NetworkPaths
 from atoll.vm.background import in_background
 from atoll.vm.logs import tail
+from atoll.vm.network.attachment import BUILT_IN
+from atoll.vm.network.names import is_there, unknown
 
 __all__ = ["ANSWER", "ATTEMPTS", "ensure", "gone", "reach", "spawn", "stuck"]
 
@@ -39,11 +41,15 @@ def spawn(place: NetworkPaths) -> socket.socket:
     If another one is there already, or it cannot serve, the connection ends, and its log says why.
 
     Raises:
+        NetworkError: ``network.unknown``: nobody made that network.
         StoreError: its log cannot be written.
         ProcessError: it could not be started.
     """
+    if not is_there(place):
+        raise unknown(place)
     with store.refusing(place.directory):
-        place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if place.directory.name in BUILT_IN:
+            place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     data, name = place.directory.parent.parent, place.directory.name
     program = (sys.executable, "-P", "-m", "atoll.vm.network.serving", str(data), name)
@@ -101,6 +107,8 @@ def stuck(place: NetworkPaths) -> NetworkError:
 
 def gone(place: NetworkPaths) -> NetworkError:
     """The error of a network that cannot be reached, with the reason."""
+    if not is_there(place):
+        return unknown(place)
     said = tail(place.log, 4096).decode(errors="replace").strip().splitlines()
     reason = said[-1].partition(" ")[2] if said else "it says nothing"
     message = f"the network {place.directory.name} cannot be reached: {reason}"

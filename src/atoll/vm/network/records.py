@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 from typing import ClassVar
 
 import msgspec
 
-from atoll.errors import StoreError
+from atoll.errors import NetworkError, StoreError, UsageError
 from atoll.network.addressing import Addressing
 from atoll.vm.network.attachment import DEFAULT, MTU, SANDBOXES
+from atoll.vm.network.planning import LEAST_MTU, parse_subnet, parse_subnet_6
 
 __all__ = [
+    "BUILT_IN_IPV4",
     "DOMAIN",
     "Leases",
     "Network",
     "Numbers",
     "autoconfigured",
+    "drawn_prefix",
     "new_network",
 ]
 
 #: To which all names of networks belong. ICANN has set ``internal`` aside for such uses.
 DOMAIN = "atoll.internal"
 
-_IPV4 = {DEFAULT: "10.0.2.0/24", SANDBOXES: "10.1.0.0/16"}
+#: The addresses of those that are made at their first use.
+BUILT_IN_IPV4 = {DEFAULT: "10.0.2.0/24", SANDBOXES: "10.1.0.0/16"}
+
+#: Seconds for which the process of a network may stay at most when nobody uses it.
+_LONGEST = 3600.0
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,18 +61,29 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     def addressing(self) -> Addressing:
         """Its addresses. Raises ``StoreError``: ``store.corrupt``: they are none."""
         try:
-            ipv4, ipv6 = IPv4Network(self.ipv4), IPv6Network(self.ipv6)
-        except ValueError as error:
-            raise StoreError(f"the record of a network is wrong: {error}", code="corrupt") from error
-        if not 8 <= ipv4.prefixlen <= 28 or ipv6.prefixlen != 64 or not 1280 <= self.mtu <= MTU:
+            ipv4, ipv6 = parse_subnet(self.ipv4), parse_subnet_6(self.ipv6)
+        except UsageError as error:
+            raise StoreError(f"the record of a network is wrong: {error.message}", code="corrupt") from error
+        if not LEAST_MTU <= self.mtu <= MTU or not 0 <= self.linger <= _LONGEST:
             raise StoreError("the record of a network is wrong: it has other sizes", code="corrupt")
         return Addressing(ipv4, ipv6)
 
 
 def new_network(name: str) -> Network:
-    """The network that is made at the first use of that name; its IPv6 prefix is random (RFC 4193)."""
-    prefix = IPv6Network((b"\xfd" + os.urandom(7) + bytes(8), 64))
-    return Network(ipv4=_IPV4[name], ipv6=str(prefix), shared=name != SANDBOXES)
+    """The network that is made at the first use of that name.
+
+    Raises:
+        NetworkError: ``network.unknown``: it is none that is made so.
+    """
+    if name not in BUILT_IN_IPV4:
+        hint = f"`atoll network create {name}` makes one"
+        raise NetworkError(f"there is no network {name}", code="unknown", hint=hint)
+    return Network(ipv4=BUILT_IN_IPV4[name], ipv6=str(drawn_prefix()), shared=name != SANDBOXES)
+
+
+def drawn_prefix() -> IPv6Network:
+    """A prefix of 64 bits that nobody else has: it is random (RFC 4193)."""
+    return IPv6Network((b"\xfd" + os.urandom(7) + bytes(8), 64))
 
 
 class Leases(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +148,10 @@ class Numbers:
     def release(self, owner: str) -> None:
         """An owner's card is pulled."""
         self._lent.pop(owner, None)
+
+    def forget(self, owner: str) -> bool:
+        """A machine is gone for good, and its number another's; whether that is so: its card may be there."""
+        return owner not in self._lent and self._kept.pop(owner, None) is not None
 
     def _choose(self, wanted: int, *, lowest: bool) -> int | None:
         taken = {*self._kept.values(), *self._lent.values()}

@@ -57,7 +57,7 @@ class Plugged(msgspec.Struct, frozen=True):
     Attributes:
         address: of the VM, with the length of its prefix.
         address6: the one that it makes itself of the prefix that it is told of, likewise.
-        gateway: where the default route leads.
+        gateway: where the default route leads; empty where there is no outside.
         resolver: name server.
         mtu: bytes of the largest packet.
         known: the VM had this address before.

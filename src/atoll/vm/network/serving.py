@@ -28,6 +28,8 @@ from atoll.network.destinations import Destinations
 from atoll.network.lan import Lan
 from atoll.paths import NetworkPaths, Paths
 from atoll.vm.logs import LogStream, say
+from atoll.vm.network import managing
+from atoll.vm.network.attachment import BUILT_IN, SANDBOXES
 from atoll.vm.network.cards import Cards
 from atoll.vm.network.records import DOMAIN, Leases, Network, Numbers, new_network
 from atoll.vm.network.requests import Status, control_server
@@ -65,8 +67,9 @@ def serve(
         StoreError: its records cannot be read or written.
     """
     with ExitStack() as stack:
-        with store.refusing(place.directory):
-            place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if place.directory.name in BUILT_IN:
+            with store.refusing(place.directory):
+                place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = store.hold(place.lock)
         if lock is None:
             if client is not None:
@@ -76,7 +79,7 @@ def serve(
         os.truncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         network = _record(place)
-        _sweep(place.cards)
+        _sweep(_cards_of(place))
         asyncio.run(_run(place, network, client, lock, log))
     return 0
 
@@ -106,13 +109,14 @@ async def _run(
 
     def pulled(path: Path) -> None:
         """A VM whose program was killed leaves its socket behind."""
-        if path.parent == place.cards:
+        if path.parent == _cards_of(place):
             loop.call_later(_GRACE, _remove_dead, path)
 
     numbers = Numbers(len(addressing.machines), _leases(place))
     cards = Cards(lan, numbers, keep=keep, pulled=pulled, log=log)
     server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed))
     ended = asyncio.Event()
+    server.methods = {**server.methods, **managing.methods(cards, ended.set)}
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, ended.set)
 
@@ -148,7 +152,12 @@ async def _watch(lock: int, linger: float, is_used: Callable[[], bool], ended: a
 
 
 def _record(place: NetworkPaths) -> Network:
-    """What the network is; drawn now if it never was. Raises ``StoreError``."""
+    """What the network is; drawn now if it never was.
+
+    Raises:
+        NetworkError: ``network.unknown``: nobody made it.
+        StoreError: its record cannot be read.
+    """
     if not place.record.exists():
         store.write_record(place.record, new_network(place.directory.name))
     return store.read_record(place.record, Network)
@@ -160,6 +169,11 @@ def _leases(place: NetworkPaths) -> dict[str, int]:
         return store.read_record(place.leases, Leases).numbers
     except StoreError:
         return {}
+
+
+def _cards_of(place: NetworkPaths) -> Path:
+    """Where the hypervisors of sandboxes listen, whichever network these are on."""
+    return NetworkPaths(place.directory.parent / SANDBOXES).cards
 
 
 def _sweep(cards: Path) -> None:
