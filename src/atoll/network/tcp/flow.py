@@ -122,6 +122,7 @@ class Flow:
         "_heard",
         "_host",
         "_inbox",
+        "_isn",
         "_key",
         "_limit",
         "_link_mss",
@@ -157,7 +158,7 @@ class Flow:
         self._owes = self._owes_at_once = False
         self._guest_ended = self._told_host = False
         # SND.NXT, SND.WND and, in ``_outstanding.first``, SND.UNA of RFC 9293, section 3.3.1.
-        self._next = isn
+        self._next = self._isn = isn
         self._window = 0
         self._outstanding = Outstanding(isn, guest)
         self._limit = WINDOW
@@ -403,6 +404,25 @@ class Flow:
     def abandon(self) -> None:
         """The guest is gone: tell the host's side alone."""
         self._close(reset=True)
+
+    @property
+    def passed(self) -> tuple[int, int]:
+        """Bytes that came from the guest, and that it has acknowledged; both modulo 4 GiB."""
+        came = self._inbox.next - self._inbox.first - self._guest_ended
+        acknowledged = (self._outstanding.first - self._isn - 1) & _MASK
+        if acknowledged == _MASK:
+            acknowledged = 0  # not even the SYN is
+        elif self._ended and self._outstanding.first == self._next:
+            acknowledged -= 1
+        return came & _MASK, acknowledged & _MASK
+
+    def hold(self, count: int) -> bool:
+        """The host's side keeps so many bytes of the guest's more than it passed on, or less if below 0.
+
+        Whether there is room for more: they count as those do that wait here.
+        """
+        self._guest.allowance -= count
+        return self._guest.allowance > 0
 
     def _close(self, *, reset: bool) -> None:
         if self.state is not State.CLOSED:
