@@ -30,6 +30,7 @@ from atoll.template.key import (
 from atoll.vm import accelerator
 from atoll.vm.identity import new_mac
 from atoll.vm.network.attachment import SANDBOXES, Attachment
+from atoll.vm.network.egress import require_own
 from atoll.vm.origin import Origin
 from atoll.vm.plan import ANY_MAC, Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
@@ -201,25 +202,41 @@ def choose_network(config: Config, wish: str | bool | None) -> NetworkKind:
         raise UsageError(f"network: {wish!r} is unknown", code="choice", hint=hint) from None
 
 
-def available(config: Config, name: str, wanted: NetworkKind, *, emit: Emit = ignore) -> NetworkKind:
-    """``wanted``, or QEMU's user network where Atoll's own, of that name, does not come up; that is told."""
+def available(
+    config: Config, name: str, wanted: NetworkKind, *, required: bool = False, emit: Emit = ignore
+) -> NetworkKind:
+    """``wanted``, or QEMU's user network where Atoll's own, of that name, does not come up; that is told.
+
+    If it is ``required``, its error is raised instead.
+    """
     if wanted is NetworkKind.OWN:
         from atoll.vm.network import reaching  # noqa: PLC0415 - only where there is a network
 
         try:
             reaching.ensure(config.paths.network(name))
         except AtollError as error:
+            if required:
+                raise
             emit(Warned(message=f"QEMU's user network is used: {error.message}", hint=error.hint))
             return NetworkKind.SLIRP
     return wanted
 
 
-def attachment_of(config: Config, machine: Machine) -> Attachment | None:
-    """Where the card of a throw-away VM is plugged in; None if it has none, or one of another kind."""
+def attachment_of(config: Config, machine: Machine, egress: tuple[str, ...] = ()) -> Attachment | None:
+    """Where the card of a throw-away VM is plugged in; None if it has none, or one of another kind.
+
+    Raises ``UsageError``: ``usage.egress``: it has none, and is to be held to a policy.
+    """
     if machine.card is None:
+        if egress:
+            require_own(egress, network_of(machine))
         return None
-    place = config.paths.network(SANDBOXES)
-    return Attachment(network=place.directory, hostname=machine.name, host_ports=config.network_host_ports)
+    return Attachment(
+        network=config.paths.network(SANDBOXES).directory,
+        hostname=machine.name,
+        host_ports=config.network_host_ports,
+        egress=egress,
+    )
 
 
 def new_name() -> str:
@@ -233,6 +250,7 @@ def launch(
     image: str,
     *,
     network: NetworkKind = NetworkKind.NONE,
+    egress: tuple[str, ...] = (),
     devices: Sequence[str] = (),
     shaped: Callable[[Machine], Machine] | None = None,
     emit: Emit = ignore,
@@ -244,6 +262,7 @@ def launch(
         name: of the VM.
         image: of its root.
         network: give it a network card.
+        egress: lines of the policy that it is held to.
         devices: drivers to load beside that.
         shaped: makes it what no template is: it is booted.
         emit: told of progress.
@@ -251,19 +270,19 @@ def launch(
     Raises:
         AtollError: as ``prepare``; ``BootError`` with stage ``spawn``.
     """
-    network = available(config, SANDBOXES, network, emit=emit)
+    network = available(config, SANDBOXES, network, required=bool(egress), emit=emit)
     prepared = prepare(config, name, image, network=network, emit=emit)
     if not config.cold and shaped is None:
-        spawned = _from_template(config, prepared, emit)
+        spawned = _from_template(config, prepared, egress, emit)
         if spawned is not None:
             return spawned
     machine = prepared.machine if shaped is None else shaped(prepared.machine)
     modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
-    attachment = attachment_of(config, machine)
+    attachment = attachment_of(config, machine, egress)
     return spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
 
 
-def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | None:
+def _from_template(config: Config, prepared: Prepared, egress: tuple[str, ...], emit: Emit) -> Spawned | None:
     """Start from a template; None if that cannot be had now, and the VM is to be booted."""
     recipe = template_recipe(config, prepared)
     template = _usable(config, recipe, emit)
@@ -274,7 +293,7 @@ def _from_template(config: Config, prepared: Prepared, emit: Emit) -> Spawned | 
         with cache.opened(template) as place:
             machine = clone_of(recipe.machine, prepared.machine.name, place.ram)
             clone = Clone(manifest.name, place.state, prepared.machine.memory, manifest.created)
-            attachment = attachment_of(config, machine)
+            attachment = attachment_of(config, machine, egress)
             return spawn_clone(recipe.hypervisor, machine, clone, emit, attachment=attachment)
     except StoreError:  # another process has just discarded or replaced it
         return None

@@ -10,7 +10,14 @@ from typing import Any
 from atoll.config import Resolved, load
 from atoll.errors import UsageError
 
-__all__ = ["add_json", "add_network_option", "add_vm_options", "parse_environment", "resolve"]
+__all__ = [
+    "add_egress_option",
+    "add_json",
+    "add_network_option",
+    "add_vm_options",
+    "parse_environment",
+    "resolve",
+]
 
 _VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold")
 
@@ -34,6 +41,17 @@ def add_network_option(parser: argparse.ArgumentParser, *, default: object) -> N
         default=default,
         dest="network",
         help="give it a network: Atoll's own, or QEMU's user network (default own)",
+    )
+
+
+def add_egress_option(parser: argparse.ArgumentParser) -> None:
+    """What may be reached."""
+    parser.add_argument(
+        "--egress",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="what it may reach: a rule such as 'allow tcp *.example.org:443', or none, registries, open",
     )
 
 

@@ -89,6 +89,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         forwards: ports of the host that lead into the guest.
         network: whether it has a network.
         slirp: it is QEMU's user network.
+        egress: lines of the policy that it is held to; none for no policy.
         kernel: to boot instead of Debian's cloud kernel; empty for that.
         accel: ``auto``, ``kvm`` or ``tcg``.
         restart: what follows when the guest ends by itself.
@@ -125,6 +126,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     service: Service | None = None
     vsock: Vsock | None = None
     slirp: bool = False
+    egress: tuple[str, ...] = ()
 
 
 def check_name(name: str) -> str:

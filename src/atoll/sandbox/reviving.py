@@ -40,7 +40,15 @@ class Revived(msgspec.Struct, frozen=True):
     image: str
 
 
-def launch(config: Config, name: str, reference: str, *, same: bool = False, emit: Emit = ignore) -> Revived:
+def launch(
+    config: Config,
+    name: str,
+    reference: str,
+    *,
+    same: bool = False,
+    egress: tuple[str, ...] | None = None,
+    emit: Emit = ignore,
+) -> Revived:
     """Spawn a VM that goes on where a sandbox was written down. All that it begins with is verified.
 
     Args:
@@ -48,6 +56,7 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
         name: of the VM.
         reference: name or id of the snapshot.
         same: it stays who it was, for somebody to look at its files.
+        egress: lines of the policy that it is held to; None for those that it had.
         emit: told of the start.
 
     Raises:
@@ -55,6 +64,7 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
             is no memory for it.
         StateError: ``state.foreign``: it is of a machine; ``state.mismatch``: it was made with another QEMU,
             or on another CPU.
+        UsageError: ``usage.egress``: it has no network of Atoll's own.
         BootError: stage ``spawn``.
     """
     found = catalog.find(config.paths, reference, kind=Kind.SANDBOX)
@@ -69,7 +79,8 @@ def launch(config: Config, name: str, reference: str, *, same: bool = False, emi
         machine = _machine(original, name, found.place, _number(files.ram))
         clone = Clone("", _number(files.state), machine.memory, snapshot=found.id, same=same)
         hypervisor = QemuHypervisor(host, config.paths.network(SANDBOXES).cards)
-        attachment = None if same else runtime.attachment_of(config, machine)
+        held_to = record.egress if egress is None else egress
+        attachment = None if same else runtime.attachment_of(config, machine, held_to)
         spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
         return Revived(replace(spawned, release=stack.pop_all().close), record.image)
 

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +23,7 @@ from atoll.sandbox.limits import OnIdle
 from atoll.template import falling_back
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
+from atoll.vm.network.egress import parse_egress, require_own
 from atoll.vm.spawning import Spawned
 from atoll.vm.state import StateError
 
@@ -51,6 +52,9 @@ class Sandbox(Commands):
         snapshot: name or id of one that ``snapshot`` made: the sandbox goes on where that was, with all that
             was in it.
         network: ``own``, ``slirp`` or ``none``; True for what the settings say, or else ``own``.
+        egress: what it may reach, lines each of which is a rule or the name of a preset, such as
+            ``["registries", "allow tcp *.example.org:443"]``; anything by default. It needs the network
+            ``own``.
         disk: how much can be written to its root, such as ``"256M"``, or bytes; half its memory by default.
         processes: how many processes and threads it may have, beside those of the kernel.
         command_timeout: seconds after which ``run`` ends a command, where it is not told another limit.
@@ -72,7 +76,8 @@ class Sandbox(Commands):
     Raises:
         ConfigError: a value is wrong.
         UsageError: ``usage.limit``: a limit is none; ``usage.template``, ``usage.snapshot``: the template or
-            snapshot says that already; ``usage.vsock``: a port or path is none, or a template is named, too.
+            snapshot says that already; ``usage.rule``, ``usage.egress``: that is no rule, or none can be
+            enforced; ``usage.vsock``: a port or path is none, or a template is named, too.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Sandbox(Commands):
         template: str | None = None,
         snapshot: str | None = None,
         network: bool | str = False,
+        egress: str | Sequence[str] | None = None,
         disk: str | int | None = None,
         processes: int | None = None,
         command_timeout: float | None = None,
@@ -126,6 +132,9 @@ class Sandbox(Commands):
         self._copying = asyncio.Lock()
         self._memory = self._config.memory if memory is not None else None
         self._network = runtime.choose_network(self._config, wish=network)
+        self._egress = None if egress is None else parse_egress(egress)
+        if snapshot is None and template is None and spawned is None:
+            require_own(self._egress or (), self._network)
         self._limits = limits.parse(
             disk=disk, processes=processes, ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle
         )
@@ -185,7 +194,9 @@ class Sandbox(Commands):
         if self._snapshot is not None:
             from atoll.sandbox import reviving  # noqa: PLC0415 - not for those who start from none
 
-            revived = reviving.launch(self._config, self.name, self._snapshot, emit=self._emit)
+            revived = reviving.launch(
+                self._config, self.name, self._snapshot, egress=self._egress, emit=self._emit
+            )
             self.image = revived.image
             return revived.spawned
         if self._template is None:
@@ -194,11 +205,15 @@ class Sandbox(Commands):
                 self.name,
                 self.image,
                 network=self._network,
+                egress=self._egress or (),
                 devices=self._vsock.devices if self._vsock is not None else (),
                 shaped=self._vsock.shaped if self._vsock is not None else None,
                 emit=self._emit,
             )
-        return warm.launch(self._config, self.name, self._template, self._memory, emit=self._emit)
+        egress = self._egress or ()
+        return warm.launch(
+            self._config, self.name, self._template, self._memory, egress=egress, emit=self._emit
+        )
 
     async def close(self) -> None:
         """Remove the VM. Closing twice is fine."""
@@ -223,6 +238,21 @@ class Sandbox(Commands):
         await self._reach()
         await self.vm.freezable.resume()
         await self.vm.agent.step_clock(time.time_ns())
+
+    async def set_egress(self, egress: str | Sequence[str]) -> None:
+        """Change what it may reach, at once: connections that it has and may not have any more are reset.
+
+        Args:
+            egress: as for ``Sandbox``; with no line it may reach anything. Copies that are made from now on
+                have it, too.
+
+        Raises:
+            UsageError: ``usage.rule``: a line is none; ``usage.egress``: its network cannot enforce it.
+            NetworkError: its network does not answer.
+        """
+        lines = parse_egress(egress)
+        await self.vm.follow(lines)
+        self._egress = lines
 
     async def connect_vsock(self, port: int) -> socket.socket:
         """A connection to what listens at a port of AF_VSOCK in it; the socket does not block.
@@ -324,6 +354,7 @@ class Sandbox(Commands):
             on_event=self._emit,
             template=self._template,
             network=self._network,
+            egress=self.vm.attachment.egress if self.vm.attachment is not None else None,
             command_timeout=self._timeout,
             ttl=self._limits.ttl or None,
             idle_timeout=self._limits.idle_timeout or None,

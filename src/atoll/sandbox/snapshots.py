@@ -49,6 +49,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         schema: version of this record.
         machine: as its hypervisor was asked for it; its disks lie beside this record.
         image: what its root is.
+        egress: lines of the policy that it was held to.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -56,6 +57,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
     machine: Machine
     image: str
+    egress: tuple[str, ...] = ()
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +83,7 @@ class _Copied(msgspec.Struct, frozen=True, kw_only=True):
         size: bytes of memory that it had.
         version: of its hypervisor.
         stopped: seconds for which it stood still.
+        egress: lines of the policy that it was held to.
     """
 
     name: str
@@ -90,6 +93,7 @@ class _Copied(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     version: str
     stopped: float
+    egress: tuple[str, ...]
 
 
 async def make(
@@ -126,6 +130,7 @@ async def make(
             size=size,
             version=cast(QemuHypervisor, vm.hypervisor).host.version,
             stopped=stopped.seconds,
+            egress=vm.attachment.egress if vm.attachment is not None else (),
         )
         return await in_thread(lambda ended: _store(paths, subject, wish, copied, fd, emit, ended))
     finally:
@@ -201,7 +206,7 @@ def _gather(place: SnapshotPaths, subject: Subject, copied: _Copied) -> Sequence
     disks = [place.disk(disk.serial) for disk in copied.machine.disks]
     for disk, target in zip(copied.machine.disks, disks, strict=True):
         take_held(disk.path, copied.pid, target)
-    store.write_record(place.vm, Record(machine=copied.machine, image=subject.image))
+    store.write_record(place.vm, Record(machine=copied.machine, image=subject.image, egress=copied.egress))
     return [place.vm.name, *(disk.name for disk in disks)]
 
 

@@ -82,7 +82,15 @@ def find(config: Config, name: str) -> Template:
     return template
 
 
-def launch(config: Config, name: str, template: str, memory: int | None, *, emit: Emit = ignore) -> Spawned:
+def launch(
+    config: Config,
+    name: str,
+    template: str,
+    memory: int | None,
+    *,
+    egress: tuple[str, ...] = (),
+    emit: Emit = ignore,
+) -> Spawned:
     """Spawn a VM that goes on where a user's template was frozen.
 
     Args:
@@ -90,12 +98,14 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
         name: of the VM.
         template: its name.
         memory: bytes that the VM shall have; those of the template by default.
+        egress: lines of the policy that it is held to.
         emit: told of the start.
 
     Raises:
         ImageError: ``image.template``: there is none of that name; ``image.stale``: it was made with another
             QEMU, or on another CPU.
-        UsageError: ``usage.memory``: the template has more, or cannot grow so far.
+        UsageError: ``usage.memory``: the template has more, or cannot grow so far;
+            ``usage.egress``: the template has no network of Atoll's own.
         BootError: stage ``spawn``.
     """
     found = find(config, template)
@@ -115,7 +125,7 @@ def launch(config: Config, name: str, template: str, memory: int | None, *, emit
     with cache.opened(found) as place:
         machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
         clone = Clone("", place.state, size, manifest.created)
-        attachment = runtime.attachment_of(config, machine)
+        attachment = runtime.attachment_of(config, machine, egress)
         return spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
 
 

@@ -26,6 +26,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         hostname: what the others on the network call it.
         forwards: ports of the host that lead to it.
         host_ports: ports of this host's loopback that it may use.
+        egress: lines of the policy that it is held to; none for no policy.
     """
 
     network: Path
@@ -33,6 +34,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = ""
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
+    egress: tuple[str, ...] = ()
 
 
 def with_mac(machine: Machine, mac: str, forwards: tuple[Forward, ...] = ()) -> Machine:
