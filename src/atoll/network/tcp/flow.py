@@ -50,6 +50,9 @@ _IDLE: Final = 600.0
 _ASK_EVERY: Final = 30.0
 _ASK_FOR_ROOM: Final = 5.0
 
+#: Bytes of a guest's that hosts' sides may keep to themselves, in all of its flows.
+MOST_HELD: Final = 16 << 20
+
 
 class State(IntEnum):
     """How far the handshake is; what comes after it is told by which ends have ended."""
@@ -80,12 +83,14 @@ class Guest(Protocol):
     Attributes:
         allowance: see ``Allowance``.
         kept: see ``Store``.
+        held: bytes of the guest's that hosts' sides keep to themselves.
         due: flows that owe an acknowledgement as soon as all frames that have come are seen.
         lazy: flows that owe one in some milliseconds.
     """
 
     allowance: int
     kept: int
+    held: int
     due: list[Flow]
     lazy: list[Flow]
 
@@ -417,12 +422,13 @@ class Flow:
         return came & _MASK, acknowledged & _MASK
 
     def hold(self, count: int) -> bool:
-        """The host's side keeps so many bytes of the guest's more than it passed on, or less if below 0.
+        """The host's side keeps so many bytes of the guest's to itself that it took, or less if below 0.
 
-        Whether there is room for more: they count as those do that wait here.
+        They count as those do that wait here. Whether there is room for more, in all of its flows.
         """
         self._guest.allowance -= count
-        return self._guest.allowance > 0
+        self._guest.held += count
+        return self._guest.held <= MOST_HELD
 
     def _close(self, *, reset: bool) -> None:
         if self.state is not State.CLOSED:
