@@ -45,6 +45,7 @@ class Machine(Closing):
     share = blocking(aio.Machine.share)
     unshare = blocking(aio.Machine.unshare)
     resize = blocking(aio.Machine.resize)
+    set_egress = blocking(aio.Machine.set_egress)
     wait = blocking(aio.Machine.wait)
     connect = blocking(aio.Machine.connect)
     close = blocking(aio.Machine.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Iterator, Sequence
 
 from atoll.cli.main import build_parser
@@ -112,10 +113,8 @@ def _values(action: argparse.Action | None) -> Iterator[str]:
     match action.dest:
         case "image" | "images":
             yield from _images()
-        case "template":
-            yield from _templates(made_by_itself=False)
-        case "templates":
-            yield from _templates(made_by_itself=True)
+        case "template" | "templates":
+            yield from _templates(made_by_itself=action.dest == "templates")
         case "snapshot" | "snapshots":
             yield from _snapshots(None)
         case "machine_snapshot" | "sandbox_snapshot":
@@ -124,7 +123,9 @@ def _values(action: argparse.Action | None) -> Iterator[str]:
             yield from _machines()
         case "source" | "target":
             yield from (f"{name}:" for name in _machines())
-        case "changes" | "engine":
+        case "of" | "network":
+            yield from (*(_machines() if action.dest == "of" else ()), *_networks())
+        case "changes" | "engine" | "egress":
             yield from _words(action.dest)
         case _:
             yield from (str(choice) for choice in action.choices or ())
@@ -136,10 +137,24 @@ def _words(dest: str) -> Iterator[str]:
         from atoll.containers.migration.sources import NAMES
 
         yield from NAMES
+    elif dest == "egress":
+        from atoll.network.policy.presets import PRESETS
+
+        yield from PRESETS
     else:
         from atoll.machine.editing import EDITABLE
 
         yield from (f"{name}=" for name in EDITABLE)
+
+
+def _networks() -> Iterator[str]:
+    import os
+
+    from atoll.config import load
+    from atoll.errors import AtollError
+
+    with contextlib.suppress(AtollError, OSError):
+        yield from sorted(os.listdir(load().config.paths.network("any").directory.parent))
 
 
 def _machines() -> Iterator[str]:

@@ -79,7 +79,6 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("supervise", "service:supervise", "look after a machine in the foreground"),
     _Row("autostart", "service:autostart", "start machines with your session"),
     _Row("network", "network", "show what machines asked of their networks, and what they have open"),
-    _Row("network", "network", "show what machines asked of their networks, and what they have open"),
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
     _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
     _Row("image", "image", "build, list, inspect and remove root images"),
