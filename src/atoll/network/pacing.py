@@ -35,17 +35,21 @@ class Lane:
         self._waiting: deque[Callable[[], None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._is_calling = False
+        self._left = 0  # bytes of the turn of who is called
 
     def grant(self, want: int) -> int:
         """Bytes of ``want`` that may pass now; with 0 it is the caller's to ``wait``."""
         if self._waiting and not self._is_calling:
             return 0
         room = self._bucket.room(time.monotonic())
+        if self._is_calling:
+            return min(want, room, self._left)
         return min(want, room) if room >= min(want, self._turn) else 0
 
     def spend(self, count: int) -> None:
         """So many bytes have passed."""
         self._bucket.owe(count, time.monotonic())
+        self._left -= count
 
     def take(self, size: int) -> bool:
         """Whether a datagram may pass, which cannot wait."""
@@ -77,6 +81,7 @@ class Lane:
             for _ in range(len(self._waiting)):
                 if self._bucket.room(time.monotonic()) < self._turn:
                     break
+                self._left = self._turn
                 self._waiting.popleft()()
         finally:
             self._is_calling = False
