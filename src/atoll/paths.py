@@ -297,6 +297,11 @@ class NetworkPaths(msgspec.Struct, frozen=True):
         return self.directory / "log"
 
     @property
+    def audit(self) -> Path:
+        """What its guests asked for and what became of it; what is older has ``.1`` behind its name."""
+        return self.directory / "audit.jsonl"
+
+    @property
     def cards(self) -> Path:
         """Where the hypervisors of VMs listen that have no directory of their own."""
         return self.directory / "cards"

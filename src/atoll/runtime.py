@@ -30,6 +30,7 @@ from atoll.template.key import (
 from atoll.vm import accelerator
 from atoll.vm.identity import new_mac
 from atoll.vm.network.attachment import BUILT_IN, SANDBOXES, Attachment
+from atoll.vm.network.egress import require_own
 from atoll.vm.origin import Origin
 from atoll.vm.plan import ANY_MAC, Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
@@ -217,11 +218,13 @@ def named_network(config: Config, wish: str | bool | None) -> tuple[str | bool |
     return NetworkKind.OWN, wish
 
 
-def available(config: Config, name: str, wanted: NetworkKind, *, emit: Emit = ignore) -> NetworkKind:
+def available(
+    config: Config, name: str, wanted: NetworkKind, *, required: bool = False, emit: Emit = ignore
+) -> NetworkKind:
     """``wanted``, or QEMU's user network where Atoll's own, of that name, does not come up; that is told.
 
-    Raises:
-        AtollError: it is a network of the user's, for which nothing else can stand in.
+    If it is ``required``, or a network of the user's, for which nothing else can stand in, its error is
+    raised.
     """
     if wanted is NetworkKind.OWN:
         from atoll.vm.network import reaching  # noqa: PLC0415 - only where there is a network
@@ -229,22 +232,37 @@ def available(config: Config, name: str, wanted: NetworkKind, *, emit: Emit = ig
         try:
             reaching.ensure(config.paths.network(name))
         except AtollError as error:
-            if name not in BUILT_IN:
+            if required or name not in BUILT_IN:
                 raise
             emit(Warned(message=f"QEMU's user network is used: {error.message}", hint=error.hint))
             return NetworkKind.SLIRP
     return wanted
 
 
-def attachment_of(config: Config, machine: Machine, lan: str = "") -> Attachment | None:
+def attachment_of(
+    config: Config, machine: Machine, lan: str = "", egress: tuple[str, ...] = ()
+) -> Attachment | None:
     """Where the card of a throw-away VM is plugged in; None if it has none, or one of another kind.
 
-    ``lan`` is the name of the network; by default that of sandboxes.
+    Args:
+        config: settings.
+        machine: the VM.
+        lan: the name of the network; by default that of sandboxes.
+        egress: lines of the policy that it is held to.
+
+    Raises:
+        UsageError: ``usage.egress``: it has none, and is to be held to a policy.
     """
     if machine.card is None:
+        if egress:
+            require_own(egress, network_of(machine))
         return None
-    place = config.paths.network(lan or SANDBOXES)
-    return Attachment(network=place.directory, hostname=machine.name, host_ports=config.network_host_ports)
+    return Attachment(
+        network=config.paths.network(lan or SANDBOXES).directory,
+        hostname=machine.name,
+        host_ports=config.network_host_ports,
+        egress=egress,
+    )
 
 
 def new_name() -> str:
@@ -259,6 +277,7 @@ def launch(
     *,
     network: NetworkKind = NetworkKind.NONE,
     lan: str = "",
+    egress: tuple[str, ...] = (),
     devices: Sequence[str] = (),
     shaped: Callable[[Machine], Machine] | None = None,
     emit: Emit = ignore,
@@ -271,6 +290,7 @@ def launch(
         image: of its root.
         network: give it a network card.
         lan: the network of Atoll that it is on; by default that of sandboxes.
+        egress: lines of the policy that it is held to.
         devices: drivers to load beside that.
         shaped: makes it what no template is: it is booted.
         emit: told of progress.
@@ -278,19 +298,21 @@ def launch(
     Raises:
         AtollError: as ``prepare``; ``BootError`` with stage ``spawn``.
     """
-    network = available(config, lan or SANDBOXES, network, emit=emit)
+    network = available(config, lan or SANDBOXES, network, required=bool(egress), emit=emit)
     prepared = prepare(config, name, image, network=network, emit=emit)
     if not config.cold and shaped is None:
-        spawned = _from_template(config, prepared, lan, emit)
+        spawned = _from_template(config, prepared, lan, egress, emit)
         if spawned is not None:
             return spawned
     machine = prepared.machine if shaped is None else shaped(prepared.machine)
     modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
-    attachment = attachment_of(config, machine, lan)
+    attachment = attachment_of(config, machine, lan, egress)
     return spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
 
 
-def _from_template(config: Config, prepared: Prepared, lan: str, emit: Emit) -> Spawned | None:
+def _from_template(
+    config: Config, prepared: Prepared, lan: str, egress: tuple[str, ...], emit: Emit
+) -> Spawned | None:
     """Start from a template; None if that cannot be had now, and the VM is to be booted."""
     recipe = template_recipe(config, prepared)
     template = _usable(config, recipe, emit)
@@ -301,7 +323,7 @@ def _from_template(config: Config, prepared: Prepared, lan: str, emit: Emit) -> 
         with cache.opened(template) as place:
             machine = clone_of(recipe.machine, prepared.machine.name, place.ram)
             clone = Clone(manifest.name, place.state, prepared.machine.memory, manifest.created)
-            attachment = attachment_of(config, machine, lan)
+            attachment = attachment_of(config, machine, lan, egress)
             return spawn_clone(recipe.hypervisor, machine, clone, emit, attachment=attachment)
     except StoreError:  # another process has just discarded or replaced it
         return None

@@ -12,15 +12,18 @@ import threading
 import pytest
 from machines import gone, until
 from networks import brief_network, pid_of
+from outside import needs_root, outside
 from tapguest import tap_guest
 
 from atoll import store
-from atoll.errors import AtollError, NetworkError
+from atoll.errors import AtollError, NetworkError, UsageError
 from atoll.hypervisor.model import Forward
 from atoll.hypervisor.port import listen
+from atoll.network.audit import AuditLog
 from atoll.paths import Paths
 from atoll.vm.network.attachment import Attachment
 from atoll.vm.network.cable import Cable
+from atoll.vm.network.policing import read_flows, set_policy
 from atoll.vm.network.ports import holder
 from atoll.vm.network.reaching import ensure, reach
 from atoll.vm.network.requests import NetworkControl, Plug
@@ -225,3 +228,71 @@ async def _run(guest, source, *words):
     out, error = await asyncio.to_thread(process.communicate)
     assert process.returncode == 0, error.decode()
     return out.decode().strip()
+
+
+@pytest.fixture
+def far():
+    with outside() as far:
+        yield far
+
+
+@needs_root
+async def test_a_policy_is_there_from_the_start_changes_at_once_and_outlives_the_process(place, card, far):
+    async def free():
+        pass
+
+    async def moved(plugged):
+        raise AssertionError(plugged)
+
+    server = await asyncio.start_server(_greet, "127.0.0.1", 0)
+    opened = server.sockets[0].getsockname()[1]
+    attachment = Attachment(
+        network=place.directory, owner="one", hostname="one", host_ports=(opened,), egress=("none",)
+    )
+    cable = Cable(
+        attachment, vm="one", mac=MAC, socket=card.path, emit=lambda _: None, free=free, moved=moved
+    )
+    cable.begin(fresh=True)
+    commands = ("ip addr add 10.0.2.15/24 dev eth0", "ip route add default via 10.0.2.2")
+    async with asyncio.timeout(60):
+        sock = await card.accept()
+        with tap_guest(commands, mac=MAC, mtu=65520, sock=sock) as guest:
+            await cable.plugged()
+            assert await _run(guest, _TELL, far.four) == "denied"
+            assert await _run(guest, _ASK, opened) == "hello"
+            await cable.follow((f"allow {far.net}.0/24", "limit rate 1G"))
+            assert await _run(guest, _TELL, far.four) == "1"
+            async with connected(place) as control:
+                (flow,) = await read_flows(control)
+                assert (flow.guest, flow.protocol, flow.address, flow.port, flow.sent) == (
+                    *("one", "udp", far.four, 9000),
+                    1,
+                )
+                with pytest.raises(NetworkError) as caught:
+                    await set_policy(control, "two", ())
+                assert caught.value.code == "network.card"
+                with pytest.raises(UsageError):
+                    await set_policy(control, "one", ("permit *",))
+            with pytest.raises(UsageError):
+                await cable.follow(("permit *",))
+            await until(lambda: len(list(AuditLog(place.audit).records())) == 4)
+            await cable.follow(("none",))
+            await until(lambda: len(list(AuditLog(place.audit).records())) == 5)
+        found = [type(each).__name__ for each in AuditLog(place.audit).records()]
+        assert found == ["Decided", "Decided", "Ended", "Decided", "Ended"]
+        pid = pid_of(place)
+        os.kill(pid, signal.SIGKILL)
+        await gone(pid)
+        with tap_guest(commands, mac=MAC, mtu=65520, sock=await card.accept()) as guest:
+            assert await _run(guest, _TELL, far.four) == "denied"
+    await cable.close()
+    server.close()
+    await server.wait_closed()
+
+
+_TELL = """
+import socket,sys
+s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.connect((sys.argv[1],9000)); s.settimeout(5)
+try: s.send(b'x'); print(len(s.recv(9)))
+except OSError as error: print('lost' if isinstance(error, TimeoutError) else 'denied')
+"""

@@ -329,7 +329,13 @@ def test_names_of_machines_are_answered_here():
     assert sorted(data(peer.ask("web.atoll.internal", "ANY"))) == ["10.0.2.15", "fd00:a::15"]
     assert data(peer.ask("15.2.0.10.in-addr.arpa", "PTR")) == ["web.atoll.internal."]
     assert not peer.sent
-    assert not peer.learned
+    told = {(each.name, address) for each in peer.learned for address in each.addresses}
+    assert told == {
+        (name, bytes(ip_address(address).packed))
+        for name in ("web", "web.atoll.internal")
+        for address in ("10.0.2.15", "fd00:a::15")
+        if (name, address) != ("web", "fd00:a::15")
+    }
 
 
 @pytest.mark.parametrize(

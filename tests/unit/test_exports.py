@@ -86,7 +86,16 @@ def test_each_module_can_be_imported_first():
 
 
 def test_the_blocking_sandbox_has_each_coroutine_method_as_one_that_waits():
-    commands = {"run", "start", "start_process", "attach", "processes", "expose", "connect_vsock"}
+    commands = {
+        "run",
+        "start",
+        "start_process",
+        "attach",
+        "processes",
+        "expose",
+        "connect_vsock",
+        "set_egress",
+    }
     life = {"open", "close", "ping", "info", "pause", "resume", "fork", "snapshot"}
     assert coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY == commands | life
     for name in coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY:

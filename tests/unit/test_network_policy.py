@@ -18,7 +18,7 @@ from atoll.network.policy.judge import Judge
 from atoll.network.policy.learned import LearnedNames
 from atoll.network.policy.parsing import parse_policy, parse_rule
 from atoll.network.policy.presets import PRESETS
-from atoll.network.policy.rules import Action, Domain, Judgement, Policy, Ports, Protocol, Rule
+from atoll.network.policy.rules import Action, Domain, Judgement, Limits, Policy, Ports, Protocol, Rule
 
 ALLOW, DENY, ASK = Judgement.ALLOW, Judgement.DENY, Judgement.ASK
 TCP, UDP, ICMP = Protocol.TCP, Protocol.UDP, Protocol.ICMP
@@ -334,6 +334,9 @@ def test_guests_have_policies_of_their_own_which_may_change():
     assert judge.decide_named("strict", TCP, A, 443, "good.example", 1.0).judgement is ALLOW
     judge.follow("strict", parse_policy(["none"]))
     assert judge.decide("strict", TCP, A, 22, 1.0).judgement is DENY
+    judge.follow("strict", None)
+    assert not judge.has_policy("strict")
+    assert judge.decide("strict", TCP, A, 22, 1.0).judgement is ALLOW
     judge.forget("strict")
     assert judge.decide("strict", TCP, A, 22, 1.0).judgement is ALLOW
     assert judge.names("strict", A, 1.0) == ()
@@ -354,6 +357,35 @@ def test_the_name_server_tells_what_may_be_reached_and_the_judge_what_it_told():
 
 
 # Limits
+
+
+def test_limits_are_read_as_they_are_written():
+    policy = parse_policy(["limit rate 10M", "limit connections 100/s", "limit rate 1500KB/s"])
+    assert policy == Policy(limits=Limits(1_500_000, 100))
+    assert parse_policy(["registries", "limit rate 1G"]).default is Action.DENY
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "limit",
+        "limit rate",
+        "limit rate 10",
+        "limit rate 10X",
+        "limit rate -1",
+        "limit packets 9",
+        "limit rate 1M 2M",
+    ],
+)
+def test_a_limit_that_is_none_is_refused(text):
+    with pytest.raises(UsageError) as caught:
+        parse_policy([text])
+    assert caught.value.code == "usage.rule"
+
+
+def test_a_policy_has_not_more_lines_than_can_be_looked_through():
+    with pytest.raises(UsageError):
+        parse_policy(["deny 10.0.0.1"] * 1001)
 
 
 @given(

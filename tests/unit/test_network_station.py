@@ -27,6 +27,7 @@ from tcp_peers import Socket, split
 from atoll.network.addressing import Addressing
 from atoll.network.gateway import Gateway
 from atoll.network.leases import Lease
+from atoll.network.neighbours import Gate
 from atoll.network.station import Station
 from atoll.network.tcp.flows import Flows
 from atoll.network.udp.associations import Associations
@@ -315,3 +316,99 @@ def test_frames_that_are_nearly_right_raise_nothing(frames):
                 changed[at] = value
         world.send(bytes(changed[:end]))
     assert len(world.station._reassembly._parts) <= 32
+
+
+def test_groups_get_no_connections_and_nobody_is_told_what_they_did_not_take():
+    world = World()
+    for to, address in ((ALL, "10.0.2.255"), (ALL, "203.0.113.5"), (GATEWAY, "224.0.0.9"), (ALL, "10.0.2.2")):
+        ends = IP(src=FOUR, dst=address)
+        assert world.send(ends / TCP(sport=4000, dport=80, flags="S"), to=to) == []
+        assert world.send(ends / UDP(sport=4000, dport=9) / b"x", to=to) == []
+        assert world.send(IP(src=FOUR, dst=address, proto=99) / Raw(b"x"), to=to) == []
+    assert not world.sockets
+
+
+class Deciding:
+    """Lets a guest send to one port."""
+
+    def __init__(self, port=0):
+        self.port = port
+        self.asked = []
+
+    def may_tell(self, protocol, address, port):
+        assert len(address) in {4, 16}
+        self.asked.append((protocol.value, port))
+        return port == self.port
+
+
+@pytest.fixture
+def gated():
+    world = World()
+    world.open = lambda _ends: None
+    world.allows = lambda _guest, _peer: False
+    world.decider = Deciding(7000)
+    world.gate = world.station.neighbourhood = Gate(world, world.decider, lambda: world.now)
+    return world
+
+
+def beside(packet, source=FOUR, to=OTHER):
+    return (IPv6 if ":" in source else IP)(src=source, dst=to) / packet
+
+
+def tell(world, packet):
+    """Whether a neighbour gets a packet."""
+    world.forwarded = []
+    world.send(packet, to=OTHER_MAC)
+    return bool(world.forwarded)
+
+
+@pytest.mark.parametrize(("own", "other"), [(FOUR, OTHER), (SIX, OTHER_SIX)])
+def test_a_guest_with_a_policy_tells_its_neighbours_what_it_may(gated, own, other):
+    assert tell(gated, beside(TCP(sport=4000, dport=7000, flags="S"), own, other))
+    assert tell(gated, beside(TCP(sport=4000, dport=7000, flags="A"), own, other))
+    assert gated.decider.asked == [("tcp", 7000)]
+    assert not tell(gated, beside(TCP(sport=4000, dport=22, flags="S"), own, other))
+    refusal = gated.frames[-1]
+    assert refusal[TCP].flags == "RA"
+    assert not tell(gated, beside(UDP(sport=4000, dport=22) / b"x", own, other))
+    assert not tell(gated, beside(ICMPv6EchoRequest() if ":" in own else ICMP(), own, other))
+    gated.gate.decide_again()
+    gated.decider.port = 1
+    assert not tell(gated, beside(TCP(sport=4000, dport=7000, flags="A"), own, other))
+    assert gated.frames[-1][TCP].flags == "R"
+
+
+def test_what_says_no_port_goes_where_the_guest_has_something_to_do(gated):
+    later = IP(src=FOUR, dst=OTHER, frag=100, proto=17) / Raw(b"x" * 64)
+    other = IP(src=FOUR, dst=OTHER, proto=47) / Raw(b"x" * 64)
+    unreachable = beside(ICMP(type=3, code=3) / Raw(b"x" * 28))
+    assert not tell(gated, later)
+    assert not tell(gated, unreachable)
+    asked = bytes(Ether(src=OTHER_MAC, dst=MAC) / beside(UDP(sport=53, dport=4000) / b"?", OTHER, FOUR))
+    gated.gate.hear(asked)
+    assert tell(gated, beside(UDP(sport=4000, dport=53) / b"!"))
+    assert not tell(gated, beside(UDP(sport=4001, dport=53) / b"!"))
+    assert tell(gated, later)
+    assert tell(gated, unreachable)
+    assert not tell(gated, other)
+    gated.now += 301
+    assert not tell(gated, beside(UDP(sport=4000, dport=53) / b"!"))
+    assert not tell(gated, later)
+
+
+def test_addresses_are_found_whatever_the_policy_is(gated):
+    solicit = IPv6(src=SIX, dst=OTHER_SIX) / ICMPv6ND_NS(tgt=OTHER_SIX)
+    assert tell(gated, solicit)
+    assert tell(gated, ARP(hwsrc=MAC, psrc=FOUR, pdst=OTHER))
+
+
+@given(st.lists(st.binary(max_size=120), max_size=20))
+def test_any_frames_leave_the_gate_as_it_was_or_less(frames):
+    world = World()
+    gate = Gate(world, Deciding(), lambda: world.now)
+    for frame in frames:
+        gate.hear(frame)
+        for kind in (b"\x08\x00\x45", b"\x86\xdd\x60"):
+            whole = bytes.fromhex("020000000002020000000001") + kind + frame
+            gate.hear(whole)
+            gate.forward(world.station, whole[:6], whole)

@@ -46,6 +46,7 @@ class Machine(Closing):
     unshare = blocking(aio.Machine.unshare)
     join_network = blocking(aio.Machine.join_network)
     resize = blocking(aio.Machine.resize)
+    set_egress = blocking(aio.Machine.set_egress)
     wait = blocking(aio.Machine.wait)
     connect = blocking(aio.Machine.connect)
     close = blocking(aio.Machine.close)

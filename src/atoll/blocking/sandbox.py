@@ -28,6 +28,7 @@ class Sandbox(Closing):
     processes = blocking(aio.Sandbox.processes)
     expose = opening(aio.Sandbox.expose, Exposed)
     connect_vsock = connecting(aio.Sandbox.connect_vsock)
+    set_egress = blocking(aio.Sandbox.set_egress)
     ping = blocking(aio.Sandbox.ping)
     info = blocking(aio.Sandbox.info)
     pause = blocking(aio.Sandbox.pause)

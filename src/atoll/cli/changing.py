@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import msgspec
+
 from atoll.cli.output import listener, print_json, print_table, settle, size
 from atoll.cli.parts import Part, running
-from atoll.config import load
+from atoll.config import Config, load
 from atoll.errors import UsageError
 from atoll.events import Event, VmCaptured
-from atoll.machine import archive, editing, registry
+from atoll.machine import archive, editing, live, registry
 from atoll.machine.machine import Machine
 
 __all__ = ["clone", "edit", "export", "fork", "import_", "memory", "rename", "resize"]
@@ -32,12 +34,27 @@ def _run_edit(arguments: argparse.Namespace) -> int:
         return 0
     changes = dict(editing.parse_edit(text) for text in arguments.changes)
     with registry.change(config.paths, arguments.machine) as machine:
-        registry.save(machine, editing.edited(config, machine.spec, changes))
-    if machine.state.active:
+        spec = editing.edited(config, machine.spec, changes)
+        # What it may reach is changed where it runs, too, and by whoever does that.
+        registry.save(machine, msgspec.structs.replace(spec, egress=machine.spec.egress))
+    waiting = set(changes)
+    if spec.egress != machine.spec.egress and _follow(config, machine.name, spec.egress) == live.NOW:
+        waiting.discard("egress")
+    if machine.state.active and waiting:
         print(
             f"{arguments.machine}: takes effect when it is started again: `atoll restart {arguments.machine}`"
         )
     return 0
+
+
+def _follow(config: Config, name: str, egress: tuple[str, ...]) -> str:
+    """Change what a machine may reach; when that takes effect."""
+
+    async def act() -> str:
+        async with Machine(name, config=config) as machine:
+            return await machine.set_egress(egress)
+
+    return running(act())
 
 
 def _configure_rename(parser: argparse.ArgumentParser) -> None:

@@ -136,10 +136,8 @@ def _values(action: argparse.Action | None) -> Iterator[str]:
     match action.dest:
         case "image" | "images":
             yield from _images()
-        case "template":
-            yield from _templates(made_by_itself=False)
-        case "templates":
-            yield from _templates(made_by_itself=True)
+        case "template" | "templates":
+            yield from _templates(made_by_itself=action.dest == "templates")
         case "snapshot" | "snapshots":
             yield from _snapshots(None)
         case "machine_snapshot" | "sandbox_snapshot":
@@ -148,7 +146,9 @@ def _values(action: argparse.Action | None) -> Iterator[str]:
             yield from _machines()
         case "source" | "target":
             yield from (f"{name}:" for name in _machines())
-        case "changes" | "engine" | "network" | "networks":
+        case "of":
+            yield from (*_machines(), *_networks())
+        case "changes" | "egress" | "engine" | "network" | "networks":
             yield from _words(action.dest)
         case _:
             yield from (str(choice) for choice in action.choices or ())
@@ -160,6 +160,10 @@ def _words(dest: str) -> Iterator[str]:
         from atoll.containers.migration.sources import NAMES
 
         yield from NAMES
+    elif dest == "egress":
+        from atoll.network.policy.presets import PRESETS
+
+        yield from PRESETS
     elif dest != "changes":
         yield from _networks()
     else:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from atoll.cli.options import (
+    add_egress_option,
     add_network_option,
     add_vm_options,
     add_vsock_options,
@@ -59,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_network_option(parser, default=None)
     parser.add_argument("--no-network", action="store_false", dest="network", help="give it no network")
+    add_egress_option(parser)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-kernel", action="store_true", help="use the host kernel's virtio socket (/dev/vhost-vsock)"
@@ -118,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         mounts=tuple(mounts),
         ports=tuple(arguments.publish),
         network=arguments.network,
+        egress=tuple(arguments.egress),
         restart=arguments.restart,
         ready_probe=arguments.ready_probe,
         idle_suspend=arguments.idle_suspend,

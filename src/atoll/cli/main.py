@@ -78,6 +78,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("ssh-proxy", "ssh:proxy", "carry one ssh connection; for ssh itself"),
     _Row("supervise", "service:supervise", "look after a machine in the foreground"),
     _Row("autostart", "service:autostart", "start machines with your session"),
+    _Row("network", "network", "show what machines asked of their networks, and what they have open"),
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
     _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
     _Row("network", "network", "make, list and remove networks, and move machines between them"),

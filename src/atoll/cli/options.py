@@ -12,6 +12,7 @@ from atoll.errors import UsageError
 
 __all__ = [
     "NETWORK_KINDS",
+    "add_egress_option",
     "add_json",
     "add_network_option",
     "add_vm_options",
@@ -47,6 +48,17 @@ def add_network_option(parser: argparse.ArgumentParser, *, default: object) -> N
         default=default,
         dest="network",
         help="give it a network: Atoll's own, QEMU's, or one of `atoll network ls` (default own)",
+    )
+
+
+def add_egress_option(parser: argparse.ArgumentParser) -> None:
+    """What may be reached."""
+    parser.add_argument(
+        "--egress",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="what it may reach: a rule such as 'allow tcp *.example.org:443', or none, registries, open",
     )
 
 

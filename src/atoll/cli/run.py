@@ -11,6 +11,7 @@ from typing import Any
 
 from atoll import runtime
 from atoll.cli.options import (
+    add_egress_option,
     add_network_option,
     add_vm_options,
     add_vsock_options,
@@ -21,6 +22,7 @@ from atoll.cli.output import JsonLines, listener
 from atoll.config import Config, NetworkKind
 from atoll.errors import UsageError
 from atoll.events import Emit
+from atoll.vm.network.egress import parse_egress, require_own
 from atoll.vm.spawning import Spawned
 
 __all__ = ["configure", "run", "seconds"]
@@ -34,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
     )
     add_network_option(parser, default=False)
+    add_egress_option(parser)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-socket", metavar="PATH", help="where programs of the host connect to its virtio socket"
@@ -93,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         workdir=arguments.workdir,
         user=arguments.user,
         network=arguments.network,
+        egress=arguments.egress or None,
         **vsock,
         config=config,
         on_event=emit,
@@ -119,22 +123,28 @@ def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any
     }
     network = runtime.choose_network(config, wish=wish)
     fixed["network"] = None if network is NetworkKind.NONE or lan else network
+    egress = parse_egress(arguments.egress)
     if arguments.sandbox_snapshot is not None:
         from atoll.sandbox import reviving, warm
 
         warm.refuse_beside_snapshot({**fixed, "memory": arguments.memory, "template": arguments.template})
-        return reviving.launch(config, name, arguments.sandbox_snapshot, lan=lan, emit=emit).spawned
+        return reviving.launch(
+            config, name, arguments.sandbox_snapshot, lan=lan, egress=egress or None, emit=emit
+        ).spawned
     if arguments.template is not None:
         from atoll.sandbox import warm
 
         warm.refuse_what_it_fixes(fixed)
         memory = config.memory if arguments.memory is not None else None
-        return warm.launch(config, name, arguments.template, memory, lan=lan, emit=emit)
+        return warm.launch(config, name, arguments.template, memory, lan=lan, egress=egress, emit=emit)
     if arguments.image is None:
         hint = "such as `atoll run debian`; `atoll image ls` lists those that are here"
         raise UsageError("no image is named", code="arguments", hint=hint)
+    require_own(egress, network)
     if not vsock:
-        return runtime.launch(config, name, arguments.image, network=network, lan=lan, emit=emit)
+        return runtime.launch(
+            config, name, arguments.image, network=network, lan=lan, egress=egress, emit=emit
+        )
     from atoll.sandbox.vsock import parse
 
     wanted = parse(**vsock)
@@ -144,6 +154,7 @@ def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any
         arguments.image,
         network=network,
         lan=lan,
+        egress=egress,
         devices=wanted.devices,
         shaped=wanted.shaped,
         emit=emit,

@@ -33,6 +33,7 @@ from atoll.machine.spec import (
 from atoll.paths import VmPaths
 from atoll.vm import serving
 from atoll.vm.network.attachment import DEFAULT
+from atoll.vm.network.egress import parse_egress, require_own
 from atoll.vm.restart import Policy
 
 E = TypeVar("E", bound=StrEnum)
@@ -63,6 +64,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
     network: bool | str | None = None
+    egress: tuple[str, ...] = ()
     restart: str = "no"
     ready_probe: str | None = None
     idle_suspend: str | float = 0.0
@@ -87,6 +89,8 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
     network = runtime.choose_network(config, found)
     if wishes.ports and network is NetworkKind.NONE:
         raise UsageError("ports need a network", code="port", hint="leave out -p, or give it a network")
+    egress = parse_egress(wishes.egress)
+    require_own(egress, network)
     return MachineSpec(
         id=secrets.token_hex(16),
         image=str(catalog.parse(wishes.image or reference_of(wishes.distro, init))),
@@ -103,6 +107,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         network=network is not NetworkKind.NONE,
         slirp=network is NetworkKind.SLIRP,
         lan=lan if lan != DEFAULT else "",
+        egress=egress,
         kernel=str(config.kernel or ""),
         accel=config.accel,
         restart=choose(Policy, wishes.restart, "restart"),

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from atoll import runtime, store
-from atoll.config import Config, override
+from atoll.config import Config, NetworkKind, override
 from atoll.errors import StoreError, UsageError
 from atoll.hypervisor.model import Forward
 from atoll.image import disk
@@ -34,10 +34,11 @@ from atoll.vm.bootplan import Vsock
 from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import PLAIN, read_chain, require_files, size_of
 from atoll.vm.network.attachment import DEFAULT
+from atoll.vm.network.egress import parse_egress, require_own, shown_egress
 from atoll.vm.restart import Policy
 from atoll.vm.tidying import check_size, grow
 
-__all__ = ["EDITABLE", "clone", "edited", "grow_disk", "parse_edit", "shown"]
+__all__ = ["EDITABLE", "clone", "edited", "grow_disk", "network_of", "parse_edit", "shown"]
 
 #: What ``edit`` can change, each with what it means.
 EDITABLE = {
@@ -49,6 +50,7 @@ EDITABLE = {
     "mounts": "directories of the host, HOST:GUEST[:ro] each",
     "ports": "ports, [ADDRESS:]HOST:GUEST[/udp] each",
     "network": "own, slirp, none, or the name of a network",
+    "egress": "what it may reach: rules and presets with ; between them; empty for anything",
     "kernel": "a kernel to boot; empty for Debian's",
     "accel": "auto, kvm or tcg",
     "restart": "no, on-failure or always",
@@ -87,7 +89,16 @@ def edited(config: Config, spec: MachineSpec, changes: Mapping[str, str]) -> Mac
     for name in _PARSERS.keys() & changes.keys():
         field, parse = _PARSERS[name]
         new[field] = parse(changes[name])
-    return msgspec.structs.replace(spec, **new)
+    changed = msgspec.structs.replace(spec, **new)
+    require_own(changed.egress, network_of(changed))
+    return changed
+
+
+def network_of(spec: MachineSpec) -> NetworkKind:
+    """Which network a machine is to have."""
+    if not spec.network:
+        return NetworkKind.NONE
+    return NetworkKind.SLIRP if spec.slirp else NetworkKind.OWN
 
 
 def _items(value: str) -> list[str]:
@@ -129,6 +140,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "env": ("env", lambda value: dict(_variable(item) for item in _items(value))),
     "mounts": ("shares", lambda value: tuple(shared(parse_share(item)) for item in _items(value))),
     "ports": ("forwards", lambda value: tuple(parse_forward(item) for item in _items(value))),
+    "egress": ("egress", parse_egress),
     "restart": ("restart", lambda value: choose(Policy, value, "restart")),
     "idle_suspend": ("idle_suspend", parse_idle),
     "vsock": ("vsock", _vsock),
@@ -169,7 +181,8 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "env": lambda spec: ",".join(shlex.quote(f"{name}={value}") for name, value in spec.env.items()),
     "mounts": lambda spec: ",".join(_show_share(share) for share in spec.shares),
     "ports": lambda spec: ",".join(_show_port(forward) for forward in spec.forwards),
-    "network": lambda spec: (spec.lan or ("slirp" if spec.slirp else "own")) if spec.network else "none",
+    "network": lambda spec: spec.lan or str(network_of(spec)),
+    "egress": lambda spec: shown_egress(spec.egress),
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",
     "vsock": lambda spec: _show_vsock(spec.vsock),

@@ -31,6 +31,7 @@ from atoll.vm.client import Control
 from atoll.vm.cloning import renamed
 from atoll.vm.messages import Captured, Files
 from atoll.vm.network.attachment import elsewhere, with_mac
+from atoll.vm.network.egress import held_to
 
 __all__ = ["Child", "add_copy", "as_captured", "copied", "fork", "opened", "with_root"]
 
@@ -127,6 +128,7 @@ def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, disk: D
     attachment = plan.attachment and replace(plan.attachment, owner=spec.id, hostname=name, forwards=())
     if attachment is not None and spec.on:
         attachment = replace(elsewhere(attachment, spec.on), renew=False)  # it is told in any case
+    attachment = held_to(attachment, spec.egress)
     network = user_network(mac) if plan.setup.network is not None else None
     setup = replace(plan.setup, network=network, script=setup_script(name, spec))
     return replace(

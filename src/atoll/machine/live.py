@@ -1,4 +1,6 @@
-"""Changes to a machine that hold at once where it runs, and at its next starts in any case: shares and sizes.
+"""Changes to a machine that hold at once where it runs, and at its next starts in any case.
+
+These are shares, sizes and egress.
 
 It is recorded twice: in the spec, for the next start, and in the plan of the VM that runs, which counts when
 the guest reboots. Nothing else of the plan is made anew: an ``edit`` waits for a start.
@@ -18,7 +20,17 @@ from atoll.paths import VmPaths
 from atoll.vm import serving
 from atoll.vm.bootplan import BootPlan
 
-__all__ = ["LATER", "NOW", "make_share", "parse_target", "replan", "sized", "with_share", "without_share"]
+__all__ = [
+    "LATER",
+    "NOW",
+    "is_held",
+    "make_share",
+    "parse_target",
+    "replan",
+    "sized",
+    "with_share",
+    "without_share",
+]
 
 #: How a change took effect.
 NOW, LATER = "now", "at the next start"
@@ -67,6 +79,11 @@ def sized(config: Config, spec: MachineSpec, *, cpus: object, memory: object) ->
     )
 
 
+def is_held(place: VmPaths) -> bool:
+    """Whether the VM that runs has a network that can hold it to a policy. Raises ``StoreError``."""
+    return store.read_record(place.boot, BootPlan).attachment is not None
+
+
 def parse_target(size: str | int) -> int:
     """What the balloon shall leave, bytes. Raises ``UsageError``: ``usage.memory``."""
     try:
@@ -76,9 +93,17 @@ def parse_target(size: str | int) -> int:
 
 
 def replan(place: VmPaths, spec: MachineSpec) -> None:
-    """Have the guest get what ``spec`` says of shares and sizes when it reboots. Raises ``StoreError``."""
+    """Have the guest get what ``spec`` says of shares, sizes and egress when it reboots.
+
+    Raises ``StoreError``.
+    """
     plan = store.read_record(place.boot, BootPlan)
     setup = msgspec.structs.replace(plan.setup, shares=spec.shares)
     machine = msgspec.structs.replace(plan.machine, vcpus=spec.cpus, memory=spec.memory)
-    changed = msgspec.structs.replace(plan, setup=setup, machine=machine, disk=spec.disk)
+    attachment = plan.attachment
+    if attachment is not None:
+        attachment = msgspec.structs.replace(attachment, egress=spec.egress)
+    changed = msgspec.structs.replace(
+        plan, setup=setup, machine=machine, disk=spec.disk, attachment=attachment
+    )
     store.write_record(place.boot, changed)

@@ -23,6 +23,7 @@ from atoll.machine.spec import Share, check_guest_path
 from atoll.machine.supervised import AT_REST
 from atoll.machine.vsock import reach_vsock
 from atoll.vm.messages import MemoryState, Stats, Status
+from atoll.vm.network.egress import parse_egress, require_own
 from atoll.vm.state import Phase, State, StateError
 
 __all__ = ["Machine"]
@@ -54,6 +55,7 @@ class Machine(Checkpoints):
         mounts: Sequence[str] = (),
         ports: Sequence[str] = (),
         network: bool | str | None = None,
+        egress: str | Sequence[str] = (),
         kernel: str | Path | None = None,
         accel: str | None = None,
         restart: str = "no",
@@ -82,6 +84,8 @@ class Machine(Checkpoints):
             ports: ``[ADDRESS:]HOST:GUEST[/udp]`` each.
             network: ``own``, ``slirp``, ``none``, or the name of a network (``atoll.Network``); None for what
                 the settings say, True for any.
+            egress: what it may reach, lines each of which is a rule or the name of a preset; anything by
+                default. It needs a network of Atoll.
             kernel: a kernel to boot instead of Debian's cloud kernel.
             accel: ``auto``, ``kvm`` or ``tcg``.
             restart: ``no``, ``on-failure`` or ``always``: what follows when the guest ends by itself.
@@ -121,6 +125,7 @@ class Machine(Checkpoints):
             mounts=tuple(mounts),
             ports=tuple(ports),
             network=network,
+            egress=parse_egress(egress),
             restart=restart,
             ready_probe=ready_probe,
             idle_suspend=idle_suspend,
@@ -260,6 +265,29 @@ class Machine(Checkpoints):
                 **{what: getattr(spec, what) for what in wanted}
             )
             return {what: live.NOW if now[what] else live.LATER for what in wanted}
+
+    async def set_egress(self, egress: str | Sequence[str]) -> str:
+        """Change what it may reach; ``"now"`` or ``"at the next start"``, when that holds.
+
+        Connections that it has and may not have any more are reset.
+
+        Args:
+            egress: lines each of which is a rule or the name of a preset; with none it may reach anything.
+
+        Raises:
+            UsageError: ``usage.rule``: a line is none; ``usage.egress``: its network cannot enforce it.
+            NetworkError: its network does not answer; it is recorded all the same.
+        """
+        lines = parse_egress(egress)
+        async with self._changing() as machine:
+            require_own(lines, editing.network_of(machine.spec))
+            spec = msgspec.structs.replace(machine.spec, egress=lines)
+            registry.save(machine, spec)
+            if not machine.state.active or not live.is_held(machine.place):
+                return live.LATER
+            live.replan(machine.place, spec)
+            await (await self._connect(machine.place)).set_egress(lines)
+            return live.NOW
 
     async def connect_vsock(self, port: int) -> socket.socket:
         """A connection to what listens at a port of AF_VSOCK in it; the socket does not block.

@@ -18,6 +18,7 @@ from atoll.vm import serving
 from atoll.vm.bootplan import BootPlan, Setup, user_network
 from atoll.vm.chain import disk_of, read_chain
 from atoll.vm.network.attachment import DEFAULT, Attachment
+from atoll.vm.network.egress import require_own
 from atoll.vm.plan import Residence, limits_of, plan_resident
 from atoll.vm.vsock import DRIVER
 
@@ -77,7 +78,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     wanted = NetworkKind.NONE
     if spec.network:
         wanted = NetworkKind.SLIRP if spec.slirp else NetworkKind.OWN
-    network = runtime.available(config, spec.on or DEFAULT, wanted, emit=emit)
+    require_own(spec.egress, wanted)
+    network = runtime.available(config, spec.on or DEFAULT, wanted, required=bool(spec.egress), emit=emit)
     residence = Residence(
         data=disk_of(place, read_chain(place)),
         init=init,
@@ -132,6 +134,7 @@ def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
         hostname=name,
         forwards=spec.forwards,
         host_ports=config.network_host_ports,
+        egress=spec.egress,
     )
 
 

@@ -31,6 +31,7 @@ from atoll.vm.branching import link_into
 from atoll.vm.chain import disk_of
 from atoll.vm.messages import Files
 from atoll.vm.network.attachment import elsewhere
+from atoll.vm.network.egress import held_to
 from atoll.vm.state import StateError
 
 __all__ = [
@@ -101,11 +102,15 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
 
 
 def resumed(machine: Named, plan: BootPlan) -> BootPlan:
-    """The plan of a machine that goes on as the VM that was written down with ``plan``."""
+    """The plan of a machine that goes on as the VM that was written down with ``plan``.
+
+    Raises ``UsageError``: ``usage.egress``: that had no network that could hold it to its policy.
+    """
     vm = replace(with_root(plan.machine, machine.place), name=machine.name)
     attachment = plan.attachment and replace(plan.attachment, hostname=machine.name, renew=False)
     if attachment is not None and machine.spec.on:
         attachment = elsewhere(attachment, machine.spec.on)
+    attachment = held_to(attachment, machine.spec.egress)  # what is asked for now, not then
     return replace(plan, machine=vm, attachment=attachment, beginning=Beginning.RESUME)
 
 

@@ -91,6 +91,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         network: whether it has a network.
         slirp: it is QEMU's user network.
         lan: the network of Atoll that it is on; empty for that of all machines.
+        egress: lines of the policy that it is held to; none for no policy.
         kernel: to boot instead of Debian's cloud kernel; empty for that.
         accel: ``auto``, ``kvm`` or ``tcg``.
         restart: what follows when the guest ends by itself.
@@ -128,6 +129,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     vsock: Vsock | None = None
     slirp: bool = False
     lan: str = ""
+    egress: tuple[str, ...] = ()
 
     @property
     def on(self) -> str:

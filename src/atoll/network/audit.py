@@ -23,9 +23,12 @@ _LIMIT: Final = 16 << 20
 #: Records of one guest in a second, and at once after a rest.
 _RATE, _BURST = 100.0, 2000
 
+#: Records that wait at most: a disk that stands still loses them.
+_MOST_WAITING: Final = 50_000
+
 
 class FlowStatistics(msgspec.Struct):
-    """A connection or association as it is now; bytes and packets are of payload, as the guest sees them.
+    """A connection, or the datagrams to one address, as it is now; bytes are of payload.
 
     Attributes:
         guest: name of the machine.
@@ -36,9 +39,8 @@ class FlowStatistics(msgspec.Struct):
         name: that the guest said or was told for the address; empty if none.
         since: seconds since the epoch.
         sent: bytes from the guest.
-        received: bytes to the guest.
-        sent_packets: from the guest.
-        received_packets: to the guest.
+        received: bytes to the guest; of a connection as far as it has acknowledged them.
+        inbound: the other end began it, by a port that leads to the guest.
     """
 
     guest: str
@@ -50,8 +52,7 @@ class FlowStatistics(msgspec.Struct):
     since: float
     sent: int = 0
     received: int = 0
-    sent_packets: int = 0
-    received_packets: int = 0
+    inbound: bool = False
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record"):
@@ -67,7 +68,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record"):
 
 
 class Resolved(Record, frozen=True, tag="name"):
-    """A question about a name that was not answered, with the rule's verdict."""
+    """A question about a name that was not answered as others would be.
+
+    Attributes:
+        name: which.
+        verdict: ``deny`` if policy has it; ``strip`` if addresses were left out that are not the outside's to
+            give (RFC 1918 and the like: DNS rebinding).
+    """
 
     name: str
     verdict: str
@@ -82,7 +89,8 @@ class Decided(Record, frozen=True, tag="decision"):
         port: of the other end; 0 for icmp.
         name: that the guest said or was told for the address; empty if none.
         verdict: allow or deny.
-        rule: that decided, as it is written; ``default`` if none matched.
+        rule: that decided, as it is written; ``default`` if none matched; ``opened`` for ports of the host
+            that were opened, ``closed`` for what nobody may reach.
     """
 
     protocol: str
@@ -99,6 +107,7 @@ class Ended(Record, frozen=True, tag="flow"):
     Attributes:
         why: ``ended`` by both ends, ``reset``, ``idle``, or ``denied`` when the policy changed.
         seconds: for which there was one.
+        inbound: as in ``FlowStatistics``.
     """
 
     protocol: str
@@ -110,6 +119,7 @@ class Ended(Record, frozen=True, tag="flow"):
     received: int
     seconds: float
     why: str
+    inbound: bool = False
 
     @classmethod
     def of(cls, flow: FlowStatistics, at: float, why: str) -> Ended:
@@ -126,6 +136,7 @@ class Ended(Record, frozen=True, tag="flow"):
             received=flow.received,
             seconds=max(0.0, at - flow.since),
             why=why,
+            inbound=flow.inbound,
         )
 
 
@@ -160,7 +171,7 @@ class Trail:
         share = self._shares.get(record.guest)
         if share is None:
             share = self._shares[record.guest] = _Share(now)
-        if not share.bucket.take(1, now):
+        if len(self._waiting) >= _MOST_WAITING or not share.bucket.take(1, now):
             share.suppressed += 1
             return
         if share.suppressed:

@@ -74,6 +74,11 @@ class TcpSocket:
         """``flow`` goes on in the socket, which is connected."""
         self._flow = flow
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether its first bytes have not said yet whom they want."""
+        return self._allows is not None and self._first is not None and self._first.progress is Progress.MORE
+
     # What a flow calls
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -116,6 +121,8 @@ class TcpSocket:
 
     def closed(self, *, reset: bool) -> None:
         """See ``Host``."""
+        if self._first is not None and self._flow is not None:
+            self._flow.hold(-len(self._first.held))
         self._flow = None
         self._pause()
         self._loop.remove_writer(self._fd)
@@ -129,7 +136,12 @@ class TcpSocket:
     def _hold(self, first: FirstBytes, data: bytes | bytearray | memoryview) -> int:
         if first.progress is not Progress.MORE:
             return 0 if self._allows is None else len(data)  # what was held goes first, or all is denied
-        if first.feed(data) is not Progress.MORE:
+        assert self._flow is not None
+        if not self._flow.hold(len(data)):
+            first.held += data
+            first.end()  # others of this guest's hold all that there is room for
+            self._decide(first)
+        elif first.feed(data) is not Progress.MORE:
             self._decide(first)
         return len(data)
 
@@ -142,7 +154,10 @@ class TcpSocket:
             self._loop.call_soon(self._broken)
 
     def _pass_on(self, first: FirstBytes) -> None:
-        del first.held[: self._send(first.held)]
+        sent = self._send(first.held)
+        del first.held[:sent]
+        if self._flow is not None:
+            self._flow.hold(-sent)
         if first.held:
             self.want_drain()
             return

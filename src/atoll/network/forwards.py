@@ -15,6 +15,7 @@ import msgspec
 
 from atoll.network.addressing import Addressing
 from atoll.network.connection import TcpSocket
+from atoll.network.guard import Guard
 from atoll.network.link import Link
 from atoll.network.tcp.flow import Flow
 from atoll.network.tcp.flows import Ends, Flows
@@ -57,8 +58,10 @@ class Card(Protocol):
         link: to it.
         flows: its connections.
         associations: its datagrams.
+        guard: writes down what comes.
     """
 
+    guard: Guard
     link: Link
     flows: Flows
     associations: Associations
@@ -154,18 +157,18 @@ class StreamForward:
     def _begin(self, client: socket.socket, seen: Peer) -> None:
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        host = TcpSocket(client, self._card.link)
-        flow = self._open(host, seen)
+        ends = Ends(self._guest(len(seen.address)), self._port, seen.address, seen.port)
+        host = self._card.guard.accepted(client, self._card.link, ends)
+        flow = self._open(host, ends)
         if flow is None:
             host.closed(reset=True)
             return
         host.attach(flow)
         flow.open(time.monotonic())
 
-    def _open(self, host: TcpSocket, seen: Peer) -> Flow | None:
-        ends = Ends(self._guest(len(seen.address)), self._port, seen.address, seen.port)
+    def _open(self, host: TcpSocket, ends: Ends) -> Flow | None:
         flow = self._card.flows.accept(host, ends)
-        if flow is None and seen.port:  # the guest itself has a connection to that client's port
+        if flow is None and ends.other_port:  # the guest itself has a connection to that client's port
             flow = self._card.flows.accept(host, ends._replace(other_port=0))
         return flow
 

@@ -6,17 +6,24 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Final
 
 from atoll.network import gateway, router
 from atoll.network.addressing import Addressing
+from atoll.network.audit import FlowStatistics, Trail
 from atoll.network.destinations import Destinations
+from atoll.network.dns.forwarder import Learned, Stripped
 from atoll.network.gateway import Asker, Gateway
+from atoll.network.guard import Guard
 from atoll.network.leases import Lease
 from atoll.network.link import Link
+from atoll.network.neighbours import Gate
 from atoll.network.outside import Outside
 from atoll.network.pings import PingSockets
+from atoll.network.policy.judge import Judge
+from atoll.network.policy.rules import Policy
 from atoll.network.resolving import Resolver
 from atoll.network.station import Station
 from atoll.network.tcp.flows import Flows
@@ -28,6 +35,9 @@ __all__ = ["Guest", "Lan"]
 #: Seconds between two looks at timers, and those that an acknowledgement may wait for others.
 _TICK: Final = 0.25
 _LAZY: Final = 0.002
+
+#: Ticks after which bytes of connections are counted: less than 4 GiB pass meanwhile.
+_COUNT: Final = 4
 
 
 class Guest:
@@ -48,9 +58,13 @@ class Guest:
         self.lease = lease
         self.link = link = Link(sock, self)
         macs = lease.mac + lan.addressing.mac
-        self.outside = outside = Outside(link, lan.destinations, self._ask, self._unreachable)
+        self.guard = Guard(lease.mac, lease.hostname or str(lease.ipv4), lan.judge, lan.trail)
+        self.outside = outside = Outside(link, lan.destinations, self.guard, self._ask, self._unreachable)
         self.flows = Flows(link.transmit, outside, macs, mtu=lan.mtu, clock=time.monotonic, secret=lan.secret)
-        self.associations = Associations(link.transmit, outside, macs, mtu=lan.mtu)
+        self.associations = Associations(
+            link.transmit, outside, macs, mtu=lan.mtu, forgotten=self.guard.forgotten
+        )
+        self.guard.watch(self.associations)
         self._pings = PingSockets(outside.translate, self._ponged)
         self.station = Station(
             lease,
@@ -63,6 +77,31 @@ class Guest:
             clock=time.monotonic,
         )
         self.frame = self.station.frame  # every frame passes here
+        self.hear: Callable[[bytes], None] = self._hear
+        self._gate: Gate | None = None
+
+    def follow(self, policy: Policy | None) -> None:
+        """Hold the guest to a policy from now on, or to none; what is open and may not be any more ends."""
+        self.guard.follow(policy, self.outside.is_free)
+        self._pings.close()
+        if policy is None or not self._lan.is_shared:
+            self._gate, self.hear = None, self._hear
+            self.station.neighbourhood = self._lan if self._lan.is_shared else None
+            return
+        if self._gate is None:
+            self._gate = Gate(self._lan, self.guard, time.monotonic)
+            self.station.neighbourhood = self._gate
+            self.hear = partial(self._hear_at, self._gate)
+        self._gate.decide_again()
+
+    def _hear(self, frame: bytes) -> None:
+        """Get a frame of a neighbour's."""
+        if not self.link.is_full:
+            self.link.transmit([ethernet.LENGTH.pack(len(frame)), frame])
+
+    def _hear_at(self, gate: Gate, frame: bytes) -> None:
+        gate.hear(frame)
+        self._hear(frame)
 
     def seen(self) -> None:
         """See ``Card``."""
@@ -88,6 +127,7 @@ class Guest:
         self.flows.abandon()
         self.associations.close()
         self._pings.close()
+        self.guard.close()
         if self._lazy is not None:
             self._lazy.cancel()
         self._lan.unplug(self)
@@ -121,6 +161,10 @@ class Lan:
         mtu: bytes of its largest packet.
         is_shared: its guests see one another.
         domain: of its names.
+
+    Attributes:
+        judge: what its guests may reach.
+        trail: what is to be written down.
     """
 
     def __init__(
@@ -131,7 +175,9 @@ class Lan:
         self.mtu = mtu
         self.is_shared = is_shared
         self.secret = os.urandom(16)
-        self.resolver = Resolver(domain, addressing, outside=destinations.outside)
+        self.judge = Judge()
+        self.trail = Trail()
+        self.resolver = Resolver(domain, addressing, self, outside=destinations.outside)
         self.gateway = Gateway(
             addressing,
             mtu=mtu,
@@ -143,13 +189,22 @@ class Lan:
         self._loop = asyncio.get_running_loop()
         self._guests: dict[bytes, Guest] = {}
         self._ticking = self._loop.call_later(_TICK, self._tick)
+        self._ticks = 0
 
-    def plug(self, lease: Lease, sock: socket.socket, on_gone: Callable[[], None]) -> Guest:
+    def plug(
+        self,
+        lease: Lease,
+        sock: socket.socket,
+        on_gone: Callable[[], None],
+        policy: Policy | None = None,
+    ) -> Guest:
         """Plug in a guest's card; one that was plugged in with the same hardware address is pulled out."""
         former = self._guests.get(lease.mac)
         if former is not None:
             former.close()
         guest = self._guests[lease.mac] = Guest(self, lease, sock, on_gone)
+        if policy is not None:
+            guest.follow(policy)
         self.gateway.add(lease, guest.station)
         return guest
 
@@ -164,10 +219,44 @@ class Lan:
         """See ``Neighbourhood``."""
         if destination[0] & 1:
             for guest in self._guests.values():
-                if guest.station is not station and not guest.link.is_full:
-                    guest.link.transmit([ethernet.LENGTH.pack(len(frame)), frame])
-        elif (found := self._guests.get(destination)) is not None and not found.link.is_full:
-            found.link.transmit([ethernet.LENGTH.pack(len(frame)), frame])
+                if guest.station is not station:
+                    guest.hear(frame)
+        elif (found := self._guests.get(destination)) is not None:
+            found.hear(frame)
+
+    @property
+    def flows(self) -> list[FlowStatistics]:
+        """What is open now."""
+        return [flow for guest in self._guests.values() for flow in guest.guard.ledger.flows]
+
+    # See ``resolving.Listener``; who asks is a guest's station.
+
+    def verdict(self, machine: Hashable, name: str) -> int | None:
+        """Whether a guest may be told of a name of the outside."""
+        guest = self._asking(machine)
+        if guest is None:
+            return None
+        rcode = self.judge.resolve(guest.lease.mac, name)
+        if rcode is not None:
+            guest.guard.ledger.resolved(name, "deny")
+        return rcode
+
+    def learned(self, learned: Learned) -> None:
+        """A guest is about to be told where a name is: that is how its policy knows it again."""
+        guest = self._asking(learned.machine)
+        if guest is not None:
+            self.judge.learn(learned._replace(machine=guest.lease.mac), time.monotonic())
+
+    def stripped(self, stripped: Stripped) -> None:
+        """A guest is not told addresses that are not the outside's to give."""
+        guest = self._asking(stripped.machine)
+        if guest is not None:
+            guest.guard.ledger.resolved(stripped.name, "strip")
+
+    def _asking(self, machine: Hashable) -> Guest | None:
+        assert isinstance(machine, Station)
+        guest = self._guests.get(machine.mac)
+        return guest if guest is not None and guest.station is machine else None
 
     def close(self) -> None:
         """Pull out all cards."""
@@ -179,8 +268,11 @@ class Lan:
     def _tick(self) -> None:
         self._ticking = self._loop.call_later(_TICK, self._tick)
         now = time.monotonic()
+        self._ticks += 1
         for guest in tuple(self._guests.values()):
             guest.tick(now)
+            if not self._ticks % _COUNT:
+                guest.guard.ledger.count()
         advertisement = self.gateway.tick(now)
         if advertisement is not None:
             self._advertise(advertisement)

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from ipaddress import ip_address
 
-from atoll.network.connection import TcpSocket
 from atoll.network.destinations import Destinations, Target
 from atoll.network.dnsstream import DnsStream
 from atoll.network.exits import DatagramSocket
+from atoll.network.guard import Guard
 from atoll.network.link import Link
+from atoll.network.policy.rules import Protocol
 from atoll.network.tcp.flows import Dialling, Ends
 from atoll.network.udp.associations import Association, Exit, Peer
 from atoll.network.wire.icmp import Reason
@@ -30,7 +31,8 @@ class Outside:
 
     Args:
         link: the guest's.
-        destinations: where it may go.
+        destinations: what leads anywhere.
+        guard: says where of that it may go.
         ask: answers its questions of DNS.
         unreachable: told of datagrams that did not arrive.
     """
@@ -39,11 +41,13 @@ class Outside:
         self,
         link: Link,
         destinations: Destinations,
+        guard: Guard,
         ask: Ask,
         unreachable: Callable[[Peer, Peer, Reason], None],
     ) -> None:
         self.destinations = destinations
         self._link = link
+        self._guard = guard
         self._ask = ask
         self._unreachable = unreachable
         self._loop = asyncio.get_running_loop()
@@ -54,25 +58,42 @@ class Outside:
             return DnsStream(self._ask, time.monotonic, self._loop.call_soon)
         target = self._target(ends.other, ends.other_port)
         if target is None:
+            self._guard.closed(Protocol.TCP, ends.other, ends.other_port)
             return None
+        admitted = self._guard.admit(ends, is_free=target.is_host)
+        if not isinstance(admitted, tuple):
+            return admitted
         sock = _stream_to(target)
-        return None if sock is None else TcpSocket(sock, self._link)
+        return None if sock is None else self._guard.stream(sock, self._link, *admitted)
 
     def open_exit(self, association: Association) -> Exit | None:
         """See ``udp.associations.Opener``."""
         try:
-            return DatagramSocket(association, self._place, self._unreachable)
+            found = DatagramSocket(association, self._place, self._unreachable)
         except OSError:
             return None  # no descriptors, or no IPv6
+        return self._guard.paced_exit(association, found)
 
     def allows(self, guest: Peer, peer: Peer) -> bool:  # noqa: ARG002 - all of a guest's ports are alike
         """See ``udp.associations.Opener``."""
-        return self._target(peer.address, peer.port) is not None
+        target = self._target(peer.address, peer.port)
+        if target is None:
+            self._guard.closed(Protocol.UDP, *peer)
+            return False
+        return self._guard.may_send(peer, is_free=target.is_host)
 
     def translate(self, address: bytes) -> str | None:
-        """Where echo requests for ``address`` go."""
+        """Where echo requests for ``address`` go; None if nowhere."""
         target = self._target(address, 1)
-        return None if target is None else target.address
+        if target is None:
+            self._guard.closed(Protocol.ICMP, address, 0)
+            return None
+        return target.address if self._guard.may_ping(address, is_free=target.is_host) else None
+
+    def is_free(self, address: bytes, port: int) -> bool:
+        """Whether that is a port of this host that was opened, which is no matter of policy."""
+        target = self.destinations.target(address, port)
+        return target is not None and target.is_host
 
     def _place(self, peer: Peer) -> tuple[str, int] | None:
         target = self._target(peer.address, peer.port)

@@ -74,7 +74,7 @@ class PingSockets:
                 self._close(key)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all; whoever goes on has it decided again."""
         for key in tuple(self._pings):
             self._close(key)
 

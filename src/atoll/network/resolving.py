@@ -7,11 +7,20 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Hashable
-from typing import Final
+from typing import Final, Protocol
 
 from atoll.network.addressing import Addressing
 from atoll.network.dns.asking import Client
-from atoll.network.dns.forwarder import Close, Effect, Forwarder, Settings, ToClient, ToUpstream
+from atoll.network.dns.forwarder import (
+    Close,
+    Effect,
+    Forwarder,
+    Learned,
+    Settings,
+    Stripped,
+    ToClient,
+    ToUpstream,
+)
 from atoll.network.dns.hostfiles import HostFiles
 from atoll.network.dns.message import Rcode
 from atoll.network.dns.names import Names
@@ -27,23 +36,40 @@ _READ_SIZE: Final = 16 << 10
 Reply = Callable[[bytes], None]
 
 
+class Listener(Protocol):
+    """Who decides about names, and has to know what guests are told of them."""
+
+    def verdict(self, machine: Hashable, name: str) -> int | None:
+        """See ``dns.forwarder.Verdict``."""
+
+    def learned(self, learned: Learned) -> None:
+        """A guest is about to be told addresses."""
+
+    def stripped(self, stripped: Stripped) -> None:
+        """A guest is not told addresses."""
+
+
 class Resolver:
     """Answers the guests of one network.
 
     Args:
         domain: of the network's names.
         addressing: of the network.
+        listener: decides about names, and is told of answers.
         outside: whether it leads anywhere: else it knows its own names alone: to ask is to tell.
 
     Attributes:
         names: what guests and others of this network are called.
     """
 
-    def __init__(self, domain: str, addressing: Addressing, *, outside: bool = True) -> None:
+    def __init__(
+        self, domain: str, addressing: Addressing, listener: Listener, *, outside: bool = True
+    ) -> None:
+        self._listener = listener
         self.names = Names(domain, (addressing.ipv4, addressing.ipv6))
         forbidden = (addressing.ipv4, addressing.ipv6)
         settings = Settings(forbidden=forbidden)
-        self._forwarder = Forwarder(self.names, settings, _any if outside else _none)
+        self._forwarder = Forwarder(self.names, settings, listener.verdict if outside else _none)
         self._files = HostFiles()
         self._forwarder.follow(self._files.resolvers, self._files.hosts)
         self._loop = asyncio.get_running_loop()
@@ -80,6 +106,10 @@ class Resolver:
             if isinstance(effect, ToClient):
                 reply: Reply = effect.client.via  # type: ignore[assignment] # as ``ask`` gave it
                 reply(effect.message)
+            elif isinstance(effect, Learned):
+                self._listener.learned(effect)
+            elif isinstance(effect, Stripped):
+                self._listener.stripped(effect)
             elif isinstance(effect, ToUpstream):
                 self._sockets[effect.number] = _Upstream(self, effect)
             elif isinstance(effect, Close):

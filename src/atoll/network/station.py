@@ -75,6 +75,7 @@ class Station:
 
     Attributes:
         mac: its hardware address.
+        neighbourhood: as given; another one from when it is put in its place.
         refused: frames that were dropped, as they came from addresses that are not its own.
     """
 
@@ -98,7 +99,7 @@ class Station:
         self._flows = flows
         self._table = flows.table
         self._associations = associations
-        self._neighbourhood = neighbourhood
+        self.neighbourhood = neighbourhood
         self._pings = pings
         self._transmit = transmit
         self._clock = clock
@@ -149,15 +150,15 @@ class Station:
         is_group = bool(destination[0] & 1)
         if destination == self._gateway.mac or is_group:
             if packet is not None:
-                self._packet(packet)
+                self._packet(packet, is_group=is_group)
             else:
                 self._gateway.resolve_address(self, frame[14:], self.address)
         if (
             destination != self._gateway.mac
-            and self._neighbourhood is not None
+            and self.neighbourhood is not None
             and self._may_tell(frame, packet)
         ):
-            self._neighbourhood.forward(self, destination, bytes(frame))
+            self.neighbourhood.forward(self, destination, bytes(frame))
 
     def _is_own(self, packet: ip.Packet) -> bool:
         """Whether the guest may send from the address that ``packet`` is from."""
@@ -184,16 +185,24 @@ class Station:
         target = bytes(payload[8:24])
         return len(target) == 16 and self._gateway.neighbours.learn(target, self.mac, self, self._clock())
 
-    def _packet(self, packet: ip.Packet) -> None:
+    def refuse(self, packet: ip.Packet) -> None:
+        """Answer a packet for a neighbour that the guest may not send it, as one that leads nowhere."""
+        self._packet(packet, is_group=False)
+
+    def _packet(self, packet: ip.Packet, *, is_group: bool) -> None:
         now = self._clock()
         if packet.fragment is not None:
             whole = self._reassembly.add(packet, now)
             if whole is None:
                 return
             packet = whole
-        if packet.protocol == ip.TCP:
+        is_ours = self._gateway.is_for_it(packet)
+        if is_group or (is_ours and packet.destination not in self._gateway.addresses):
+            if is_ours and packet.protocol != ip.TCP:  # nobody is told of what groups did not take
+                self._gateway.take(self, packet, now)
+        elif packet.protocol == ip.TCP:
             self._first_segment(packet)
-        elif self._gateway.is_for_it(packet):
+        elif is_ours:
             if not self._gateway.take(self, packet, now):
                 self._datagram(packet, now, icmp.Reason.NO_PORT)
         elif packet.protocol == ip.UDP:

@@ -41,7 +41,14 @@ class Revived(msgspec.Struct, frozen=True):
 
 
 def launch(
-    config: Config, name: str, reference: str, *, lan: str = "", same: bool = False, emit: Emit = ignore
+    config: Config,
+    name: str,
+    reference: str,
+    *,
+    lan: str = "",
+    same: bool = False,
+    egress: tuple[str, ...] | None = None,
+    emit: Emit = ignore,
 ) -> Revived:
     """Spawn a VM that goes on where a sandbox was written down. All that it begins with is verified.
 
@@ -51,6 +58,7 @@ def launch(
         reference: name or id of the snapshot.
         lan: the network of Atoll that it is on; by default that where the sandbox was.
         same: it stays who it was, for somebody to look at its files.
+        egress: lines of the policy that it is held to; None for those that it had.
         emit: told of the start.
 
     Raises:
@@ -58,7 +66,7 @@ def launch(
             is no memory for it.
         StateError: ``state.foreign``: it is of a machine; ``state.mismatch``: it was made with another QEMU,
             or on another CPU.
-        UsageError: ``usage.network``: it has no card for a network of Atoll.
+        UsageError: ``usage.network``, ``usage.egress``: it has no card for a network of Atoll.
         NetworkError: ``network.unknown``: the network where it was is there no more.
         BootError: stage ``spawn``.
     """
@@ -77,7 +85,8 @@ def launch(
         machine = _machine(original, name, found.place, _number(files.ram))
         clone = Clone("", _number(files.state), machine.memory, snapshot=found.id, same=same)
         hypervisor = QemuHypervisor(host, config.paths.network(SANDBOXES).cards)
-        attachment = None if same else runtime.attachment_of(config, machine, lan)
+        held_to = record.egress if egress is None else egress
+        attachment = None if same else runtime.attachment_of(config, machine, lan, held_to)
         spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
         return Revived(replace(spawned, release=stack.pop_all().close), record.image)
 

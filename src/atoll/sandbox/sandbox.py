@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +24,7 @@ from atoll.template import falling_back
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
 from atoll.vm.network.attachment import SANDBOXES
+from atoll.vm.network.egress import parse_egress, require_own
 from atoll.vm.spawning import Spawned
 from atoll.vm.state import StateError
 
@@ -53,6 +54,9 @@ class Sandbox(Commands):
             was in it.
         network: ``own``, ``slirp``, ``none``, or the name of a network (``atoll.Network``); True for what the
             settings say, or else ``own``.
+        egress: what it may reach, lines each of which is a rule or the name of a preset, such as
+            ``["registries", "allow tcp *.example.org:443"]``; anything by default. It needs a network of
+            Atoll.
         disk: how much can be written to its root, such as ``"256M"``, or bytes; half its memory by default.
         processes: how many processes and threads it may have, beside those of the kernel.
         command_timeout: seconds after which ``run`` ends a command, where it is not told another limit.
@@ -74,7 +78,8 @@ class Sandbox(Commands):
     Raises:
         ConfigError: a value is wrong.
         UsageError: ``usage.limit``: a limit is none; ``usage.template``, ``usage.snapshot``: the template or
-            snapshot says that already; ``usage.vsock``: a port or path is none, or a template is named, too;
+            snapshot says that already; ``usage.rule``, ``usage.egress``: that is no rule, or none can be
+            enforced; ``usage.vsock``: a port or path is none, or a template is named, too;
             ``usage.network``: that is no name.
         NetworkError: ``network.unknown``: there is no network of that name.
     """
@@ -94,6 +99,7 @@ class Sandbox(Commands):
         template: str | None = None,
         snapshot: str | None = None,
         network: bool | str = False,
+        egress: str | Sequence[str] | None = None,
         disk: str | int | None = None,
         processes: int | None = None,
         command_timeout: float | None = None,
@@ -133,6 +139,9 @@ class Sandbox(Commands):
         self._memory = self._config.memory if memory is not None else None
         found, self._lan = runtime.named_network(self._config, network)
         self._network = runtime.choose_network(self._config, wish=found)
+        self._egress = None if egress is None else parse_egress(egress)
+        if snapshot is None and template is None and spawned is None:
+            require_own(self._egress or (), self._network)
         self._limits = limits.parse(
             disk=disk, processes=processes, ttl=ttl, idle_timeout=idle_timeout, on_idle=on_idle
         )
@@ -192,7 +201,9 @@ class Sandbox(Commands):
         if self._snapshot is not None:
             from atoll.sandbox import reviving  # noqa: PLC0415 - not for those who start from none
 
-            revived = reviving.launch(self._config, self.name, self._snapshot, lan=self._lan, emit=self._emit)
+            revived = reviving.launch(
+                self._config, self.name, self._snapshot, lan=self._lan, egress=self._egress, emit=self._emit
+            )
             self.image = revived.image
             return revived.spawned
         if self._template is None:
@@ -202,12 +213,20 @@ class Sandbox(Commands):
                 self.image,
                 network=self._network,
                 lan=self._lan,
+                egress=self._egress or (),
                 devices=self._vsock.devices if self._vsock is not None else (),
                 shaped=self._vsock.shaped if self._vsock is not None else None,
                 emit=self._emit,
             )
+        egress = self._egress or ()
         return warm.launch(
-            self._config, self.name, self._template, self._memory, lan=self._lan, emit=self._emit
+            self._config,
+            self.name,
+            self._template,
+            self._memory,
+            lan=self._lan,
+            egress=egress,
+            emit=self._emit,
         )
 
     async def close(self) -> None:
@@ -233,6 +252,21 @@ class Sandbox(Commands):
         await self._reach()
         await self.vm.freezable.resume()
         await self.vm.agent.step_clock(time.time_ns())
+
+    async def set_egress(self, egress: str | Sequence[str]) -> None:
+        """Change what it may reach, at once: connections that it has and may not have any more are reset.
+
+        Args:
+            egress: as for ``Sandbox``; with no line it may reach anything. Copies that are made from now on
+                have it, too.
+
+        Raises:
+            UsageError: ``usage.rule``: a line is none; ``usage.egress``: its network cannot enforce it.
+            NetworkError: its network does not answer.
+        """
+        lines = parse_egress(egress)
+        await self.vm.follow(lines)
+        self._egress = lines
 
     async def connect_vsock(self, port: int) -> socket.socket:
         """A connection to what listens at a port of AF_VSOCK in it; the socket does not block.
@@ -336,6 +370,7 @@ class Sandbox(Commands):
             on_event=self._emit,
             template=self._template,
             network=self._network,
+            egress=self.vm.attachment.egress if self.vm.attachment is not None else None,
             command_timeout=self._timeout,
             ttl=self._limits.ttl or None,
             idle_timeout=self._limits.idle_timeout or None,

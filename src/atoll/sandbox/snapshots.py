@@ -50,6 +50,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         machine: as its hypervisor was asked for it; its disks lie beside this record.
         image: what its root is.
         lan: the network of Atoll that it was on; empty for that of sandboxes.
+        egress: lines of the policy that it was held to.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -58,6 +59,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     image: str
     lan: str = ""
+    egress: tuple[str, ...] = ()
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +87,7 @@ class _Copied(msgspec.Struct, frozen=True, kw_only=True):
         size: bytes of memory that it had.
         version: of its hypervisor.
         stopped: seconds for which it stood still.
+        egress: lines of the policy that it was held to.
     """
 
     name: str
@@ -94,6 +97,7 @@ class _Copied(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     version: str
     stopped: float
+    egress: tuple[str, ...]
 
 
 async def make(
@@ -130,6 +134,7 @@ async def make(
             size=size,
             version=cast(QemuHypervisor, vm.hypervisor).host.version,
             stopped=stopped.seconds,
+            egress=vm.attachment.egress if vm.attachment is not None else (),
         )
         return await in_thread(lambda ended: _store(paths, subject, wish, copied, fd, emit, ended))
     finally:
@@ -205,7 +210,8 @@ def _gather(place: SnapshotPaths, subject: Subject, copied: _Copied) -> Sequence
     disks = [place.disk(disk.serial) for disk in copied.machine.disks]
     for disk, target in zip(copied.machine.disks, disks, strict=True):
         take_held(disk.path, copied.pid, target)
-    store.write_record(place.vm, Record(machine=copied.machine, image=subject.image, lan=subject.lan))
+    record = Record(machine=copied.machine, image=subject.image, lan=subject.lan, egress=copied.egress)
+    store.write_record(place.vm, record)
     return [place.vm.name, *(disk.name for disk in disks)]
 
 

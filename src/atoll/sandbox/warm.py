@@ -91,7 +91,14 @@ def find(config: Config, name: str) -> Template:
 
 
 def launch(
-    config: Config, name: str, template: str, memory: int | None, *, lan: str = "", emit: Emit = ignore
+    config: Config,
+    name: str,
+    template: str,
+    memory: int | None,
+    *,
+    lan: str = "",
+    egress: tuple[str, ...] = (),
+    emit: Emit = ignore,
 ) -> Spawned:
     """Spawn a VM that goes on where a user's template was frozen.
 
@@ -101,13 +108,14 @@ def launch(
         template: its name.
         memory: bytes that the VM shall have; those of the template by default.
         lan: the network of Atoll that it is on; by default that of sandboxes.
+        egress: lines of the policy that it is held to.
         emit: told of the start.
 
     Raises:
         ImageError: ``image.template``: there is none of that name; ``image.stale``: it was made with another
             QEMU, or on another CPU.
-        UsageError: ``usage.memory``: the template has more, or cannot grow so far; ``usage.network``: it has
-            no card for a network of Atoll.
+        UsageError: ``usage.memory``: the template has more, or cannot grow so far; ``usage.network``,
+            ``usage.egress``: it has no card for a network of Atoll.
         BootError: stage ``spawn``.
     """
     found = find(config, template)
@@ -128,7 +136,7 @@ def launch(
     with cache.opened(found) as place:
         machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
         clone = Clone("", place.state, size, manifest.created)
-        attachment = runtime.attachment_of(config, machine, lan)
+        attachment = runtime.attachment_of(config, machine, lan, egress)
         return spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
 
 

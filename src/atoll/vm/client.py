@@ -46,6 +46,10 @@ class Control:
         """Bring the guest up; with ``files`` where it was written down."""
         return await self._call(messages.Start(files), messages.Status)
 
+    async def set_egress(self, egress: tuple[str, ...]) -> None:
+        """Hold the guest to a policy from now on."""
+        await self._call(messages.EgressSet(egress), Empty)
+
     async def branch(self) -> messages.Branched:
         """Have the disk branched; what it held."""
         return await self._call(messages.Branch(), messages.Branched)

@@ -171,6 +171,14 @@ class Vm(Closing):
             moved=moved,
         )
 
+    async def follow(self, egress: tuple[str, ...]) -> None:
+        """Hold the guest, and copies of it, to another policy. Raises as ``held_to`` and ``Cable.follow``."""
+        from atoll.vm.network.egress import held_to  # noqa: PLC0415
+
+        self.attachment = held_to(self.attachment, egress)
+        if self._cable is not None:
+            await self._cable.follow(egress)
+
     async def _join(self, agent: Agent) -> None:
         """Give its network card the addresses that are its own. Raises ``NetworkError`` or ``GuestError``."""
         if self._cable is not None:

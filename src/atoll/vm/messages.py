@@ -18,6 +18,7 @@ __all__ = [
     "Capture",
     "Captured",
     "ConsoleAttach",
+    "EgressSet",
     "EventsFollow",
     "Files",
     "MemoryState",
@@ -161,6 +162,12 @@ class MemoryTarget(Request, frozen=True, tag="vm.memory"):
     """Ask about the guest's memory; with ``target``, bytes, have the balloon leave it that much."""
 
     target: int | None = None
+
+
+class EgressSet(Request, frozen=True, tag="vm.egress"):
+    """Hold the guest to these lines of a policy from now on; answered when its network does."""
+
+    egress: tuple[str, ...]
 
 
 class ShareAdd(Request, frozen=True, tag="vm.share.add"):

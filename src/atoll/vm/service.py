@@ -68,6 +68,7 @@ class Service:
             "vm.stats": self._stats,
             "vm.memory": self._memory,
             "vm.resize": self._resize,
+            "vm.egress": self._egress,
             "vm.share.add": self._share_add,
             "vm.share.remove": self._share_remove,
             "vm.share.list": self._share_list,
@@ -206,6 +207,10 @@ class Service:
         vm, agent = self._supervisor.require(Phase.RUNNING, "resized"), self._supervisor.agent
         assert agent is not None, "it is running"
         stream.reply(messages.Resized(await resize(vm, agent, self._supervisor.plan.setup, request)))
+
+    async def _egress(self, payload: bytes, stream: LocalStream) -> None:
+        await self._supervisor.follow(_parse(payload, messages.EgressSet).egress)
+        stream.reply(Empty())
 
     async def _share_add(self, payload: bytes, stream: LocalStream) -> None:
         request = _parse(payload, messages.ShareAdd)

@@ -611,6 +611,11 @@ class Supervisor:
             moved=moved,
         )
 
+    async def follow(self, egress: tuple[str, ...]) -> None:
+        """Hold the guest to a policy that the machine's plan has already. Raises as ``Cable.follow``."""
+        if self._cable is not None:
+            await self._cable.follow(egress)
+
     async def _unplug(self) -> None:
         cable, self._cable = self._cable, None
         if cable is not None:

@@ -195,7 +195,7 @@ class Forwarder:
         if isinstance(asked, Broken):
             return [ToClient(client, refuse(asked, asked.rcode))]
         if (own := self._own(asked)) is not None:
-            return [ToClient(client, respond(asked, own, own.records, self._limit(client, asked)))]
+            return self._deliver(client, asked, own, own.records, own.seconds)
         return self._outside(client, asked, now)
 
     def answer(self, number: int, data: bytes, now: float) -> list[Effect]:

@@ -7,25 +7,35 @@ from collections.abc import Hashable
 from atoll.network.dns.forwarder import Learned
 from atoll.network.dns.message import Rcode
 from atoll.network.policy.learned import LearnedNames
-from atoll.network.policy.rules import Policy, Protocol, Verdict
+from atoll.network.policy.rules import Judgement, Policy, Protocol, Verdict
 
 __all__ = ["Judge"]
+
+#: For who has no policy.
+_ANYTHING = Verdict(Judgement.ALLOW)
 
 
 class Judge:
     """The policies of one network's guests; a guest without one may reach everything.
 
-    It is asked about the outside alone: the gateway's own services and the ports of the host that were opened
-    to guests are no matter of policy.
+    The gateway's own services and the ports of the host that were opened to guests are no matter of policy,
+    nor is what others began.
     """
 
     def __init__(self) -> None:
         self._policies: dict[Hashable, Policy] = {}
         self._names = LearnedNames()
 
-    def follow(self, guest: Hashable, policy: Policy) -> None:
-        """From now on ``guest`` has this policy; what is open is the caller's to decide again."""
-        self._policies[guest] = policy
+    def follow(self, guest: Hashable, policy: Policy | None) -> None:
+        """From now on ``guest`` has this policy, or none; what is open is the caller's to decide again."""
+        if policy is None:
+            self._policies.pop(guest, None)
+        else:
+            self._policies[guest] = policy
+
+    def has_policy(self, guest: Hashable) -> bool:
+        """Whether there is something that ``guest`` may not do."""
+        return guest in self._policies
 
     def forget(self, guest: Hashable) -> None:
         """A guest is gone."""
@@ -52,12 +62,16 @@ class Judge:
 
     def decide(self, guest: Hashable, protocol: Protocol, address: bytes, port: int, now: float) -> Verdict:
         """See ``Policy.decide``; by the names that the guest was told."""
-        names = self.names(guest, address, now)
-        return self._policies.get(guest, Policy()).decide(protocol, address, port, names)
+        policy = self._policies.get(guest)
+        if policy is None:
+            return _ANYTHING
+        return policy.decide(protocol, address, port, self.names(guest, address, now))
 
     def decide_named(
         self, guest: Hashable, protocol: Protocol, address: bytes, port: int, said: str | None, now: float
     ) -> Verdict:
         """See ``Policy.decide_named``."""
-        names = self.names(guest, address, now)
-        return self._policies.get(guest, Policy()).decide_named(protocol, address, port, names, said)
+        policy = self._policies.get(guest)
+        if policy is None:
+            return _ANYTHING
+        return policy.decide_named(protocol, address, port, self.names(guest, address, now), said)

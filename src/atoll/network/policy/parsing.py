@@ -9,6 +9,8 @@
     deny udp *                      everywhere
     registries                      the rules of a preset
     default deny                    where none of them matches
+    limit rate 10M                  bytes in a second, in each direction
+    limit connections 100/s         new ones in a second
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Final
 from atoll.errors import UsageError
 from atoll.network.dns.labels import is_hostname
 from atoll.network.policy.presets import PRESETS
-from atoll.network.policy.rules import Action, Domain, Policy, Ports, Protocol, Rule
+from atoll.network.policy.rules import Action, Domain, Limits, Policy, Ports, Protocol, Rule
 
 __all__ = ["parse_policy", "parse_rule"]
 
@@ -31,9 +33,24 @@ _HINT: Final = "write for example: allow tcp *.example.org:443"
 _PLACE: Final = re.compile(r"(?:\[(?P<six>[^][]*)\]|(?P<name>[^:\[\]]*))(?::(?P<ports>.*))?")
 _RANGE: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
+#: What may be limited, each with how it is written. Rates are decimal, as those of links are.
+_LIMITS: Final = {
+    "rate": re.compile(r"(\d{1,12})([KMG]?)B?(?:/s)?", re.ASCII | re.IGNORECASE),
+    "connections": re.compile(r"(\d{1,9})()(?:/s)?", re.ASCII),
+}
+_UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
+
+#: The least rate, bytes in a second: below it a guest could hardly be told so.
+_LEAST_RATE: Final = 1000
+
+#: Lines of one policy, which is looked through for each connection.
+MOST_LINES: Final = 1000
+
 
 def parse_policy(lines: Iterable[str]) -> Policy:
-    """A policy from its lines: rules, presets, ``default ACTION``; empty lines and ``#`` comments pass.
+    """A policy from its lines: rules, presets, ``default ACTION``, ``limit WHAT NUMBER``.
+
+    Empty lines and ``#`` comments pass. Of several limits of one kind the last counts.
 
     Where no default is said it is that of the last preset; else to deny if a rule allows something, as that
     rule were of no use otherwise; else to allow.
@@ -44,7 +61,10 @@ def parse_policy(lines: Iterable[str]) -> Policy:
     rules: list[Rule] = []
     default: Action | None = None
     of_preset: Action | None = None
-    for line in lines:
+    limits: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        if number >= MOST_LINES:
+            raise UsageError(f"a policy of more than {MOST_LINES} lines", code="rule", hint=_HINT)
         words = line.partition("#")[0].split()
         if not words:
             continue
@@ -53,10 +73,12 @@ def parse_policy(lines: Iterable[str]) -> Policy:
             of_preset = Action(PRESETS[words[0]].default)
         elif words[0] == "default":
             default = _action(" ".join(words[1:]), line)
+        elif words[0] == "limit":
+            limits |= _limit(words[1:], line)
         else:
             rules.append(parse_rule(line.partition("#")[0]))
     implied = Action.DENY if any(rule.action is Action.ALLOW for rule in rules) else Action.ALLOW
-    return Policy(tuple(rules), default or of_preset or implied)
+    return Policy(tuple(rules), default or of_preset or implied, Limits(**limits))
 
 
 def parse_rule(text: str) -> Rule:
@@ -77,6 +99,17 @@ def parse_rule(text: str) -> Rule:
     if ports and protocol is Protocol.ICMP:
         raise _wrong(text, "gives ports to icmp, which has none")
     return Rule(action, where, protocol, ports)
+
+
+def _limit(words: list[str], text: str) -> dict[str, int]:
+    hint = "write for example: limit rate 10M, or: limit connections 100/s"
+    found = _LIMITS[words[0]].fullmatch(words[1]) if len(words) == 2 and words[0] in _LIMITS else None
+    if found is None:
+        raise _wrong(text, "has no limit", hint)
+    value = int(found[1]) * _UNITS[found[2].upper()]
+    if value < (_LEAST_RATE if words[0] == "rate" else 1):
+        raise _wrong(text, "is too low", f"the least rate is {_LEAST_RATE} bytes in a second")
+    return {words[0]: value}
 
 
 def _action(word: str, text: str) -> Action:

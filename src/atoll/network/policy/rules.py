@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Action", "Domain", "Judgement", "Policy", "Ports", "Protocol", "Rule", "Verdict"]
+__all__ = ["Action", "Domain", "Judgement", "Limits", "Policy", "Ports", "Protocol", "Rule", "Verdict"]
 
 #: Ports where a client says first, and in the clear, whom it wants: HTTP and TLS (IANA, Service Names).
 NAMED_PORTS: Final = frozenset({80, 443, 8080, 8443})
@@ -121,11 +121,24 @@ class Verdict(msgspec.Struct, frozen=True):
     rule: Rule | None = None
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """How much may be had of what is allowed.
+
+    Attributes:
+        rate: bytes of payload in a second, in each direction; 0 for any number.
+        connections: new ones in a second; 0 for any number.
+    """
+
+    rate: int = 0
+    connections: int = 0
+
+
 class Policy(msgspec.Struct, frozen=True):
-    """Rules in their order, and what is done where none matches."""
+    """Rules in their order, what is done where none matches, and how much may be had."""
 
     rules: tuple[Rule, ...] = ()
     default: Action = Action.ALLOW
+    limits: Limits = Limits()
 
     def decide(self, protocol: Protocol, address: bytes, port: int, names: Collection[str]) -> Verdict:
         """Decide before a byte has passed.

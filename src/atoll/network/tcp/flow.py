@@ -57,6 +57,9 @@ _IDLE: Final = 600.0
 _ASK_EVERY: Final = 30.0
 _ASK_FOR_ROOM: Final = 5.0
 
+#: Bytes of a guest's that hosts' sides may keep to themselves, in all of its flows.
+MOST_HELD: Final = 16 << 20
+
 
 class State(IntEnum):
     """How far the handshake is; what comes after it is told by which ends have ended."""
@@ -87,12 +90,14 @@ class Guest(Protocol):
     Attributes:
         allowance: see ``Allowance``.
         kept: see ``Store``.
+        held: bytes of the guest's that hosts' sides keep to themselves.
         due: flows that owe an acknowledgement as soon as all frames that have come are seen.
         lazy: flows that owe one in some milliseconds.
     """
 
     allowance: int
     kept: int
+    held: int
     due: list[Flow]
     lazy: list[Flow]
 
@@ -130,6 +135,7 @@ class Flow:
         "_heard",
         "_host",
         "_inbox",
+        "_isn",
         "_key",
         "_limit",
         "_link_mss",
@@ -168,7 +174,7 @@ class Flow:
         self._patience = _PATIENCE
         self._guest_ended = self._told_host = False
         # SND.NXT, SND.WND and, in ``_outstanding.first``, SND.UNA of RFC 9293, section 3.3.1.
-        self._next = isn
+        self._next = self._isn = isn
         self._window = 0
         self._outstanding = Outstanding(isn, guest)
         self._limit = WINDOW
@@ -427,6 +433,26 @@ class Flow:
     def abandon(self) -> None:
         """The guest is gone: tell the host's side alone."""
         self._close(reset=True)
+
+    @property
+    def passed(self) -> tuple[int, int]:
+        """Bytes that came from the guest, and that it has acknowledged; both modulo 4 GiB."""
+        came = self._inbox.next - self._inbox.first - self._guest_ended
+        acknowledged = (self._outstanding.first - self._isn - 1) & _MASK
+        if acknowledged == _MASK:
+            acknowledged = 0  # not even the SYN is
+        elif self._ended and self._outstanding.first == self._next:
+            acknowledged -= 1
+        return came & _MASK, acknowledged & _MASK
+
+    def hold(self, count: int) -> bool:
+        """The host's side keeps so many bytes of the guest's to itself that it took, or less if below 0.
+
+        They count as those do that wait here. Whether there is room for more, in all of its flows.
+        """
+        self._guest.allowance -= count
+        self._guest.held += count
+        return self._guest.held <= MOST_HELD
 
     def _close(self, *, reset: bool) -> None:
         if self.state is not State.CLOSED:

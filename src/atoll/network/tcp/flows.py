@@ -77,6 +77,7 @@ class Flows:
     Attributes:
         allowance: see ``Guest``.
         kept: see ``Guest``.
+        held: see ``Guest``.
         due: see ``Guest``.
         lazy: see ``Guest``.
         table: by key.
@@ -94,7 +95,7 @@ class Flows:
     ) -> None:
         self.transmit = transmit
         self.allowance = _ALLOWANCE
-        self.kept = 0
+        self.kept = self.held = 0
         self.due: list[Flow] = []
         self.lazy: list[Flow] = []
         self.table: dict[bytes, Flow] = {}

@@ -50,23 +50,24 @@ class Inbox:
         sink: takes the bytes.
 
     Attributes:
+        first: number of the first byte of all.
         next: number of the byte that is expected (RCV.NXT).
         told: what the guest was last told of it.
         waiting: bytes that the sink has not taken yet.
     """
 
-    __slots__ = ("_edge", "_guest", "_pieces", "_sink", "next", "told", "waiting")
+    __slots__ = ("_edge", "_guest", "_pieces", "_sink", "first", "next", "told", "waiting")
 
     def __init__(self, guest: Allowance, sink: Sink) -> None:
         self._guest = guest
         self._sink = sink
         self._pieces: deque[bytearray] = deque()
-        self.next = self.told = self._edge = 0
+        self.first = self.next = self.told = self._edge = 0
         self.waiting = 0
 
     def begin(self, sequence: int) -> None:
         """The guest's SYN has this number."""
-        self.next = self.told = self._edge = (sequence + 1) & _MASK
+        self.first = self.next = self.told = self._edge = (sequence + 1) & _MASK
 
     def offer(self, most: int = WINDOW) -> int:
         """The window to tell the guest, in bytes; from here on it may send them."""

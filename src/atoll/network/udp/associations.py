@@ -6,13 +6,14 @@ other end (RFC 4787, REQ-1). Answers come in from those addresses alone that it 
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
 
 from atoll.network.wire import ethernet, ip, udp
 
-__all__ = ["Associations", "Exit", "Peer"]
+__all__ = ["Association", "Associations", "Exit", "Peer", "Tally"]
 
 #: Sockets that one guest may have, and addresses that one of them may have sent to.
 MOST: Final = 1024
@@ -53,6 +54,32 @@ class Opener(Protocol):
         """Whether the guest may send to ``peer``."""
 
 
+class Tally:
+    """What passed between two ends.
+
+    Attributes:
+        name: that the guest was told for the other end; empty if none.
+        since: seconds since the epoch.
+        sent: bytes from the guest.
+        received: bytes to the guest.
+    """
+
+    __slots__ = ("name", "received", "sent", "since")
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.since = time.time()
+        self.sent = self.received = 0
+
+
+#: Told of the guest's end, the other one, what passed, and why that is over: ``idle``, ``ended``, ``denied``.
+Forgotten = Callable[[Peer, Peer, Tally, str], None]
+
+
+def _nobody(_guest: Peer, _peer: Peer, _tally: Tally, _why: str) -> None:
+    """Is told of what is over where nothing is written down."""
+
+
 class Association:
     """One address and port of a guest, and its socket.
 
@@ -63,32 +90,25 @@ class Association:
     Attributes:
         guest: as given.
         used: when a datagram passed last, in seconds.
+        exit: its socket; None if there could not be one.
+        peers: whom the guest has sent to, and not to too many others since.
     """
 
-    __slots__ = ("_deliver", "_peers", "exit", "guest", "used")
+    __slots__ = ("_deliver", "exit", "guest", "peers", "used")
 
     def __init__(self, guest: Peer, deliver: Callable[[Peer, Peer, bytes], None], now: float) -> None:
         self.guest = guest
         self.used = now
         self.exit: Exit | None = None
+        self.peers: OrderedDict[Peer, Tally] = OrderedDict()
         self._deliver = deliver
-        self._peers: OrderedDict[Peer, None] = OrderedDict()
-
-    def knows(self, peer: Peer) -> bool:
-        """Whether the guest has sent to ``peer``, and not to too many others since."""
-        return peer in self._peers
-
-    def learn(self, peer: Peer) -> None:
-        """The guest sends to ``peer``."""
-        self._peers[peer] = None
-        self._peers.move_to_end(peer)
-        if len(self._peers) > MOST_PEERS:
-            self._peers.popitem(last=False)
 
     def received(self, peer: Peer, payload: bytes, now: float) -> None:
         """The socket got a datagram."""
-        if Peer(peer.address, 0) in self._peers or self.knows(peer):
+        tally = self.peers.get(peer)
+        if tally is not None:
             self.used = now
+            tally.received += len(payload)
             self._deliver(self.guest, peer, payload)
 
 
@@ -100,11 +120,19 @@ class Associations:
         opener: opens them.
         macs: of the guest and of the network's end, as frames to the guest begin with.
         mtu: bytes of the largest packet.
+        forgotten: told of what is over.
     """
 
     def __init__(
-        self, transmit: Callable[[list[bytes | memoryview]], None], opener: Opener, macs: bytes, *, mtu: int
+        self,
+        transmit: Callable[[list[bytes | memoryview]], None],
+        opener: Opener,
+        macs: bytes,
+        *,
+        mtu: int,
+        forgotten: Forgotten = _nobody,
     ) -> None:
+        self._forgotten = forgotten
         self._transmit = transmit
         self._opener = opener
         self._macs = macs
@@ -116,6 +144,11 @@ class Associations:
     def __len__(self) -> int:
         return len(self._table)
 
+    @property
+    def tallies(self) -> list[tuple[Peer, Peer, Tally]]:
+        """What passed between which ends: the guest's, and the other one."""
+        return [(each.guest, peer, tally) for each in self.open for peer, tally in each.peers.items()]
+
     def send(self, guest: Peer, peer: Peer, payload: memoryview, now: float) -> bool:
         """A datagram of the guest's; False if it is not allowed."""
         client = self._clients.get((guest, peer))
@@ -123,11 +156,13 @@ class Associations:
             client.send(peer, payload)
             return True
         association = self._table.get(guest)
-        if association is None or not association.knows(peer):
+        tally = None if association is None else association.peers.get(peer)
+        if association is None or tally is None:
             if not self._opener.allows(guest, peer):
                 return False
             association = association or self._open(guest, now)
-            association.learn(peer)
+            tally = self._learn(association, peer)
+        tally.sent += len(payload)
         association.used = now
         self._table.move_to_end(guest)
         if association.exit is not None:
@@ -164,6 +199,17 @@ class Associations:
             frames += (ethernet.LENGTH.pack(14 + size) + self._macs + kind.to_bytes(2) + packet_head, *parts)
         self._transmit(frames)
 
+    @property
+    def open(self) -> list[Association]:
+        """Those that are open."""
+        return list(self._table.values())
+
+    def forget(self, association: Association, peer: Peer) -> None:
+        """The guest may not send to ``peer`` any more, nor hear from it."""
+        self._forgotten(association.guest, peer, association.peers.pop(peer), "denied")
+        if not association.peers:
+            self._drop(association.guest)
+
     def tick(self, now: float) -> None:
         """Close what is idle."""
         for guest, association in tuple(self._table.items()):
@@ -173,7 +219,7 @@ class Associations:
     def close(self) -> None:
         """Close all sockets."""
         for guest in tuple(self._table):
-            self._drop(guest)
+            self._drop(guest, "ended")
 
     def _open(self, guest: Peer, now: float) -> Association:
         if len(self._table) >= MOST:
@@ -182,8 +228,17 @@ class Associations:
         association.exit = self._opener.open_exit(association)
         return association
 
-    def _drop(self, guest: Peer) -> None:
+    def _learn(self, association: Association, peer: Peer) -> Tally:
+        """The guest sends to ``peer`` for the first time, or again after many others."""
+        tally = association.peers[peer] = Tally()
+        if len(association.peers) > MOST_PEERS:
+            self._forgotten(association.guest, *association.peers.popitem(last=False), "idle")
+        return tally
+
+    def _drop(self, guest: Peer, why: str = "idle") -> None:
         association = self._table.pop(guest)
+        for peer, tally in association.peers.items():
+            self._forgotten(guest, peer, tally, why)
         if association.exit is not None:
             association.exit.close()
 

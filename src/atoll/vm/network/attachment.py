@@ -28,6 +28,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         forwards: ports of the host that lead to it.
         host_ports: ports of this host's loopback that it may use.
         renew: the guest was on another network: it is told its addresses in any case.
+        egress: lines of the policy that it is held to; none for no policy.
     """
 
     network: Path
@@ -36,6 +37,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
     renew: bool = False
+    egress: tuple[str, ...] = ()
 
 
 def elsewhere(attachment: Attachment, network: str) -> Attachment:

@@ -10,13 +10,14 @@ from pathlib import Path
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, ChannelError
+from atoll.errors import AtollError, ChannelError, NetworkError
 from atoll.events import Emit, Warned
 from atoll.guest.channel import Stream
 from atoll.paths import NetworkPaths
 from atoll.vm.bootplan import NetworkSetup
 from atoll.vm.network.attachment import MTU, Attachment
 from atoll.vm.network.managing import pull_elsewhere
+from atoll.vm.network.policing import policy_of, set_policy
 from atoll.vm.network.reaching import ANSWER, ATTEMPTS, gone, reach, spawn, stuck
 from atoll.vm.network.requests import NetworkControl, Plug, Plugged
 
@@ -68,7 +69,10 @@ class Cable:
             keep=bool(attachment.owner),
             forwards=attachment.forwards,
             host_ports=attachment.host_ports,
+            egress=attachment.egress,
         )
+        self._control: NetworkControl | None = None
+        self._held_to = attachment.egress
         self._plugged: asyncio.Future[Plugged] = asyncio.get_running_loop().create_future()
         self._plugged.add_done_callback(_seen)
         self._task: asyncio.Task[None] | None = None
@@ -88,6 +92,26 @@ class Cable:
     async def plugged(self) -> Plugged:
         """Wait until it is plugged in for the first time. Raises ``NetworkError`` if it cannot be."""
         return await asyncio.shield(self._plugged)
+
+    async def follow(self, egress: tuple[str, ...]) -> None:
+        """Hold the guest to another policy, from now on and each time that its card is plugged in.
+
+        While it is not plugged in nothing passes, and it has the policy before anything does.
+
+        Raises:
+            UsageError: ``usage.rule``: it is none.
+            NetworkError: ``network.stuck``: the network does not answer.
+        """
+        policy_of(egress)
+        self._order = msgspec.structs.replace(self._order, egress=egress)
+        if self._control is not None:
+            try:
+                async with asyncio.timeout(ANSWER):
+                    await set_policy(self._control, self._order.owner, egress)
+            except TimeoutError:
+                raise stuck(self.place) from None
+            except (ChannelError, NetworkError):  # it is about to be plugged in again
+                return
 
     async def close(self) -> None:
         """Plug it in no more; it is pulled when the VM ends. Closing twice is fine."""
@@ -115,9 +139,12 @@ class Cable:
         while True:
             self._warn_of(plugged)
             try:
+                self._control = control
+                await self._correct(control)
                 with contextlib.suppress(AtollError):
                     await stream.read()
             finally:
+                self._control = None
                 control.close()
             former = plugged
             again = msgspec.structs.replace(order, fresh=False, strict=False, wanted=former.address)
@@ -126,6 +153,12 @@ class Cable:
             if plugged.address != former.address:
                 with contextlib.suppress(AtollError):
                     await self._moved(plugged)
+
+    async def _correct(self, control: NetworkControl) -> None:
+        """The policy may have changed while the card was being plugged in."""
+        if self._order.egress != self._held_to:
+            with contextlib.suppress(ChannelError, NetworkError):
+                await set_policy(control, self._order.owner, self._order.egress)
 
     async def _plug_again(self, order: Plug) -> tuple[Plugged, NetworkControl, Stream]:
         """Plug it in as soon as that can be done."""
@@ -144,6 +177,8 @@ class Cable:
     async def _plug(self, order: Plug) -> tuple[Plugged, NetworkControl, Stream]:
         """Plug it in once. Raises ``NetworkError``, ``StoreError`` or ``ProcessError``."""
         for attempt in range(ATTEMPTS):
+            self._held_to = self._order.egress
+            order = msgspec.structs.replace(order, egress=self._held_to)
             found = reach(self.place)
             is_new = found is None
             sock = found if found is not None else await asyncio.to_thread(spawn, self.place)

@@ -21,6 +21,7 @@ from atoll.network.lan import Guest, Lan
 from atoll.network.leases import Lease
 from atoll.network.wire.ethernet import parse_mac
 from atoll.vm.network import requests
+from atoll.vm.network.policing import policy_of
 from atoll.vm.network.ports import holder
 from atoll.vm.network.records import Numbers, autoconfigured
 from atoll.vm.network.requests import Plug, Plugged
@@ -104,9 +105,11 @@ class Cards:
         Raises:
             NetworkError: ``network.port``: a port cannot be had; ``network.card``: nobody listens at the
                 card's socket; ``network.full``: there is no address left.
+            UsageError: ``usage.rule``: its policy is none.
         """
         there = self._cards.get(order.owner)
         if there is not None and not order.fresh and there.order.socket == order.socket:
+            self.follow(order.owner, order.egress)
             return there
         if order.there:
             raise NetworkError(f"{order.hostname or order.owner}: its card is not plugged in", code="card")
@@ -118,7 +121,8 @@ class Cards:
         try:
             sockets = self._bound(card)
             try:
-                card.guest = self._lan.plug(card.lease, _connected(order), lambda: self._pull(card))
+                policy = policy_of(order.egress)
+                card.guest = self._lan.plug(card.lease, _connected(order), lambda: self._pull(card), policy)
             except BaseException:
                 for _, sock in sockets:
                     sock.close()
@@ -139,6 +143,21 @@ class Cards:
         """A machine is gone for good: its address is another's."""
         if self._numbers.forget(owner):
             self._keep(self._numbers)
+
+    def follow(self, owner: str, egress: tuple[str, ...]) -> None:
+        """Hold an owner's guest to a policy from now on.
+
+        Raises:
+            NetworkError: ``network.card``: its card is not plugged in.
+            UsageError: ``usage.rule``: it is none; the former one stays.
+        """
+        card = self._cards.get(owner)
+        if card is None or card.guest is None:
+            raise NetworkError(f"{owner}: its card is not plugged in", code="card")
+        if card.order.egress != egress:
+            card.guest.follow(policy_of(egress))
+            card.order = replace(card.order, egress=egress)
+            self._log(f"{card.order.hostname or owner}: egress: {'; '.join(egress) or 'anything'}")
 
     def close(self) -> None:
         """Pull all out."""

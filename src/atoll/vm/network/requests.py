@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Request
 from atoll.hypervisor.model import Forward
-from atoll.vm.control import ControlServer
+from atoll.vm.control import ControlServer, Method
 from atoll.vm.streams import LocalStream
 
 __all__ = ["Card", "NetworkControl", "Plug", "Plugged", "Status", "StatusRead", "control_server"]
@@ -36,6 +36,7 @@ class Plug(Request, frozen=True, tag="network.plug"):
         fresh: the VM has just been started: else its card may be plugged in, and stays so.
         there: it must be plugged in already.
         strict: a port that cannot be had is an error.
+        egress: lines of the policy that its guest is held to (``network.policy.parsing``).
     """
 
     socket: str
@@ -49,6 +50,7 @@ class Plug(Request, frozen=True, tag="network.plug"):
     fresh: bool = True
     there: bool = False
     strict: bool = True
+    egress: tuple[str, ...] = ()
 
 
 class Plugged(msgspec.Struct, frozen=True):
@@ -106,12 +108,15 @@ class Held(Protocol):
     gone: asyncio.Event
 
 
-def control_server(plug: Callable[[Plug], Held], status: Callable[[], Status]) -> ControlServer:
+def control_server(
+    plug: Callable[[Plug], Held], status: Callable[[], Status], others: Mapping[str, Method]
+) -> ControlServer:
     """What answers at a network's control socket, on the running event loop.
 
     Args:
         plug: plugs a card in; raises ``NetworkError``.
         status: what there is.
+        others: what else is answered.
     """
 
     async def answer_plug(payload: bytes, stream: LocalStream) -> None:
@@ -123,7 +128,7 @@ def control_server(plug: Callable[[Plug], Held], status: Callable[[], Status]) -
     async def answer_status(_: bytes, stream: LocalStream) -> None:
         stream.reply(status())
 
-    return ControlServer({"network.plug": answer_plug, "network.status": answer_status})
+    return ControlServer({"network.plug": answer_plug, "network.status": answer_status, **others})
 
 
 class NetworkControl:
@@ -133,14 +138,17 @@ class NetworkControl:
 
     Args:
         sock: connected; owned from here on.
+
+    Attributes:
+        channel: for other requests.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._channel = Channel(sock)
+        self.channel = Channel(sock)
 
     async def plug(self, order: Plug) -> tuple[Plugged, Stream]:
         """Have a card plugged in; the stream ends when it is pulled."""
-        stream = self._channel.open(order, end=True)
+        stream = self.channel.open(order, end=True)
         try:
             return await stream.reply(Plugged), stream
         except BaseException:
@@ -149,8 +157,8 @@ class NetworkControl:
 
     async def status(self) -> Status:
         """What the process does."""
-        return await self._channel.call(StatusRead(), Status)
+        return await self.channel.call(StatusRead(), Status)
 
     def close(self) -> None:
         """Close the connection; what is plugged in stays so. Closing twice is fine."""
-        self._channel.close()
+        self.channel.close()

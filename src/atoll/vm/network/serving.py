@@ -30,7 +30,9 @@ from atoll.paths import NetworkPaths, Paths
 from atoll.vm.logs import LogStream, say
 from atoll.vm.network import managing
 from atoll.vm.network.attachment import BUILT_IN, SANDBOXES
+from atoll.vm.network.auditing import written_down
 from atoll.vm.network.cards import Cards
+from atoll.vm.network.policing import policing
 from atoll.vm.network.records import DOMAIN, Leases, Network, Numbers, new_network
 from atoll.vm.network.requests import Status, control_server
 
@@ -114,7 +116,8 @@ async def _run(
 
     numbers = Numbers(len(addressing.machines), _leases(place))
     cards = Cards(lan, numbers, keep=keep, pulled=pulled, log=log)
-    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed))
+    others = policing(cards.follow, lambda: lan.flows)
+    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed), others)
     ended = asyncio.Event()
     server.methods = {**server.methods, **managing.methods(cards, ended.set)}
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -124,19 +127,20 @@ async def _run(
         return bool(cards or server.clients)
 
     watching = asyncio.create_task(_watch(lock, network.linger, is_used, ended))
-    try:
-        server.listen(listen(place.control))
-        if client is not None:
-            server.add(client)
-        log(f"serving {network.ipv4} and {network.ipv6}")
-        await ended.wait()
-        log("ending")
-    finally:
-        watching.cancel()
-        place.control.unlink(missing_ok=True)
-        cards.close()
-        await server.close()
-        lan.close()
+    async with written_down(lan.trail, place.audit):
+        try:
+            server.listen(listen(place.control))
+            if client is not None:
+                server.add(client)
+            log(f"serving {network.ipv4} and {network.ipv6}")
+            await ended.wait()
+            log("ending")
+        finally:
+            watching.cancel()
+            place.control.unlink(missing_ok=True)
+            cards.close()
+            await server.close()
+            lan.close()
 
 
 async def _watch(lock: int, linger: float, is_used: Callable[[], bool], ended: asyncio.Event) -> None:
