@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from atoll.cli.output import listener, print_json, print_table, settle, size
 from atoll.cli.parts import Part, running
-from atoll.config import load
+from atoll.config import Config, load
 from atoll.errors import UsageError
 from atoll.events import Event, VmCaptured
 from atoll.machine import archive, editing, registry
 from atoll.machine.machine import Machine
+from atoll.machine.porting import Port
+from atoll.machine.registry import Named
 
 __all__ = ["clone", "edit", "export", "fork", "import_", "memory", "rename", "resize"]
 
@@ -33,11 +37,26 @@ def _run_edit(arguments: argparse.Namespace) -> int:
     changes = dict(editing.parse_edit(text) for text in arguments.changes)
     with registry.change(config.paths, arguments.machine) as machine:
         registry.save(machine, editing.edited(config, machine.spec, changes))
-    if machine.state.active:
+    if machine.state.active and not _settle_ports(config, machine, changes):
         print(
             f"{arguments.machine}: takes effect when it is started again: `atoll restart {arguments.machine}`"
         )
     return 0
+
+
+def _settle_ports(config: Config, machine: Named, changes: Mapping[str, str]) -> bool:
+    """Have changed ports lead to a machine that runs; whether nothing else was changed."""
+    if not changes.keys() & editing.PORTS or machine.spec.slirp:
+        return False
+
+    async def act() -> tuple[Port, ...]:
+        async with Machine(machine.name, config=config) as running_machine:
+            return await running_machine.ports()
+
+    for port in running(act()):
+        if port.reason:
+            print(f"warning: {port.reason}", file=sys.stderr)
+    return changes.keys() <= editing.PORTS
 
 
 def _configure_rename(parser: argparse.ArgumentParser) -> None:

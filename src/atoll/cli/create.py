@@ -8,8 +8,10 @@ from pathlib import Path
 
 from atoll.cli.options import (
     add_network_option,
+    add_port_options,
     add_vm_options,
     add_vsock_options,
+    auto_ports,
     parse_environment,
     resolve,
 )
@@ -49,14 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--here", action="store_true", help="share the current directory, and start commands there"
     )
-    parser.add_argument(
-        "--publish",
-        "-p",
-        action="append",
-        default=[],
-        metavar="[ADDRESS:]HOST:GUEST[/udp]",
-        help="forward a port",
-    )
+    add_port_options(parser)
     add_network_option(parser, default=None)
     parser.add_argument("--no-network", action="store_false", dest="network", help="give it no network")
     add_vsock_options(parser)
@@ -117,6 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
         workdir=workdir,
         mounts=tuple(mounts),
         ports=tuple(arguments.publish),
+        reverse=tuple(arguments.reverse),
+        auto_ports=auto_ports(arguments),
+        auto_ports_deny=arguments.auto_ports_deny,
         network=arguments.network,
         restart=arguments.restart,
         ready_probe=arguments.ready_probe,

@@ -58,6 +58,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("cp", "copy", "copy files and trees between the host and a machine"),
     _Row("mount", "shares:mount", "share a directory of the host with a machine, or list what is shared"),
     _Row("umount", "shares:umount", "take a share away from a machine"),
+    _Row("port", "port", "forward ports of the host to machines, and back, also while they run"),
     _Row("logs", "watch:logs", "print what a machine wrote"),
     _Row("console", "watch:console", "be connected to a machine's console"),
     _Row("events", "watch:events", "print what happened to machines"),

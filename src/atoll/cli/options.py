@@ -10,7 +10,16 @@ from typing import Any
 from atoll.config import Resolved, load
 from atoll.errors import UsageError
 
-__all__ = ["add_json", "add_network_option", "add_vm_options", "parse_environment", "resolve"]
+__all__ = [
+    "add_auto_ports_options",
+    "add_json",
+    "add_network_option",
+    "add_port_options",
+    "add_vm_options",
+    "auto_ports",
+    "parse_environment",
+    "resolve",
+]
 
 _VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold")
 
@@ -72,6 +81,54 @@ def add_vsock_options(parser: argparse.ArgumentParser) -> None:
         metavar="PORT[:PATH]",
         help="let it connect to this port of the host over that: the unix socket PATH serves it",
     )
+
+
+def add_port_options(parser: argparse.ArgumentParser) -> None:
+    """What is said of ports."""
+    parser.add_argument(
+        "--publish",
+        "-p",
+        action="append",
+        default=[],
+        metavar="[ADDRESS:]HOST[:GUEST][/udp]",
+        help="forward a port, or unix:PATH:GUEST; see `atoll port`",
+    )
+    parser.add_argument(
+        "--reverse",
+        "-R",
+        action="append",
+        default=[],
+        metavar="PORT[:HOST]",
+        help="a port of host.atoll.internal that leads it to 127.0.0.1:HOST, or to PORT:unix:PATH",
+    )
+    add_auto_ports_options(parser)
+
+
+def add_auto_ports_options(parser: argparse.ArgumentParser) -> None:
+    """What is said of ports that programs of the guest listen on."""
+    parser.add_argument(
+        "--auto-ports",
+        action="store_true",
+        default=None,
+        help="forward each port that a program in it listens on, from 1024 on",
+    )
+    parser.add_argument(
+        "--no-auto-ports", action="store_false", dest="auto_ports", help="forward none of them"
+    )
+    parser.add_argument(
+        "--auto-ports-allow", metavar="PORTS", help="--auto-ports for these alone, as 3000-3999,8080"
+    )
+    parser.add_argument(
+        "--auto-ports-deny", default="", metavar="PORTS", help="--auto-ports, but not for these"
+    )
+
+
+def auto_ports(arguments: argparse.Namespace) -> bool | str:
+    """What was said of them: whether, or for which."""
+    if arguments.auto_ports is False:
+        return False
+    allowed: str | None = arguments.auto_ports_allow
+    return allowed or bool(arguments.auto_ports or arguments.auto_ports_deny)
 
 
 def parse_environment(items: Sequence[str]) -> dict[str, str]:

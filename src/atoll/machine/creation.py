@@ -17,13 +17,13 @@ from atoll.errors import ImageError, UsageError
 from atoll.events import Emit, ignore
 from atoll.image import catalog, disk
 from atoll.machine import registry
+from atoll.machine.ports import check, parse_auto_ports, parse_forwards, parse_reverse
 from atoll.machine.spec import (
     Init,
     MachineSpec,
     Share,
     check_free,
     check_user,
-    parse_forward,
     parse_idle,
     parse_probe,
     parse_share,
@@ -61,6 +61,9 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str = ""
     mounts: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
+    reverse: tuple[str, ...] = ()
+    auto_ports: bool | str = False
+    auto_ports_deny: str = ""
     network: bool | str | None = None
     restart: str = "no"
     ready_probe: str | None = None
@@ -83,9 +86,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
     """The record of a new machine. Raises ``UsageError`` for a wish that is malformed."""
     init = choose(Init, wishes.init, "init")
     network = runtime.choose_network(config, wishes.network)
-    if wishes.ports and network is NetworkKind.NONE:
-        raise UsageError("ports need a network", code="port", hint="leave out -p, or give it a network")
-    return MachineSpec(
+    spec = MachineSpec(
         id=secrets.token_hex(16),
         image=str(catalog.parse(wishes.image or reference_of(wishes.distro, init))),
         created=time.time(),
@@ -97,7 +98,9 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         env=wishes.env,
         workdir=check_workdir(wishes.workdir),
         shares=tuple(shared(parse_share(text)) for text in wishes.mounts),
-        forwards=tuple(parse_forward(text) for text in wishes.ports),
+        forwards=tuple(forward for text in wishes.ports for forward in parse_forwards(text)),
+        reverse=tuple(parse_reverse(text) for text in wishes.reverse),
+        auto_ports=parse_auto_ports(wishes.auto_ports, wishes.auto_ports_deny),
         network=network is not NetworkKind.NONE,
         slirp=network is NetworkKind.SLIRP,
         kernel=str(config.kernel or ""),
@@ -108,6 +111,8 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         idle_suspend=parse_idle(wishes.idle_suspend),
         vsock=parse_vsock(wishes.vsock, wishes.vsock_ports),
     )
+    check(spec)
+    return spec
 
 
 def create(config: Config, name: str, wishes: Wishes, emit: Emit = ignore) -> VmPaths:

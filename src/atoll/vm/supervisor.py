@@ -43,6 +43,7 @@ from atoll.vm.messages import Files, Stopped, StopStep
 from atoll.vm.network.cable import Cable, setup_of
 from atoll.vm.network.requests import Plugged
 from atoll.vm.outputs import Outputs
+from atoll.vm.ports import VmPorts
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
@@ -87,6 +88,7 @@ class Supervisor:
         self.outputs = Outputs(place)
         self.shares = Shares(place, self.emit)
         self.vsock = VsockDevice(self.name, self.emit, place)
+        self.ports = VmPorts(self.name, read_plan)
         self.changed = asyncio.Event()
         self.on_channel: Callable[[Channel | None], None] = lambda _: None
         self._hypervisor = hypervisor
@@ -563,7 +565,7 @@ class Supervisor:
             if self.agent is not None:
                 await join_network(self.agent, setup_of(mac, plugged))
 
-        self._cable = Cable(
+        self._cable = self.ports.cable = Cable(
             plan.attachment,
             vm=self.name,
             mac=mac,
@@ -575,6 +577,7 @@ class Supervisor:
 
     async def _unplug(self) -> None:
         cable, self._cable = self._cable, None
+        self.ports.cable = None
         if cable is not None:
             await cable.close()
 

@@ -8,13 +8,27 @@ import msgspec
 
 from atoll.hypervisor.model import CardNetwork, Forward, Machine, UserNetwork
 
-__all__ = ["DEFAULT", "MTU", "SANDBOXES", "Attachment", "with_mac"]
+__all__ = ["DEFAULT", "MTU", "SANDBOXES", "Attachment", "Reverse", "with_mac"]
 
 #: The networks that are made at their first use: of machines, and of sandboxes.
 DEFAULT, SANDBOXES = "default", "sandboxes"
 
 #: Bytes of the largest packet: with its Ethernet header it has to be shorter than 64 KiB.
 MTU = 65520
+
+
+class Reverse(msgspec.Struct, frozen=True):
+    """A port of the gateway that leads one VM to this host.
+
+    Attributes:
+        port: of the gateway.
+        host_port: of this host's loopback; 0 where ``path`` says where.
+        path: of a unix socket of this host.
+    """
+
+    port: int
+    host_port: int = 0
+    path: str = ""
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +40,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         hostname: what the others on the network call it.
         forwards: ports of the host that lead to it.
         host_ports: ports of this host's loopback that it may use.
+        reverse: other ports of the gateway that lead it to this host.
     """
 
     network: Path
@@ -33,6 +48,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = ""
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
+    reverse: tuple[Reverse, ...] = ()
 
 
 def with_mac(machine: Machine, mac: str, forwards: tuple[Forward, ...] = ()) -> Machine:

@@ -13,9 +13,11 @@ from atoll import store
 from atoll.errors import AtollError, ChannelError
 from atoll.events import Emit, Warned
 from atoll.guest.channel import Stream
+from atoll.hypervisor.model import Forward
 from atoll.paths import NetworkPaths
 from atoll.vm.bootplan import NetworkSetup
 from atoll.vm.network.attachment import Attachment
+from atoll.vm.network.porting import PortList, PortsRead, PortsSet, PortState, Wanted
 from atoll.vm.network.reaching import ANSWER, ATTEMPTS, gone, reach, spawn, stuck
 from atoll.vm.network.requests import NetworkControl, Plug, Plugged
 
@@ -23,6 +25,9 @@ __all__ = ["Cable", "setup_of"]
 
 #: Seconds between attempts to plug a card in again: at first, and at most.
 _SOON, _LATE = 0.05, 5.0
+
+#: Seconds in which a network that was killed is there again, for who wants to change ports.
+_PATIENCE = 10.0
 
 
 class Cable:
@@ -62,7 +67,10 @@ class Cable:
             keep=bool(attachment.owner),
             forwards=attachment.forwards,
             host_ports=attachment.host_ports,
+            reverse=attachment.reverse,
         )
+        self._control: NetworkControl | None = None
+        self._connected = asyncio.Event()
         self._plugged: asyncio.Future[Plugged] = asyncio.get_running_loop().create_future()
         self._plugged.add_done_callback(_seen)
         self._task: asyncio.Task[None] | None = None
@@ -71,12 +79,49 @@ class Cable:
         """Plug it in, unless that has begun; ``fresh`` if the VM has just been started."""
         if self._task is not None:
             return
-        order = msgspec.structs.replace(self._order, fresh=fresh, strict=fresh)
-        self._task = asyncio.create_task(self._keep(order))
+        self._task = asyncio.create_task(self._keep(fresh=fresh))
 
     async def plugged(self) -> Plugged:
         """Wait until it is plugged in for the first time. Raises ``NetworkError`` if it cannot be."""
         return await asyncio.shield(self._plugged)
+
+    async def ports(self) -> tuple[PortState, ...]:
+        """Which ports lead to it. Raises ``NetworkError``, ``ChannelError``: its network is not there."""
+        control = await self._reached()
+        return (await control.call(PortsRead(self._order.owner), PortList)).ports
+
+    async def set_ports(
+        self,
+        asked: Wanted | None = None,
+        found: tuple[Forward, ...] | None = None,
+        *,
+        strict: bool = False,
+        close: bool = False,
+        keep: bool = True,
+    ) -> tuple[PortState, ...]:
+        """Have other ports lead to it, now and, with ``keep``, whenever it is plugged in again.
+
+        The rest is as in ``PortsSet``. Raises as ``ports``; ``network.port``: one cannot be had.
+        """
+        if keep:
+            self._order = msgspec.structs.replace(
+                self._order,
+                forwards=self._order.forwards if asked is None else asked.forwards,
+                reverse=self._order.reverse if asked is None else asked.reverse,
+                found=self._order.found if found is None else found,
+            )
+        change = PortsSet(self._order.owner, asked, found, strict=strict, close=close)
+        control = await self._reached()
+        return (await control.call(change, PortList)).ports
+
+    async def _reached(self) -> NetworkControl:
+        """The network's process, which may just be on its way."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._connected.wait()
+        if self._control is None:
+            raise gone(self._place)
+        return self._control
 
     async def close(self) -> None:
         """Plug it in no more; it is pulled when the VM ends. Closing twice is fine."""
@@ -87,37 +132,42 @@ class Cable:
         if not self._plugged.done():
             self._plugged.cancel()
 
-    async def _keep(self, order: Plug) -> None:
+    async def _keep(self, *, fresh: bool) -> None:
         try:
-            plugged, control, stream = await self._plug(msgspec.structs.replace(order, there=not order.fresh))
+            order = msgspec.structs.replace(self._order, fresh=fresh, strict=fresh, there=not fresh)
+            plugged, control, stream = await self._plug(order)
         except AtollError as error:
-            if order.fresh:
+            if fresh:
                 self._plugged.set_exception(error)
                 return
-            plugged, control, stream = await self._plug_again(order)  # its network was killed, too
+            plugged, control, stream = await self._plug_again()  # its network was killed, too
         self._plugged.set_result(plugged)
         while True:
             self._warn_of(plugged)
+            self._control = control
+            self._connected.set()
             try:
                 with contextlib.suppress(AtollError):
                     await stream.read()
             finally:
+                self._control = None
+                self._connected.clear()
                 control.close()
             former = plugged
-            again = msgspec.structs.replace(order, fresh=False, strict=False, wanted=former.address)
-            plugged, control, stream = await self._plug_again(again)
+            plugged, control, stream = await self._plug_again(wanted=former.address)
             self._warn("its network was started anew; open connections were reset")
             if plugged.address != former.address:
                 with contextlib.suppress(AtollError):
                     await self._moved(plugged)
 
-    async def _plug_again(self, order: Plug) -> tuple[Plugged, NetworkControl, Stream]:
-        """Plug it in as soon as that can be done."""
+    async def _plug_again(self, wanted: str = "") -> tuple[Plugged, NetworkControl, Stream]:
+        """Plug it in as soon as that can be done, by the orders of then."""
         pause, told = _SOON, ""
         while True:
             await asyncio.sleep(pause)
             try:
                 await self._free()
+                order = msgspec.structs.replace(self._order, fresh=False, strict=False, wanted=wanted)
                 return await self._plug(order)
             except AtollError as error:
                 pause = min(2 * pause, _LATE)

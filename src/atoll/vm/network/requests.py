@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Request
 from atoll.hypervisor.model import Forward
-from atoll.vm.control import ControlServer
+from atoll.vm.control import ControlServer, Method
+from atoll.vm.network.attachment import Reverse
 from atoll.vm.streams import LocalStream
 
 __all__ = ["Card", "NetworkControl", "Plug", "Plugged", "Status", "StatusRead", "control_server"]
+
+T = TypeVar("T")
 
 
 class Plug(Request, frozen=True, tag="network.plug"):
@@ -33,6 +36,9 @@ class Plug(Request, frozen=True, tag="network.plug"):
         wanted: address that it would like, as text; empty for any.
         forwards: ports of the host that lead to it.
         host_ports: ports of the host's loopback that it may use.
+        reverse: other ports of the gateway that lead it to the host.
+        found: ports that its programs listen on, each with the port of the host that it would have; None for
+            what is known of that.
         fresh: the VM has just been started: else its card may be plugged in, and stays so.
         there: it must be plugged in already.
         strict: a port that cannot be had is an error.
@@ -46,6 +52,8 @@ class Plug(Request, frozen=True, tag="network.plug"):
     wanted: str = ""
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
+    reverse: tuple[Reverse, ...] = ()
+    found: tuple[Forward, ...] | None = None
     fresh: bool = True
     there: bool = False
     strict: bool = True
@@ -106,12 +114,15 @@ class Held(Protocol):
     gone: asyncio.Event
 
 
-def control_server(plug: Callable[[Plug], Held], status: Callable[[], Status]) -> ControlServer:
+def control_server(
+    plug: Callable[[Plug], Held], status: Callable[[], Status], more: Mapping[str, Method]
+) -> ControlServer:
     """What answers at a network's control socket, on the running event loop.
 
     Args:
         plug: plugs a card in; raises ``NetworkError``.
         status: what there is.
+        more: what answers other requests.
     """
 
     async def answer_plug(payload: bytes, stream: LocalStream) -> None:
@@ -123,7 +134,7 @@ def control_server(plug: Callable[[Plug], Held], status: Callable[[], Status]) -
     async def answer_status(_: bytes, stream: LocalStream) -> None:
         stream.reply(status())
 
-    return ControlServer({"network.plug": answer_plug, "network.status": answer_status})
+    return ControlServer({"network.plug": answer_plug, "network.status": answer_status, **more})
 
 
 class NetworkControl:
@@ -150,6 +161,10 @@ class NetworkControl:
     async def status(self) -> Status:
         """What the process does."""
         return await self._channel.call(StatusRead(), Status)
+
+    async def call(self, request: Request, reply: type[T]) -> T:
+        """Any other request."""
+        return await self._channel.call(request, reply)
 
     def close(self) -> None:
         """Close the connection; what is plugged in stays so. Closing twice is fine."""

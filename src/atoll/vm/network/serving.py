@@ -28,6 +28,8 @@ from atoll.network.lan import Lan
 from atoll.paths import NetworkPaths, Paths
 from atoll.vm.logs import LogStream, say
 from atoll.vm.network.cards import Cards
+from atoll.vm.network.chosen import Chosen
+from atoll.vm.network.porting import port_methods
 from atoll.vm.network.records import DOMAIN, Leases, Network, Numbers, new_network
 from atoll.vm.network.requests import Status, control_server
 
@@ -105,8 +107,9 @@ async def _run(
             loop.call_later(_GRACE, _remove_dead, path)
 
     numbers = Numbers(len(addressing.machines), _leases(place))
-    cards = Cards(lan, numbers, keep=keep, pulled=pulled, log=log)
-    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed))
+    chosen = Chosen(place.ports, log)
+    cards = Cards(lan, numbers, chosen, keep=keep, pulled=pulled, log=log)
+    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed), port_methods(cards.held))
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, ended.set)
