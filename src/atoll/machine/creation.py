@@ -17,7 +17,7 @@ from atoll.errors import ImageError, UsageError
 from atoll.events import Emit, ignore
 from atoll.image import catalog, disk
 from atoll.machine import registry
-from atoll.machine.ports import check, parse_auto_ports, parse_forwards, parse_reverse
+from atoll.machine.ports import check, parse_forwards, parse_reverse
 from atoll.machine.spec import (
     Init,
     MachineSpec,
@@ -32,6 +32,7 @@ from atoll.machine.spec import (
 )
 from atoll.paths import VmPaths
 from atoll.vm import serving
+from atoll.vm.autoports import parse_auto_ports
 from atoll.vm.restart import Policy
 
 E = TypeVar("E", bound=StrEnum)

@@ -19,12 +19,9 @@ from atoll.machine import registry, undoing
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
 from atoll.machine.ports import (
     check,
-    parse_auto_ports,
     parse_forwards,
     parse_reverse,
-    show_auto_ports,
     show_forward,
-    show_ranges,
     show_reverse,
 )
 from atoll.machine.registry import Fill, Named
@@ -38,6 +35,7 @@ from atoll.machine.spec import (
     parse_vsock,
 )
 from atoll.paths import Paths, VmPaths
+from atoll.vm.autoports import parse_auto_ports, show_auto_ports, show_ranges
 from atoll.vm.bootplan import AutoPorts, Vsock
 from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import PLAIN, read_chain, require_files, size_of

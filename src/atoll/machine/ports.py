@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -14,20 +13,18 @@ from atoll.errors import UsageError
 from atoll.hypervisor.model import Forward, UserNetwork
 from atoll.hypervisor.port import SUN_PATH
 from atoll.machine.spec import MachineSpec
-from atoll.vm.bootplan import AutoPorts, BootPlan
+from atoll.vm.autoports import SPAN, span
+from atoll.vm.bootplan import BootPlan
 from atoll.vm.network.attachment import Reverse
 
 __all__ = [
     "MOST",
     "check",
-    "parse_auto_ports",
     "parse_forwards",
     "parse_reverse",
     "plain",
     "ported",
-    "show_auto_ports",
     "show_forward",
-    "show_ranges",
     "show_reverse",
     "with_ports",
     "without_ports",
@@ -42,22 +39,9 @@ _UNIX = "unix:"
 #: Of the gateway: its name server.
 _DNS = 53
 
-_SPAN = r"(\d{1,5})(?:-(\d{1,5}))?"
-_FORWARD = re.compile(rf"(?:(\d+\.[\d.]+|\[[0-9a-fA-F:.]+\]):)?{_SPAN}(?::{_SPAN})?(?:/(tcp|udp))?", re.ASCII)
-_SOCKET = re.compile(rf"unix:(.+?)(?::{_SPAN})?", re.ASCII | re.DOTALL)
+_FORWARD = re.compile(rf"(?:(\d+\.[\d.]+|\[[0-9a-fA-F:.]+\]):)?{SPAN}(?::{SPAN})?(?:/(tcp|udp))?", re.ASCII)
+_SOCKET = re.compile(rf"unix:(.+?)(?::{SPAN})?", re.ASCII | re.DOTALL)
 _REVERSE = re.compile(r"(\d{1,5})(?::(?:(\d{1,5})|unix:(.+)))?", re.ASCII | re.DOTALL)
-
-
-class Range(NamedTuple):
-    """Ports from ``first`` to ``last``."""
-
-    first: int
-    last: int
-
-    @property
-    def length(self) -> int:
-        """How many they are."""
-        return self.last - self.first + 1
 
 
 def parse_forwards(text: str, *, partly: bool = False) -> tuple[Forward, ...]:
@@ -72,15 +56,15 @@ def parse_forwards(text: str, *, partly: bool = False) -> tuple[Forward, ...]:
     """
     found = _SOCKET.fullmatch(text)
     if found is not None:
-        guest = _range(found[2], found[3])
+        guest = span(found[2], found[3])
         if (guest is None and (found[2] or not partly)) or (guest is not None and guest.length != 1):
             raise _malformed(text)
         return (Forward(0, guest.first if guest is not None else 0, path=_path(found[1])),)
     found = _FORWARD.fullmatch(text)
-    host = _range(found[2], found[3], least=0) if found is not None else None
+    host = span(found[2], found[3], least=0) if found is not None else None
     if found is None or host is None:
         raise _malformed(text)
-    guest = _range(found[4], found[5]) if found[4] else host
+    guest = span(found[4], found[5]) if found[4] else host
     if guest is None or guest.length != host.length or not guest.first:
         raise _malformed(text)
     address = _address(text, found[1] or _LOOPBACK)
@@ -94,8 +78,8 @@ def parse_forwards(text: str, *, partly: bool = False) -> tuple[Forward, ...]:
 def parse_reverse(text: str) -> Reverse:
     """``PORT[:HOST]`` or ``PORT:unix:PATH``. Raises ``UsageError``: ``usage.port``."""
     found = _REVERSE.fullmatch(text)
-    port = _range(found[1], None) if found is not None else None
-    host = _range(found[2], None) if found is not None and found[2] else port
+    port = span(found[1], None) if found is not None else None
+    host = span(found[2], None) if found is not None and found[2] else port
     if found is None or port is None or host is None:
         hint = "write PORT, PORT:HOST or PORT:unix:PATH, as 5432 or 8000:unix:/run/app.sock"
         raise UsageError(f"{text}: no way to this host", code="port", hint=hint)
@@ -105,14 +89,6 @@ def parse_reverse(text: str) -> Reverse:
     if found[3]:
         return Reverse(port.first, path=_path(found[3]))
     return Reverse(port.first, host.first)
-
-
-def _range(first: str | None, last: str | None, *, least: int = 1) -> Range | None:
-    """Ports, or None if they are none; 0 stands alone."""
-    span = Range(int(first), int(last or first)) if first else Range(-1, -1)
-    if not least <= span.first <= span.last < 1 << 16 or (not span.first and last):
-        return None
-    return span
 
 
 def _address(text: str, word: str) -> str:
@@ -239,46 +215,3 @@ def ported(plan: BootPlan, spec: MachineSpec) -> BootPlan:
     if network is not None:
         machine = replace(machine, network=UserNetwork(network.mac, plain(spec.forwards)))
     return replace(plan, machine=machine, attachment=attachment, auto_ports=spec.auto_ports)
-
-
-def parse_auto_ports(wanted: bool | str, deny: str = "") -> AutoPorts | None:
-    """Which ports follow what the guest listens on.
-
-    Args:
-        wanted: whether; or ranges of ports, as ``3000-3999,8080``, or ``yes`` or ``no``.
-        deny: ranges of those that do not.
-
-    Raises:
-        UsageError: ``usage.port``.
-    """
-    if wanted in {False, "", "no"}:
-        return None
-    denied = _ranges(deny) if deny else ()
-    if wanted in {True, "yes"}:
-        return AutoPorts(deny=denied)
-    return AutoPorts(_ranges(str(wanted)), denied)
-
-
-def _ranges(text: str) -> tuple[tuple[int, int], ...]:
-    ranges = []
-    for word in text.split(","):
-        found = re.fullmatch(_SPAN, word.strip(), re.ASCII)
-        span = _range(found[1], found[2]) if found is not None else None
-        if span is None:
-            hint = "write ports and ranges of them, as 3000-3999,8080"
-            raise UsageError(f"{text!r}: no ports", code="port", hint=hint)
-        ranges.append((span.first, span.last))
-    return tuple(ranges)
-
-
-def show_auto_ports(rule: AutoPorts | None) -> str:
-    """What is allowed, as ``parse_auto_ports`` takes it."""
-    if rule is None:
-        return "no"
-    return "yes" if rule.allow == AutoPorts().allow else show_ranges(rule.allow)
-
-
-def show_ranges(ranges: Iterable[tuple[int, int]]) -> str:
-    """As ``parse_auto_ports`` takes them."""
-    shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
-    return ",".join(shown)

@@ -14,11 +14,14 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from atoll.errors import AtollError
+from atoll.events import Emit
+from atoll.guest.agent import Agent
 from atoll.guest.messages import Request
 from atoll.hypervisor.model import Forward
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.client import Control
 from atoll.vm.control import Method
+from atoll.vm.following import Following
 from atoll.vm.network.attachment import Reverse
 from atoll.vm.network.cable import Cable
 from atoll.vm.network.porting import PortState, Wanted
@@ -61,31 +64,51 @@ class VmPorts:
     Args:
         name: of the machine.
         read_plan: what is run, with the ports that the record of the machine names now.
+        agent: of its guest; None if there is none.
+        emit: told of ports that come and go with what the guest does.
 
     Attributes:
         cable: keeps the VM's card plugged in; None if it has none.
     """
 
-    def __init__(self, name: str, read_plan: Callable[[], BootPlan]) -> None:
+    def __init__(
+        self,
+        name: str,
+        read_plan: Callable[[], BootPlan],
+        agent: Callable[[], Agent | None],
+        emit: Emit,
+    ) -> None:
         self.cable: Cable | None = None
         self._name = name
         self._read_plan = read_plan
         self._changing = asyncio.Lock()
+        self._following = Following(name, agent, lambda: self.cable, emit)
 
     async def listed(self) -> Ports:
         """All there are: those of the record, which may have been changed without a word.
 
         Raises ``NetworkError``, ``StoreError``.
         """
+        if not self._changing.locked():
+            async with self._changing:
+                await self._do_as_recorded()
         plan = self._read_plan()
+        carried = self._following.carried
         if self.cable is not None and plan.attachment is not None:
-            if not self._changing.locked():
-                async with self._changing:
-                    await self._do_as_recorded()
-            return Ports(await self.cable.ports(), plan.attachment.reverse)
+            return Ports((*await self.cable.ports(), *carried), plan.attachment.reverse)
         network = plan.machine.network
         forwards = network.forwards if network is not None else ()
-        return Ports(tuple(PortState(forward, forward.host_port) for forward in forwards), ())
+        return Ports((*(PortState(forward, forward.host_port) for forward in forwards), *carried), ())
+
+    async def begin(self) -> None:
+        """The guest is up, or was taken over: follow what it listens on, if that is wished."""
+        with contextlib.suppress(AtollError):
+            await self._follow(self._read_plan())
+
+    async def end(self) -> None:
+        """The guest is gone, or is left to the next supervisor."""
+        self.cable = None
+        await self._following.close()
 
     async def change(self, request: PortsChange, told: Callable[[Ports], None], until: asyncio.Event) -> None:
         """Have other ports, and ``until`` is set, those of the record.
@@ -118,9 +141,16 @@ class VmPorts:
         return self.cable
 
     async def _do_as_recorded(self) -> None:
-        attachment = self._read_plan().attachment
-        if self.cable is not None and attachment is not None:
-            await self.cable.set_ports(Wanted(attachment.forwards, attachment.reverse))
+        plan = self._read_plan()
+        if self.cable is not None and plan.attachment is not None:
+            await self.cable.set_ports(Wanted(plan.attachment.forwards, plan.attachment.reverse))
+        await self._follow(plan)
+
+    async def _follow(self, plan: BootPlan) -> None:
+        network = plan.attachment or plan.machine.network
+        forwards = network.forwards if network is not None else ()
+        taken = frozenset(one.guest_port for one in forwards if one.protocol == "tcp")
+        await self._following.follow(plan.auto_ports, taken)
 
 
 def port_methods(ports: VmPorts) -> Mapping[str, Method]:

@@ -88,7 +88,7 @@ class Supervisor:
         self.outputs = Outputs(place)
         self.shares = Shares(place, self.emit)
         self.vsock = VsockDevice(self.name, self.emit, place)
-        self.ports = VmPorts(self.name, read_plan)
+        self.ports = VmPorts(self.name, read_plan, lambda: self.agent, self.emit)
         self.changed = asyncio.Event()
         self.on_channel: Callable[[Channel | None], None] = lambda _: None
         self._hypervisor = hypervisor
@@ -359,6 +359,7 @@ class Supervisor:
         if running:
             self._spawn(self._set_clock())
             await self.vsock.restore()
+        await self.ports.begin()
         await self.shares.recover(again=running and await thaw(self.agent))
 
     @property
@@ -577,7 +578,7 @@ class Supervisor:
 
     async def _unplug(self) -> None:
         cable, self._cable = self._cable, None
-        self.ports.cable = None
+        await self.ports.end()
         if cable is not None:
             await cable.close()
 
@@ -590,6 +591,7 @@ class Supervisor:
         await start.run(self._began)
         self._advance(Cause.BOOTED)
         start.reached("running")
+        self._spawn(self.ports.begin())
         self._spawn(self._watch(vm))
         self._spawn(self._keep_time())
 
