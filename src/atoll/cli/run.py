@@ -11,9 +11,11 @@ from typing import Any
 
 from atoll import runtime
 from atoll.cli.options import (
+    add_auto_ports_options,
     add_network_option,
     add_vm_options,
     add_vsock_options,
+    auto_ports,
     parse_environment,
     resolve,
 )
@@ -34,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
     )
     add_network_option(parser, default=False)
+    add_auto_ports_options(parser)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-socket", metavar="PATH", help="where programs of the host connect to its virtio socket"
@@ -93,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         workdir=arguments.workdir,
         user=arguments.user,
         network=arguments.network,
+        auto_ports=auto_ports(arguments),
+        auto_ports_deny=arguments.auto_ports_deny,
         **vsock,
         config=config,
         on_event=emit,

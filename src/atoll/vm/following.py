@@ -19,7 +19,7 @@ from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
 from atoll.guest.exposure import Exposed
 from atoll.guest.file_messages import Records
-from atoll.guest.messages import Empty, Listening, NetListening
+from atoll.guest.messages import Empty, Listening
 from atoll.hypervisor.model import Forward
 from atoll.vm.bootplan import AutoPorts
 from atoll.vm.network.cable import Cable
@@ -122,7 +122,7 @@ class Following:
     async def _follow(self, agent: Agent) -> None:
         """Do as the guest tells until it tells no more. Raises ``AtollError``."""
         self._listening = {}
-        stream = agent.open(NetListening(), end=True)
+        stream = agent.listening()
         reading = asyncio.create_task(self._read(stream))
         try:
             await stream.reply(Empty)  # what there is already comes right behind it

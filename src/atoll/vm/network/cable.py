@@ -112,7 +112,13 @@ class Cable:
             )
         change = PortsSet(self._order.owner, asked, found, strict=strict, close=close)
         control = await self._reached()
-        return (await control.call(change, PortList)).ports
+        states = (await control.call(change, PortList)).ports
+        if found is not None:  # where another port had to be chosen it is the same the next time
+            had = tuple(
+                msgspec.structs.replace(one.forward, host_port=one.port) for one in states if one.found
+            )
+            self._order = msgspec.structs.replace(self._order, found=had)
+        return states
 
     async def _reached(self) -> NetworkControl:
         """The network's process, which may just be on its way."""

@@ -17,6 +17,10 @@ __all__ = ["Chosen"]
 _MOST = 4096
 
 
+#: Of one owner, of those that come and go by themselves.
+_MOST_OF_ONE = 256
+
+
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
     """By the machine's id and where the port leads."""
 
@@ -47,6 +51,12 @@ class Chosen:
     def of(self, owner: str, where: str) -> int:
         """The port that was chosen for ``where``; 0 if none was."""
         return self._ports.get(owner, {}).get(where, 0)
+
+    def keep_too(self, owner: str, ports: dict[str, int]) -> None:
+        """Have ``ports`` be among those that were chosen for an owner; the oldest go that are too many."""
+        if any(self.of(owner, where) != port for where, port in ports.items()):
+            known = {**self._ports.get(owner, {}), **ports}
+            self.keep(owner, dict(tuple(known.items())[-_MOST_OF_ONE:]))
 
     def keep(self, owner: str, ports: dict[str, int]) -> None:
         """Have ``ports``, by where they lead, be all that were chosen for an owner."""

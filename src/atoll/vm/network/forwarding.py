@@ -25,7 +25,7 @@ __all__ = ["Forwards"]
 _PRIVILEGED = 1024
 
 #: Seconds until a port that could not be had is tried again.
-_AGAIN = 2.0
+_AGAIN = 1.0
 
 #: Makes a socket of this host lead to a port of the guest.
 Lead: TypeAlias = Callable[[socket.socket, Forward], StreamForward | DatagramForward]
@@ -216,10 +216,21 @@ class Forwards:
         for guest_port in self._automatic.keys() - {forward.guest_port for forward in found}:
             self._automatic.pop(guest_port).close(all_of_it=all_of_it)
         for forward in found:
-            if forward.guest_port not in self._automatic and (one := _opened_somewhere(forward)) is not None:
+            if forward.guest_port not in self._automatic and (one := self._somewhere(forward)) is not None:
                 self._automatic[forward.guest_port] = one
                 if self._lead is not None:
                     one.begin(self._lead)
+        if self._owner:
+            others = {str(port): one.port for port, one in self._automatic.items() if one.port != port}
+            self._chosen.keep_too(f"{self._owner} found", others)
+
+    def _somewhere(self, forward: Forward) -> _Open | None:
+        """At its own port, at that which it had before in its place, or at any."""
+        former = self._chosen.of(f"{self._owner} found", str(forward.guest_port)) if self._owner else 0
+        for port in (forward.host_port, former, 0):
+            with suppress(OSError):
+                return _Open(forward, listen(_forwarded(replace(forward, host_port=port))))
+        return None
 
     def _try_later(self) -> None:
         if self._again is not None:
@@ -230,13 +241,6 @@ class Forwards:
 
     def _try_again(self) -> None:
         self.ask(self._asked, strict=False)
-
-
-def _opened_somewhere(forward: Forward) -> _Open | None:
-    for port in (forward.host_port, 0):
-        with suppress(OSError):
-            return _Open(forward, listen(_forwarded(replace(forward, host_port=port))))
-    return None
 
 
 def _forwarded(forward: Forward) -> Forwarded:
