@@ -17,7 +17,8 @@ from atoll.hypervisor.model import Forward
 from atoll.image import catalog
 from atoll.machine.machine import Machine
 from atoll.machine.porting import PortPhase
-from atoll.vm.ports import PortsChange, ports_changed
+from atoll.vm.messages import PortsChange
+from atoll.vm.ports import ports_changed
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.usefixtures("no_leftovers")]
 

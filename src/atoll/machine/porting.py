@@ -15,8 +15,9 @@ from atoll.machine.ports import parse_forwards, parse_reverse, with_ports, witho
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.machine.supervised import Supervised
-from atoll.vm.network.porting import PortState
-from atoll.vm.ports import Ports, PortsChange, PortsRead, ports_changed
+from atoll.vm.messages import Ports, PortsChange, PortsRead
+from atoll.vm.network.attachment import PortState
+from atoll.vm.ports import ports_changed
 
 __all__ = ["Port", "PortKind", "PortPhase", "Ported"]
 

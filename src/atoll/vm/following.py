@@ -22,8 +22,8 @@ from atoll.guest.file_messages import Records
 from atoll.guest.messages import Empty, Listening
 from atoll.hypervisor.model import Forward
 from atoll.vm.bootplan import AutoPorts
+from atoll.vm.network.attachment import PortState
 from atoll.vm.network.cable import Cable
-from atoll.vm.network.porting import PortState
 
 __all__ = ["Following"]
 

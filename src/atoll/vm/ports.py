@@ -16,46 +16,18 @@ import msgspec
 from atoll.errors import AtollError
 from atoll.events import Emit
 from atoll.guest.agent import Agent
-from atoll.guest.messages import Request
-from atoll.hypervisor.model import Forward
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.client import Control
 from atoll.vm.control import Method
 from atoll.vm.following import Following
-from atoll.vm.network.attachment import Reverse
+from atoll.vm.messages import Ports, PortsChange
+from atoll.vm.network.attachment import PortState
 from atoll.vm.network.cable import Cable
-from atoll.vm.network.porting import PortState, Wanted
+from atoll.vm.network.porting import Wanted
 from atoll.vm.state import StateError
 from atoll.vm.streams import LocalStream
 
-__all__ = ["Ports", "PortsChange", "PortsRead", "VmPorts", "port_methods", "ports_changed"]
-
-
-class PortsRead(Request, frozen=True, tag="vm.ports"):
-    """Ask which ports lead to the VM."""
-
-
-class PortsChange(Request, frozen=True, tag="vm.ports.change"):
-    """Have other ports lead to the VM; all can be had, or nothing is changed.
-
-    When this stream ends the machine's record has been written, or has not: it says what holds then.
-
-    Attributes:
-        forwards: all that are to lead to it.
-        reverse: all ports of the gateway that are to lead it to the host.
-        close: end the connections of those that go.
-    """
-
-    forwards: tuple[Forward, ...]
-    reverse: tuple[Reverse, ...]
-    close: bool = False
-
-
-class Ports(msgspec.Struct, frozen=True):
-    """What leads to a VM, and from it to this host."""
-
-    ports: tuple[PortState, ...]
-    reverse: tuple[Reverse, ...]
+__all__ = ["VmPorts", "port_methods", "ports_changed"]
 
 
 class VmPorts:

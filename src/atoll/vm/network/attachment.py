@@ -8,7 +8,7 @@ import msgspec
 
 from atoll.hypervisor.model import CardNetwork, Forward, Machine, UserNetwork
 
-__all__ = ["DEFAULT", "MTU", "SANDBOXES", "Attachment", "Reverse", "with_mac"]
+__all__ = ["DEFAULT", "MTU", "SANDBOXES", "Attachment", "PortState", "Reverse", "with_mac"]
 
 #: The networks that are made at their first use: of machines, and of sandboxes.
 DEFAULT, SANDBOXES = "default", "sandboxes"
@@ -29,6 +29,22 @@ class Reverse(msgspec.Struct, frozen=True):
     port: int
     host_port: int = 0
     path: str = ""
+
+
+class PortState(msgspec.Struct, frozen=True):
+    """A port of this host that leads to a guest, or was to.
+
+    Attributes:
+        forward: what was asked for.
+        port: of this host that it has; 0 if it is none, or a unix socket.
+        refused: why it cannot be had now; empty if it can.
+        found: nobody asked for it: a program of the guest listens.
+    """
+
+    forward: Forward
+    port: int = 0
+    refused: str = ""
+    found: bool = False
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):

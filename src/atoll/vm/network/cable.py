@@ -16,8 +16,8 @@ from atoll.guest.channel import Stream
 from atoll.hypervisor.model import Forward
 from atoll.paths import NetworkPaths
 from atoll.vm.bootplan import NetworkSetup
-from atoll.vm.network.attachment import Attachment
-from atoll.vm.network.porting import PortList, PortsRead, PortsSet, PortState, Wanted
+from atoll.vm.network.attachment import Attachment, PortState
+from atoll.vm.network.porting import PortList, PortsRead, PortsSet, Wanted
 from atoll.vm.network.reaching import ANSWER, ATTEMPTS, gone, reach, spawn, stuck
 from atoll.vm.network.requests import NetworkControl, Plug, Plugged
 

@@ -18,9 +18,10 @@ from atoll.network.lan import Guest, Lan
 from atoll.network.leases import Lease
 from atoll.network.wire.ethernet import parse_mac
 from atoll.vm.network import requests
+from atoll.vm.network.attachment import PortState
 from atoll.vm.network.chosen import Chosen
 from atoll.vm.network.forwarding import Forwards
-from atoll.vm.network.porting import PortsSet, PortState, Wanted
+from atoll.vm.network.porting import PortsSet, Wanted
 from atoll.vm.network.records import Numbers, autoconfigured
 from atoll.vm.network.requests import Plug, Plugged
 

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from atoll.errors import NetworkError
 from atoll.hypervisor.model import Forward
 from atoll.network.forwards import DatagramForward, Forwarded, StreamForward, listen
+from atoll.vm.network.attachment import PortState
 from atoll.vm.network.chosen import Chosen
-from atoll.vm.network.porting import PortState
 from atoll.vm.network.ports import holder
 
 __all__ = ["Forwards"]

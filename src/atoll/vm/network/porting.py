@@ -10,10 +10,10 @@ import msgspec
 from atoll.guest.messages import Request
 from atoll.hypervisor.model import Forward
 from atoll.vm.control import Method
-from atoll.vm.network.attachment import Reverse
+from atoll.vm.network.attachment import PortState, Reverse
 from atoll.vm.streams import LocalStream
 
-__all__ = ["PortList", "PortState", "PortsRead", "PortsSet", "Wanted", "port_methods"]
+__all__ = ["PortList", "PortsRead", "PortsSet", "Wanted", "port_methods"]
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -26,22 +26,6 @@ class Wanted(msgspec.Struct, frozen=True):
 
     forwards: tuple[Forward, ...] = ()
     reverse: tuple[Reverse, ...] = ()
-
-
-class PortState(msgspec.Struct, frozen=True):
-    """A port of this host that leads to a guest, or was to.
-
-    Attributes:
-        forward: what was asked for.
-        port: of this host that it has; 0 if it is none, or a unix socket.
-        refused: why it cannot be had now; empty if it can.
-        found: nobody asked for it: a program of the guest listens.
-    """
-
-    forward: Forward
-    port: int = 0
-    refused: str = ""
-    found: bool = False
 
 
 class PortsSet(Request, frozen=True, tag="network.ports.set"):
