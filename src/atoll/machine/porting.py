@@ -18,6 +18,7 @@ from atoll.machine.supervised import Supervised
 from atoll.vm.messages import Ports, PortsChange, PortsRead
 from atoll.vm.network.attachment import PortState
 from atoll.vm.ports import ports_changed
+from atoll.vm.state import Phase
 
 __all__ = ["Port", "PortKind", "PortPhase", "Ported"]
 
@@ -126,7 +127,7 @@ class Ported(Supervised):
         return _told(*await self._change_ports(less, close=close))
 
     async def _ports(self, machine: Named) -> Ports:
-        if not machine.state.active:
+        if not _is_up(machine):
             return Ports(tuple(map(PortState, machine.spec.forwards)), machine.spec.reverse)
         control = await self._connect(machine.place)
         return await control.call(PortsRead(), Ports)
@@ -145,6 +146,11 @@ class Ported(Supervised):
             return changed, ports
 
 
+def _is_up(machine: Named) -> bool:
+    """Whether its card is plugged in, or about to be again."""
+    return machine.state.active and machine.state.phase is not Phase.STARTING
+
+
 def _as_recorded(wanted: Forward, found: Ports) -> Forward:
     """What somebody means who names a port that was chosen."""
     for one in found.ports:
@@ -161,7 +167,7 @@ def _as_recorded(wanted: Forward, found: Ports) -> Forward:
 
 def _told(machine: Named, found: Ports) -> tuple[Port, ...]:
     """As users are told."""
-    phase = PortPhase.OPEN if machine.state.active else PortPhase.CLOSED
+    phase = PortPhase.OPEN if _is_up(machine) else PortPhase.CLOSED
     return (
         *(_told_of(machine.name, one, phase) for one in found.ports),
         *(

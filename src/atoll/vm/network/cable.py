@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from atoll import store
-from atoll.errors import AtollError, ChannelError
+from atoll.errors import AtollError, ChannelError, NetworkError
 from atoll.events import Emit, Warned
 from atoll.guest.channel import Stream
+from atoll.guest.messages import Request
 from atoll.hypervisor.model import Forward
 from atoll.paths import NetworkPaths
 from atoll.vm.bootplan import NetworkSetup
@@ -87,8 +88,7 @@ class Cable:
 
     async def ports(self) -> tuple[PortState, ...]:
         """Which ports lead to it. Raises ``NetworkError``, ``ChannelError``: its network is not there."""
-        control = await self._reached()
-        return (await control.call(PortsRead(self._order.owner), PortList)).ports
+        return await self._ask(PortsRead(self._order.owner))
 
     async def set_ports(
         self,
@@ -111,8 +111,7 @@ class Cable:
                 found=self._order.found if found is None else found,
             )
         change = PortsSet(self._order.owner, asked, found, strict=strict, close=close)
-        control = await self._reached()
-        states = (await control.call(change, PortList)).ports
+        states = await self._ask(change)
         if found is not None:  # where another port had to be chosen it is the same the next time
             had = tuple(
                 msgspec.structs.replace(one.forward, host_port=one.port) for one in states if one.found
@@ -120,14 +119,26 @@ class Cable:
             self._order = msgspec.structs.replace(self._order, found=had)
         return states
 
-    async def _reached(self) -> NetworkControl:
-        """The network's process, which may just be on its way."""
+    async def _ask(self, request: Request) -> tuple[PortState, ...]:
+        """Ask the network's process for what may be asked twice: it may be killed before it answers."""
+        try:
+            return await self._ask_once(request)
+        except ChannelError:
+            await asyncio.sleep(_SOON)
+            return await self._ask_once(request)
+
+    async def _ask_once(self, request: Request) -> tuple[PortState, ...]:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 await self._connected.wait()
         if self._control is None:
-            raise gone(self._place)
-        return self._control
+            message = f"{self._vm}: its card is not plugged in now"
+            raise NetworkError(message, code="card", hint="try again when it is up")
+        try:
+            async with asyncio.timeout(ANSWER):
+                return (await self._control.call(request, PortList)).ports
+        except TimeoutError:
+            raise stuck(self._place) from None
 
     async def close(self) -> None:
         """Plug it in no more; it is pulled when the VM ends. Closing twice is fine."""
