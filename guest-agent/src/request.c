@@ -186,7 +186,7 @@ static const struct method *find_method(const char *name)
     const struct method *const tables[] = {
         system_methods, clone_methods,  exec_methods,       hardware_methods,
         net_methods,    mount_methods,  connection_methods, data_methods,
-        tree_methods,   file_methods,   freeze_methods,
+        tree_methods,   file_methods,   freeze_methods,     listening_methods,
     };
 
     for (size_t i = 0; i < sizeof(tables) / sizeof(*tables); i++) {

@@ -30,6 +30,7 @@ extern const struct method exec_methods[];
 extern const struct method hardware_methods[];
 extern const struct method net_methods[];
 extern const struct method connection_methods[];
+extern const struct method listening_methods[];
 extern const struct method mount_methods[];
 extern const struct method data_methods[];
 extern const struct method freeze_methods[];

@@ -30,6 +30,7 @@ extern const struct test request_tests[];
 extern const struct test exec_tests[];
 extern const struct test connection_tests[];
 extern const struct test datagram_tests[];
+extern const struct test listening_tests[];
 extern const struct test machine_tests[];
 extern const struct test clone_tests[];
 extern const struct test tree_tests[];

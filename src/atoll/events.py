@@ -14,6 +14,8 @@ import msgspec
 
 __all__ = [
     "AcceleratorChosen",
+    "AutoPortClosed",
+    "AutoPortOpened",
     "CommandRan",
     "Emit",
     "Event",
@@ -149,6 +151,22 @@ class PortClosed(Event, frozen=True, tag="port_closed"):
     vm: str
     port: str
     container: str
+
+
+class AutoPortOpened(Event, frozen=True, tag="auto_port_opened"):
+    """A program of the guest listens on ``port``; ``host``, an address and port of this host, leads there."""
+
+    vm: str
+    port: int
+    host: str
+
+
+class AutoPortClosed(Event, frozen=True, tag="auto_port_closed"):
+    """``host`` leads to ``port`` of the guest no more: nobody listens there."""
+
+    vm: str
+    port: int
+    host: str
 
 
 class VmCaptured(Event, frozen=True, tag="vm_captured"):

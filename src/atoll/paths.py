@@ -282,6 +282,11 @@ class NetworkPaths(msgspec.Struct, frozen=True):
         return self.directory / "leases.json"
 
     @property
+    def ports(self) -> Path:
+        """Which ports of this host were chosen for whom, where any would do."""
+        return self.directory / "ports.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the network's process for as long as it lives; holds its process id."""
         return self.directory / "lock"

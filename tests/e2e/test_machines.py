@@ -228,7 +228,11 @@ BAD = [
     (("create", "bad", "--init", "minimal", "--disk", "huge"), "usage.disk"),
     (("create", "bad", "--init", "minimal", "--mount", "here"), "usage.mount"),
     (("create", "bad", "--init", "minimal", "--mount", "/nonesuch:/x"), "usage.mount"),
-    (("create", "bad", "--init", "minimal", "-p", "80"), "usage.port"),
+    (("create", "bad", "--init", "minimal", "-p", "80:"), "usage.port"),
+    (("create", "bad", "--init", "minimal", "-p", "80-81:80"), "usage.port"),
+    (("create", "bad", "--init", "minimal", "--reverse", "53"), "usage.port"),
+    (("create", "bad", "--init", "minimal", "--auto-ports-allow", "all"), "usage.port"),
+    (("create", "bad", "--init", "minimal", "-p", "0:80", "--network=slirp"), "usage.port"),
     (("create", "bad", "--init", "minimal", "-p", "8080:80", "--no-network"), "usage.port"),
     (("create", "bad", "--init", "minimal", "-e", "=x"), "usage.env"),
     (("create", "bad", "--init", "minimal", "--user", "no one"), "usage.user"),
@@ -246,6 +250,12 @@ BAD = [
     ],
     *[((word, "nonesuch"), "store.missing") for word in ("stats", "edit", "memory", "ssh", "supervise")],
     (("exec", "nonesuch", "true"), "store.missing"),
+    (("port", "ls", "nonesuch"), "store.missing"),
+    (("port", "add", "nonesuch", "8080:80"), "store.missing"),
+    (("port", "rm", "nonesuch", "8080"), "store.missing"),
+    (("port", "add", "nonesuch"), "usage.port"),
+    (("port", "add", "nonesuch", "8080:80:80"), "usage.port"),
+    (("port", "rm", "nonesuch", "--reverse", "x"), "usage.port"),
     (("cp", "/etc/hostname", "nonesuch:/"), "store.missing"),
     (("rename", "nonesuch", "other"), "store.missing"),
     (("clone", "nonesuch", "other"), "store.missing"),
@@ -480,6 +490,22 @@ def test_a_port_leads_into_the_machine(spawn, cli, dev, port):
     read_until(child.stdout.fileno(), b"ready")
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
         assert read_until(sock.fileno(), b"\n") == b"from the guest\n"
+
+
+def test_ports_come_and_go_while_the_machine_runs(cli, succeed, dev, port):
+    (added,) = json.loads(succeed("port", "add", dev, "0:7778", "--json"))
+    assert (added["state"], added["guest_port"]) == ("open", 7778)
+    assert f"127.0.0.1:{added['port']} " in succeed("port", "ls")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = f"{taken.getsockname()[1]}:80", "0:7779"
+        assert_error(cli("port", "add", dev, *words), "network.port", f"(process {os.getpid()})")
+    assert_error(cli("port", "add", dev, f"{port}:1"), "usage.port")
+    assert [one["guest_port"] for one in json.loads(succeed("port", "ls", dev, "--json"))] == [7777, 7778]
+    assert "host.atoll.internal:80 -> 127.0.0.1:8080" in succeed("port", "add", dev, "--reverse", "80:8080")
+    left = json.loads(succeed("port", "rm", "--json", dev, str(added["port"]), "--reverse", "80"))
+    assert [one["guest_port"] for one in left] == [7777]
+    assert_error(cli("port", "rm", dev, "7778"), "usage.port", f"{port}:7777")
+    assert state_of(succeed, dev)["phase"] == "running"
 
 
 def test_a_port_that_is_taken_is_an_error(cli, succeed, dev, port):

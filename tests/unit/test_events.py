@@ -26,6 +26,8 @@ EXAMPLES = [
     events.PortOpened(vm="docker", port="127.0.0.1:80/tcp", container="web"),
     events.PortRefused(vm="docker", port="[::1]:80/tcp", container="web", reason="it is taken"),
     events.PortClosed(vm="docker", port="127.0.0.1:53/udp", container="dns"),
+    events.AutoPortOpened(vm="dev", port=3000, host="127.0.0.1:3001"),
+    events.AutoPortClosed(vm="dev", port=3000, host="127.0.0.1:3001"),
     events.ExecutionStarted(vm="box", execution="x1", argv=("true",), guest_pid=12),
     events.OutputReceived(vm="box", execution="x1", fd=2, text="line\n"),
     events.ExecutionEnded(vm="box", execution="x1", code=None, signal=15, elapsed=0.1),

@@ -9,14 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import UsageError
-from atoll.hypervisor.model import Forward
 from atoll.machine.spec import (
     Init,
     Share,
     check_name,
     check_user,
     mac_of,
-    parse_forward,
     parse_probe,
     parse_share,
     reference_of,
@@ -100,31 +98,9 @@ def test_other_shares_are_refused(text):
     assert refused(parse_share, text) == "usage.mount"
 
 
-@pytest.mark.parametrize(
-    ("text", "forward"),
-    [
-        ("8080:80", Forward(8080, 80)),
-        ("8080:80/tcp", Forward(8080, 80)),
-        ("53:53/udp", Forward(53, 53, "udp")),
-        ("0.0.0.0:1:65535", Forward(1, 65535, "tcp", "0.0.0.0")),
-    ],
-)
-def test_forwards(text, forward):
-    assert parse_forward(text) == forward
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "80", "80:", ":80", "0:80", "80:0", "65536:80", "80:80/sctp", "1.2.3:80:80", "256.0.0.1:80:80",
-     "a:80", "80:80,hostfwd=tcp::1-:2", "80:80 ", "80:80\n", "\u0668\u0660:80", "-1:80", "::1:80:80"],
-)  # fmt: skip
-def test_other_forwards_are_refused(text):
-    assert refused(parse_forward, text) == "usage.port"
-
-
 @given(st.text(max_size=30))
 def test_no_text_breaks_a_parser(text):
-    for parse in (parse_share, parse_forward, parse_probe, check_user):
+    for parse in (parse_share, parse_probe, check_user):
         try:
             parse(text)
         except UsageError as error:

@@ -14,6 +14,7 @@ from networks import pid_of
 from atoll import runtime, store
 from atoll.config import load
 from atoll.errors import NetworkError
+from atoll.events import AutoPortOpened
 from atoll.image import catalog
 from atoll.machine.machine import Machine
 from atoll.sandbox.sandbox import Sandbox
@@ -174,9 +175,19 @@ async def test_a_port_that_another_process_has_is_named_with_it(settings):
 
 async def test_sandboxes_reach_the_host_and_not_one_another_also_when_the_network_was_killed(settings, host):
     network = settings.paths.network("sandboxes")
-    async with Sandbox("debian", network=True, config=settings) as box:
+    opened = []
+
+    def listen(event):
+        if isinstance(event, AutoPortOpened):
+            opened.append(event.host)
+
+    wishes = {"network": True, "config": settings, "auto_ports": "7000", "on_event": listen}
+    async with Sandbox("debian", **wishes) as box:
         assert (await box.run(ask("host.atoll.internal", host.greets))).stdout == "hello from the host"
         await box.run(["sh", "-c", SERVE])
+        await until(lambda: opened)
+        own_port = int(opened[0].rpartition(":")[2])
+        assert await said_at(own_port) == f"hello from {(await box.run(['hostname'])).stdout}"
         (copy,) = await box.fork()
         async with copy:
             own = (await copy.run(["hostname", "-I"])).stdout.split()[0]
@@ -190,6 +201,7 @@ async def test_sandboxes_reach_the_host_and_not_one_another_also_when_the_networ
         await gone(pid)
         await until(lambda: is_replaced(network, pid))
         assert (await box.run(ask("10.1.0.2", host.greets))).stdout == "hello from the host"
+        assert await said_at(own_port)
         assert len(list(network.cards.iterdir())) == 1
     assert not list(network.cards.iterdir())
 

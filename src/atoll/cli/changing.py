@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,8 @@ from atoll.errors import UsageError
 from atoll.events import Event, VmCaptured
 from atoll.machine import archive, editing, live, registry
 from atoll.machine.machine import Machine
+from atoll.machine.porting import Port
+from atoll.machine.registry import Named
 
 __all__ = ["clone", "edit", "export", "fork", "import_", "memory", "rename", "resize"]
 
@@ -40,7 +44,7 @@ def _run_edit(arguments: argparse.Namespace) -> int:
     waiting = set(changes)
     if spec.egress != machine.spec.egress and _follow(config, machine.name, spec.egress) == live.NOW:
         waiting.discard("egress")
-    if machine.state.active and waiting:
+    if machine.state.active and waiting - _settled_ports(config, machine, waiting):
         print(
             f"{arguments.machine}: takes effect when it is started again: `atoll restart {arguments.machine}`"
         )
@@ -55,6 +59,22 @@ def _follow(config: Config, name: str, egress: tuple[str, ...]) -> str:
             return await machine.set_egress(egress)
 
     return running(act())
+
+
+def _settled_ports(config: Config, machine: Named, changes: AbstractSet[str]) -> AbstractSet[str]:
+    """Have changed ports lead to a machine that runs; which of the changes have effect now."""
+    ports = changes & editing.PORTS
+    if not ports or machine.spec.slirp:
+        return frozenset()
+
+    async def act() -> tuple[Port, ...]:
+        async with Machine(machine.name, config=config) as running_machine:
+            return await running_machine.ports()
+
+    for port in running(act()):
+        if port.reason:
+            print(f"warning: {port.reason}", file=sys.stderr)
+    return ports
 
 
 def _configure_rename(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from atoll.cli.options import (
     add_egress_option,
     add_network_option,
+    add_port_options,
     add_vm_options,
     add_vsock_options,
+    auto_ports,
     parse_environment,
     resolve,
 )
@@ -50,14 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--here", action="store_true", help="share the current directory, and start commands there"
     )
-    parser.add_argument(
-        "--publish",
-        "-p",
-        action="append",
-        default=[],
-        metavar="[ADDRESS:]HOST:GUEST[/udp]",
-        help="forward a port",
-    )
+    add_port_options(parser)
     add_network_option(parser, default=None)
     parser.add_argument("--no-network", action="store_false", dest="network", help="give it no network")
     add_egress_option(parser)
@@ -119,6 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
         workdir=workdir,
         mounts=tuple(mounts),
         ports=tuple(arguments.publish),
+        reverse=tuple(arguments.reverse),
+        auto_ports=auto_ports(arguments),
+        auto_ports_deny=arguments.auto_ports_deny,
         network=arguments.network,
         egress=tuple(arguments.egress),
         restart=arguments.restart,

@@ -58,6 +58,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("cp", "copy", "copy files and trees between the host and a machine"),
     _Row("mount", "shares:mount", "share a directory of the host with a machine, or list what is shared"),
     _Row("umount", "shares:umount", "take a share away from a machine"),
+    _Row("port", "port", "forward ports of the host to machines, and back, also while they run"),
     _Row("logs", "watch:logs", "print what a machine wrote"),
     _Row("console", "watch:console", "be connected to a machine's console"),
     _Row("events", "watch:events", "print what happened to machines"),
@@ -78,7 +79,9 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("ssh-proxy", "ssh:proxy", "carry one ssh connection; for ssh itself"),
     _Row("supervise", "service:supervise", "look after a machine in the foreground"),
     _Row("autostart", "service:autostart", "start machines with your session"),
-    _Row("network", "network", "make and remove networks, move machines between them, see what they do there"),
+    _Row(
+        "network", "network", "make and remove networks, move machines between them, see what they do there"
+    ),
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
     _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
     _Row("image", "image", "build, list, inspect and remove root images"),

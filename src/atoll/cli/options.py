@@ -12,10 +12,13 @@ from atoll.errors import UsageError
 
 __all__ = [
     "NETWORK_KINDS",
+    "add_auto_ports_options",
     "add_egress_option",
     "add_json",
     "add_network_option",
+    "add_port_options",
     "add_vm_options",
+    "auto_ports",
     "parse_environment",
     "resolve",
 ]
@@ -100,6 +103,54 @@ def add_vsock_options(parser: argparse.ArgumentParser) -> None:
         metavar="PORT[:PATH]",
         help="let it connect to this port of the host over that: the unix socket PATH serves it",
     )
+
+
+def add_port_options(parser: argparse.ArgumentParser) -> None:
+    """What is said of ports."""
+    parser.add_argument(
+        "--publish",
+        "-p",
+        action="append",
+        default=[],
+        metavar="[ADDRESS:]HOST[:GUEST][/udp]",
+        help="forward a port, or unix:PATH:GUEST; see `atoll port`",
+    )
+    parser.add_argument(
+        "--reverse",
+        "-R",
+        action="append",
+        default=[],
+        metavar="PORT[:HOST]",
+        help="a port of host.atoll.internal that leads it to 127.0.0.1:HOST, or to PORT:unix:PATH",
+    )
+    add_auto_ports_options(parser)
+
+
+def add_auto_ports_options(parser: argparse.ArgumentParser) -> None:
+    """What is said of ports that programs of the guest listen on."""
+    parser.add_argument(
+        "--auto-ports",
+        action="store_true",
+        default=None,
+        help="forward each port that a program in it listens on, from 1024 on",
+    )
+    parser.add_argument(
+        "--no-auto-ports", action="store_false", dest="auto_ports", help="forward none of them"
+    )
+    parser.add_argument(
+        "--auto-ports-allow", metavar="PORTS", help="--auto-ports for these alone, as 3000-3999,8080"
+    )
+    parser.add_argument(
+        "--auto-ports-deny", default="", metavar="PORTS", help="--auto-ports, but not for these"
+    )
+
+
+def auto_ports(arguments: argparse.Namespace) -> bool | str:
+    """What was said of them: whether, or for which."""
+    if arguments.auto_ports is False:
+        return False
+    allowed: str | None = arguments.auto_ports_allow
+    return allowed or bool(arguments.auto_ports or arguments.auto_ports_deny)
 
 
 def parse_environment(items: Sequence[str]) -> dict[str, str]:

@@ -11,10 +11,12 @@ from typing import Any
 
 from atoll import runtime
 from atoll.cli.options import (
+    add_auto_ports_options,
     add_egress_option,
     add_network_option,
     add_vm_options,
     add_vsock_options,
+    auto_ports,
     parse_environment,
     resolve,
 )
@@ -37,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_network_option(parser, default=False)
     add_egress_option(parser)
+    add_auto_ports_options(parser)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-socket", metavar="PATH", help="where programs of the host connect to its virtio socket"
@@ -97,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
         user=arguments.user,
         network=arguments.network,
         egress=arguments.egress or None,
+        auto_ports=auto_ports(arguments),
+        auto_ports_deny=arguments.auto_ports_deny,
         **vsock,
         config=config,
         on_event=emit,

@@ -217,6 +217,15 @@ class Agent:
         """Exchange datagrams with a UDP server; see ``atoll.guest.datagrams``."""
         return self._channel.open(messages.NetDatagrams(port=port, host=host))
 
+    def listening(self) -> Stream:
+        """Be told of TCP ports on which programs listen: ``Listening`` as records, behind an ``Empty`` reply.
+
+        Nothing is under way because of it.
+        """
+        stream = self._channel.open(messages.NetListening(), end=True)
+        self._channel.disregard(stream)
+        return stream
+
     async def lost(self) -> ChannelError:
         """Wait until nothing reaches the agent any more; why."""
         return await self._channel.lost()

@@ -72,6 +72,7 @@ class Channel:
         self._socket = sock
         self._session = Session(lambda: os.urandom(16))
         self._streams: dict[int, Receiver] = {}
+        self._standing: set[int] = set()
         self._posted: dict[int, Request] = {}
         self._buffer = bytearray(_READ_SIZE)
         self._writing = False
@@ -215,7 +216,13 @@ class Channel:
     @property
     def idle(self) -> float:
         """Seconds for which nothing has been under way; 0 while something is."""
-        return 0.0 if self._streams or self._posted else time.monotonic() - self._last
+        busy = self._posted or self._streams.keys() - self._standing
+        return 0.0 if busy else time.monotonic() - self._last
+
+    def disregard(self, stream: Stream) -> None:
+        """Have a stream be nothing that is under way: it waits for whatever may come."""
+        self._standing &= self._streams.keys()  # those that are over
+        self._standing.add(stream.id)
 
     @property
     def congested(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from atoll.guest import wire
@@ -172,6 +174,22 @@ class NetDatagrams(Request, frozen=True, tag="net.datagrams"):
 
     port: int
     host: str | None = None
+
+
+class NetListening(Request, frozen=True, tag="net.listening"):
+    """Have TCP ports told that programs listen on, as ``Listening``, looked at every ``interval`` ms."""
+
+    interval: int | None = None
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """A record behind ``NetListening``: a port, and the address on which it is listened on, of 4 or 16 bytes.
+
+    Without an address nobody listens any more.
+    """
+
+    port: Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+    address: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
 class FsMount(Request, frozen=True, tag="fs.mount"):

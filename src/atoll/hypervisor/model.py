@@ -103,12 +103,21 @@ class Port(StrEnum):
 
 
 class Forward(msgspec.Struct, frozen=True):
-    """A port of the host that leads to one of the guest; ``protocol`` is ``tcp`` or ``udp``."""
+    """A port of the host that leads to one of the guest.
+
+    Attributes:
+        host_port: of the host; 0 for any that is free.
+        guest_port: of the guest.
+        protocol: ``tcp`` or ``udp``.
+        address: of the host.
+        path: of a unix socket of the host, in the place of an address and a port; empty for none.
+    """
 
     host_port: int
     guest_port: int
     protocol: str = "tcp"
     address: str = "127.0.0.1"
+    path: str = ""
 
 
 class UserNetwork(msgspec.Struct, frozen=True):

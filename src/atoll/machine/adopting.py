@@ -122,7 +122,17 @@ def adopted_spec(spec: MachineSpec) -> MachineSpec:
 
     It is a user's machine, whatever it was: what this Atoll's own machines do is trusted here.
     """
-    return replace(spec, shares=(), forwards=(), kernel="", service=None, vsock=closed(spec.vsock), lan="")
+    return replace(
+        spec,
+        shares=(),
+        forwards=(),
+        reverse=(),
+        auto_ports=None,
+        kernel="",
+        service=None,
+        vsock=closed(spec.vsock),
+        lan="",
+    )
 
 
 def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:

@@ -17,13 +17,13 @@ from atoll.errors import ImageError, UsageError
 from atoll.events import Emit, ignore
 from atoll.image import catalog, disk
 from atoll.machine import registry
+from atoll.machine.ports import check, parse_forwards, parse_reverse
 from atoll.machine.spec import (
     Init,
     MachineSpec,
     Share,
     check_free,
     check_user,
-    parse_forward,
     parse_idle,
     parse_probe,
     parse_share,
@@ -32,6 +32,7 @@ from atoll.machine.spec import (
 )
 from atoll.paths import VmPaths
 from atoll.vm import serving
+from atoll.vm.autoports import parse_auto_ports
 from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.network.egress import parse_egress, require_own
 from atoll.vm.restart import Policy
@@ -63,6 +64,9 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str = ""
     mounts: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
+    reverse: tuple[str, ...] = ()
+    auto_ports: bool | str = False
+    auto_ports_deny: str = ""
     network: bool | str | None = None
     egress: tuple[str, ...] = ()
     restart: str = "no"
@@ -87,11 +91,9 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
     init = choose(Init, wishes.init, "init")
     found, lan = runtime.named_network(config, wishes.network)
     network = runtime.choose_network(config, found)
-    if wishes.ports and network is NetworkKind.NONE:
-        raise UsageError("ports need a network", code="port", hint="leave out -p, or give it a network")
     egress = parse_egress(wishes.egress)
     require_own(egress, network)
-    return MachineSpec(
+    spec = MachineSpec(
         id=secrets.token_hex(16),
         image=str(catalog.parse(wishes.image or reference_of(wishes.distro, init))),
         created=time.time(),
@@ -103,7 +105,9 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         env=wishes.env,
         workdir=check_workdir(wishes.workdir),
         shares=tuple(shared(parse_share(text)) for text in wishes.mounts),
-        forwards=tuple(parse_forward(text) for text in wishes.ports),
+        forwards=tuple(forward for text in wishes.ports for forward in parse_forwards(text)),
+        reverse=tuple(parse_reverse(text) for text in wishes.reverse),
+        auto_ports=parse_auto_ports(wishes.auto_ports, wishes.auto_ports_deny),
         network=network is not NetworkKind.NONE,
         slirp=network is NetworkKind.SLIRP,
         lan=lan if lan != DEFAULT else "",
@@ -116,6 +120,8 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         idle_suspend=parse_idle(wishes.idle_suspend),
         vsock=parse_vsock(wishes.vsock, wishes.vsock_ports),
     )
+    check(spec)
+    return spec
 
 
 def create(config: Config, name: str, wishes: Wishes, emit: Emit = ignore) -> VmPaths:

@@ -13,24 +13,30 @@ import msgspec
 from atoll import runtime, store
 from atoll.config import Config, NetworkKind, override
 from atoll.errors import StoreError, UsageError
-from atoll.hypervisor.model import Forward
 from atoll.image import disk
 from atoll.image.catalog import ImageManifest
 from atoll.machine import registry, undoing
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
+from atoll.machine.ports import (
+    check,
+    parse_forwards,
+    parse_reverse,
+    show_forward,
+    show_reverse,
+)
 from atoll.machine.registry import Fill, Named
 from atoll.machine.spec import (
     MachineSpec,
     Share,
     check_user,
-    parse_forward,
     parse_idle,
     parse_probe,
     parse_share,
     parse_vsock,
 )
 from atoll.paths import Paths, VmPaths
-from atoll.vm.bootplan import Vsock
+from atoll.vm.autoports import parse_auto_ports, show_auto_ports, show_ranges
+from atoll.vm.bootplan import AutoPorts, Vsock
 from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import PLAIN, read_chain, require_files, size_of
 from atoll.vm.network.attachment import DEFAULT
@@ -38,7 +44,7 @@ from atoll.vm.network.egress import parse_egress, require_own, shown_egress
 from atoll.vm.restart import Policy
 from atoll.vm.tidying import check_size, grow
 
-__all__ = ["EDITABLE", "clone", "edited", "grow_disk", "network_of", "parse_edit", "shown"]
+__all__ = ["EDITABLE", "PORTS", "clone", "edited", "grow_disk", "network_of", "parse_edit", "shown"]
 
 #: What ``edit`` can change, each with what it means.
 EDITABLE = {
@@ -48,7 +54,10 @@ EDITABLE = {
     "workdir": "directory in which commands start",
     "env": "variables, NAME=VALUE each",
     "mounts": "directories of the host, HOST:GUEST[:ro] each",
-    "ports": "ports, [ADDRESS:]HOST:GUEST[/udp] each",
+    "ports": "ports, [ADDRESS:]HOST[:GUEST][/udp] or unix:PATH:GUEST each",
+    "reverse": "ports of the gateway that lead it to the host, PORT[:HOST] or PORT:unix:PATH each",
+    "auto_ports": "yes, no, or ranges of ports that the host has, too, when programs listen on them",
+    "auto_ports_deny": "ranges of ports that are none of these",
     "network": "own, slirp, none, or the name of a network",
     "egress": "what it may reach: rules and presets with ; between them; empty for anything",
     "kernel": "a kernel to boot; empty for Debian's",
@@ -59,6 +68,9 @@ EDITABLE = {
     "vsock": "yes, no, kernel, or ports of the host, PORT[:PATH] each",
     "boot_timeout": "seconds in which it must be up",
 }
+
+#: Those of ``EDITABLE`` that hold at once for a machine that runs on Atoll's own network.
+PORTS = {"ports", "reverse", "auto_ports", "auto_ports_deny"}
 
 _SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout")
 
@@ -89,7 +101,10 @@ def edited(config: Config, spec: MachineSpec, changes: Mapping[str, str]) -> Mac
     for name in _PARSERS.keys() & changes.keys():
         field, parse = _PARSERS[name]
         new[field] = parse(changes[name])
+    if "auto_ports" in changes or "auto_ports_deny" in changes:
+        new["auto_ports"] = _auto_ports(spec, changes)
     changed = msgspec.structs.replace(spec, **new)
+    check(changed)
     require_own(changed.egress, network_of(changed))
     return changed
 
@@ -126,6 +141,12 @@ def _network(config: Config, value: str) -> dict[str, Any]:
     return {"network": kind != "none", "slirp": kind == "slirp", "lan": lan if lan != DEFAULT else ""}
 
 
+def _auto_ports(spec: MachineSpec, changes: Mapping[str, str]) -> AutoPorts | None:
+    """What is not changed of it stays; who denies some wants the others."""
+    wanted = changes.get("auto_ports", shown(spec, "auto_ports") if spec.auto_ports is not None else "yes")
+    return parse_auto_ports(wanted, changes.get("auto_ports_deny", shown(spec, "auto_ports_deny")))
+
+
 def _vsock(value: str) -> Vsock | None:
     """``yes``, ``no``, ``kernel``, or the ports that are open."""
     if value in {"", "no", "yes", "kernel"}:
@@ -139,7 +160,8 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "workdir": ("workdir", check_workdir),
     "env": ("env", lambda value: dict(_variable(item) for item in _items(value))),
     "mounts": ("shares", lambda value: tuple(shared(parse_share(item)) for item in _items(value))),
-    "ports": ("forwards", lambda value: tuple(parse_forward(item) for item in _items(value))),
+    "ports": ("forwards", lambda value: tuple(one for item in _items(value) for one in parse_forwards(item))),
+    "reverse": ("reverse", lambda value: tuple(parse_reverse(item) for item in _items(value))),
     "egress": ("egress", parse_egress),
     "restart": ("restart", lambda value: choose(Policy, value, "restart")),
     "idle_suspend": ("idle_suspend", parse_idle),
@@ -162,12 +184,6 @@ def _show_share(share: Share) -> str:
     return shlex.quote(f"{share.host}:{share.guest}{':ro' if share.read_only else ''}")
 
 
-def _show_port(forward: Forward) -> str:
-    address = "" if forward.address == "127.0.0.1" else f"{forward.address}:"
-    protocol = "/udp" if forward.protocol == "udp" else ""
-    return f"{address}{forward.host_port}:{forward.guest_port}{protocol}"
-
-
 def _show_vsock(vsock: Vsock | None) -> str:
     if vsock is None or not vsock.ports:
         return "no" if vsock is None else "kernel" if vsock.kernel else "yes"
@@ -180,7 +196,10 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "memory": lambda spec: f"{spec.memory >> 20}M",
     "env": lambda spec: ",".join(shlex.quote(f"{name}={value}") for name, value in spec.env.items()),
     "mounts": lambda spec: ",".join(_show_share(share) for share in spec.shares),
-    "ports": lambda spec: ",".join(_show_port(forward) for forward in spec.forwards),
+    "ports": lambda spec: ",".join(shlex.quote(show_forward(one)) for one in spec.forwards),
+    "reverse": lambda spec: ",".join(shlex.quote(show_reverse(one)) for one in spec.reverse),
+    "auto_ports": lambda spec: show_auto_ports(spec.auto_ports),
+    "auto_ports_deny": lambda spec: show_ranges(spec.auto_ports.deny) if spec.auto_ports else "",
     "network": lambda spec: spec.lan or str(network_of(spec)),
     "egress": lambda spec: shown_egress(spec.egress),
     "ready_probe": _show_probe,

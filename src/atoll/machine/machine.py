@@ -19,6 +19,7 @@ from atoll.image.catalog import ImageManifest
 from atoll.machine import editing, live, networks, registry
 from atoll.machine.checkpoints import Checkpoints
 from atoll.machine.creation import Wishes, create, parse_disk
+from atoll.machine.porting import Ported
 from atoll.machine.spec import Share, check_guest_path
 from atoll.machine.supervised import AT_REST
 from atoll.machine.vsock import reach_vsock
@@ -29,7 +30,7 @@ from atoll.vm.state import Phase, State, StateError
 __all__ = ["Machine"]
 
 
-class Machine(Checkpoints):
+class Machine(Ported, Checkpoints):
     """A machine of this user, by its name. Nothing is done before a method is called.
 
     Args:
@@ -54,6 +55,9 @@ class Machine(Checkpoints):
         workdir: str = "",
         mounts: Sequence[str] = (),
         ports: Sequence[str] = (),
+        reverse: Sequence[str] = (),
+        auto_ports: bool | str = False,
+        auto_ports_deny: str = "",
         network: bool | str | None = None,
         egress: str | Sequence[str] = (),
         kernel: str | Path | None = None,
@@ -81,7 +85,11 @@ class Machine(Checkpoints):
             env: variables of every command.
             workdir: directory in which commands start.
             mounts: ``HOST:GUEST[:ro]`` each.
-            ports: ``[ADDRESS:]HOST:GUEST[/udp]`` each.
+            ports: as ``add_ports`` takes them.
+            reverse: likewise.
+            auto_ports: have the host's 127.0.0.1 have each port, too, that a program of it listens on; or
+                ranges of those that it is to have, such as ``"3000-3999,8080"``, by default from 1024 on.
+            auto_ports_deny: ranges of those that it is not to have.
             network: ``own``, ``slirp``, ``none``, or the name of a network (``atoll.Network``); None for what
                 the settings say, True for any.
             egress: what it may reach, lines each of which is a rule or the name of a preset; anything by
@@ -124,6 +132,9 @@ class Machine(Checkpoints):
             workdir=workdir,
             mounts=tuple(mounts),
             ports=tuple(ports),
+            reverse=tuple(reverse),
+            auto_ports=auto_ports,
+            auto_ports_deny=auto_ports_deny,
             network=network,
             egress=parse_egress(egress),
             restart=restart,

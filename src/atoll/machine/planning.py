@@ -12,6 +12,7 @@ from atoll.config import Config, NetworkKind
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Accelerator, CardNetwork, Machine, UserNetwork
 from atoll.image.catalog import ImageManifest
+from atoll.machine.ports import plain
 from atoll.machine.spec import Init, MachineSpec, cid_of, mac_of
 from atoll.paths import VmPaths
 from atoll.vm import serving
@@ -83,7 +84,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     residence = Residence(
         data=disk_of(place, read_chain(place)),
         init=init,
-        network=UserNetwork(mac, spec.forwards) if network is NetworkKind.SLIRP else None,
+        network=UserNetwork(mac, plain(spec.forwards)) if network is NetworkKind.SLIRP else None,
         card=CardNetwork(mac) if network is NetworkKind.OWN else None,
         max_vcpus=limits.vcpus,
         max_memory=limits.memory,
@@ -135,6 +136,7 @@ def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
         forwards=spec.forwards,
         host_ports=config.network_host_ports,
         egress=spec.egress,
+        reverse=spec.reverse,
     )
 
 

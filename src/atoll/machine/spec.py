@@ -14,8 +14,8 @@ import msgspec
 from atoll.errors import UsageError
 from atoll.hypervisor.model import Forward
 from atoll.hypervisor.port import SUN_PATH
-from atoll.vm.bootplan import OpenPort, Probe, Share, Vsock
-from atoll.vm.network.attachment import DEFAULT
+from atoll.vm.bootplan import AutoPorts, OpenPort, Probe, Share, Vsock
+from atoll.vm.network.attachment import DEFAULT, Reverse
 from atoll.vm.restart import Policy
 from atoll.vsock.hello import MOST_PORT
 
@@ -32,7 +32,6 @@ __all__ = [
     "cid_of",
     "closed",
     "mac_of",
-    "parse_forward",
     "parse_idle",
     "parse_probe",
     "parse_share",
@@ -89,6 +88,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         shares: directories of the host.
         forwards: ports of the host that lead into the guest.
         network: whether it has a network.
+        reverse: ports of its network's gateway that lead it to the host.
+        auto_ports: which ports that its programs listen on get one of the host by themselves; None for none.
         slirp: it is QEMU's user network.
         lan: the network of Atoll that it is on; empty for that of all machines.
         egress: lines of the policy that it is held to; none for no policy.
@@ -130,6 +131,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     slirp: bool = False
     lan: str = ""
     egress: tuple[str, ...] = ()
+    reverse: tuple[Reverse, ...] = ()
+    auto_ports: AutoPorts | None = None
 
     @property
     def on(self) -> str:
@@ -198,17 +201,6 @@ def check_guest_path(path: str) -> str:
         hint = "name an absolute path in the guest, not its root"
         raise UsageError(f"{path!r} is no place for a share", code="mount", hint=hint)
     return "/" + "/".join(parts)
-
-
-def parse_forward(text: str) -> Forward:
-    """``[ADDRESS:]HOST:GUEST[/udp]``. Raises ``UsageError``: ``usage.port``."""
-    found = re.fullmatch(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?", text, re.ASCII)
-    ports = [int(found[2]), int(found[3])] if found else []
-    octets = [int(part) for part in found[1].split(".")] if found and found[1] else []
-    if not found or any(not 0 < port < 65_536 for port in ports) or any(octet > 255 for octet in octets):
-        hint = "write HOST:GUEST, as 8080:80 or 0.0.0.0:8080:80, with /udp behind it for UDP"
-        raise UsageError(f"-p {text}: malformed", code="port", hint=hint)
-    return Forward(ports[0], ports[1], found[4] or "tcp", found[1] or "127.0.0.1")
 
 
 def parse_vsock(wanted: bool | str, ports: Iterable[str], *, named: bool = False) -> Vsock | None:

@@ -14,6 +14,8 @@ from atoll import store
 from atoll.events import Emit, Event
 from atoll.hypervisor.port import ResidentHypervisor
 from atoll.hypervisor.qemu.backend import QemuHypervisor
+from atoll.machine.ports import ported
+from atoll.machine.spec import MachineSpec
 from atoll.paths import VmPaths
 from atoll.vm.bootplan import BootPlan
 from atoll.vm.chain import disk_of, read_chain, with_disk
@@ -70,10 +72,11 @@ async def _suspend(place: VmPaths) -> None:
 
 
 def read_plan(place: VmPaths) -> BootPlan:
-    """What is to be run, on the disk as it is now. Raises ``StoreError``."""
+    """What is to be run, on the disk as it is now, with the ports of now. Raises ``StoreError``."""
     plan = store.read_record(place.boot, BootPlan)
     disk = disk_of(place, read_chain(place))
-    return msgspec.structs.replace(plan, machine=with_disk(plan.machine, disk))
+    plan = msgspec.structs.replace(plan, machine=with_disk(plan.machine, disk))
+    return ported(plan, store.read_record(place.spec, MachineSpec))
 
 
 def _hypervisor(plan: BootPlan) -> ResidentHypervisor:

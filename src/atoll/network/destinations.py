@@ -21,12 +21,14 @@ class Target(msgspec.Struct, frozen=True):
     Attributes:
         address: as text.
         port: 1 to 65535.
+        path: of a unix socket, in the place of both; empty for none.
         is_host: it is this host itself, whose port was opened; else it must not be one of its addresses.
     """
 
     address: str
     port: int
     is_host: bool
+    path: str = ""
 
 
 class Destinations(msgspec.Struct, frozen=True):
@@ -36,11 +38,13 @@ class Destinations(msgspec.Struct, frozen=True):
         addressing: of the network.
         outside: whether it leads to anywhere but the host's open ports.
         host_ports: ports of the host's own loopback that guests may use at the gateway's address.
+        reverse: where other ports of the gateway lead: to a port of that loopback, or to a unix socket.
     """
 
     addressing: Addressing
     outside: bool = True
     host_ports: frozenset[int] = frozenset()
+    reverse: dict[int, int | str] = {}
 
     def target(self, address: bytes, port: int) -> Target | None:
         """Where a guest's packets to an address of 4 or 16 bytes go; None if nowhere.
@@ -53,10 +57,16 @@ class Destinations(msgspec.Struct, frozen=True):
         if mapped is not None or not port:
             return None
         if found in {self.addressing.gateway, self.addressing.gateway6}:
-            return Target(_LOOPBACK[4], port, is_host=True) if port in self.host_ports else None
+            return self._of_host(port)
         if not self.outside or self._is_special(found):
             return None
         return Target(str(found), port, is_host=False)
+
+    def _of_host(self, port: int) -> Target | None:
+        where = self.reverse.get(port, port if port in self.host_ports else None)
+        if isinstance(where, str):
+            return Target("", 0, is_host=True, path=where)
+        return None if where is None else Target(_LOOPBACK[4], where, is_host=True)
 
     def _is_special(self, address: IPv4Address | IPv6Address) -> bool:
         own = self.addressing.ipv4 if isinstance(address, IPv4Address) else self.addressing.ipv6

@@ -1,10 +1,13 @@
-"""Ports of this host that lead to one of a guest, on the running event loop."""
+"""Ports and unix sockets of this host that lead to a port of a guest, on the running event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from atoll.network.addressing import Addressing
 from atoll.network.connection import TcpSocket
 from atoll.network.guard import Guard
 from atoll.network.link import Link
+from atoll.network.streams import Stream
 from atoll.network.tcp.flow import Flow
 from atoll.network.tcp.flows import Ends, Flows
 from atoll.network.udp.associations import Associations, Peer
@@ -43,12 +47,14 @@ class Forwarded(msgspec.Struct, frozen=True):
         port: of this host; 0 for any that is free.
         guest_port: where it leads.
         protocol: ``tcp`` or ``udp``.
+        path: of a unix socket, in the place of an address and a port; empty for none.
     """
 
     address: str
     port: int
     guest_port: int
     protocol: str = "tcp"
+    path: str = ""
 
 
 class Card(Protocol):
@@ -68,7 +74,9 @@ class Card(Protocol):
 
 
 def listen(forward: Forwarded) -> socket.socket:
-    """A socket bound to a forward's address and port. Raises ``OSError``."""
+    """A socket bound to a forward's address and port, or path. Raises ``OSError``."""
+    if forward.path:
+        return _listen_at(forward.path)
     is_6 = ":" in forward.address
     kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(socket.AF_INET6 if is_6 else socket.AF_INET, kind)
@@ -87,30 +95,66 @@ def listen(forward: Forwarded) -> socket.socket:
     return sock
 
 
+def _listen_at(path: str) -> socket.socket:
+    """A listening unix socket that only its owner can use, also in the place of one that nobody serves."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(sock.fileno(), 0o600)  # bind gives it to the file, which has no other mode at any moment
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_deserted(path):
+                raise
+            os.unlink(path)
+            sock.bind(path)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_deserted(path: str) -> bool:
+    """Whether there is a unix socket at which nobody listens."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return stat.S_ISSOCK(os.lstat(path).st_mode) and probe.connect_ex(path) == errno.ECONNREFUSED
+    return False
+
+
 def seen_as(client: str, port: int, addressing: Addressing) -> Peer:
     """The address that a guest sees of a client: its own, or the gateway's if it is this host itself.
 
-    A client of this host's loopback has no address that a guest could answer, and one of the guest's own
-    network would
-    be answered there. Port 0 is any.
+    A client of this host has no address that a guest could answer, and one of the guest's own network would
+    be answered there. It comes over IPv4, which every guest has and every server of it is reached by, also
+    where it came to the host's port over IPv6. Port 0 is any.
+
+    Args:
+        client: as text; empty for one of a unix socket.
+        port: of the client.
+        addressing: of the network.
     """
+    here = Peer(addressing.gateway.packed, 0)
+    if not client:
+        return here
     address = ip_address(client.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     own = addressing.ipv4 if isinstance(address, IPv4Address) else addressing.ipv6
     if address.is_loopback or address.is_link_local or address in own:
-        gateway = addressing.gateway if isinstance(address, IPv4Address) else addressing.gateway6
-        return Peer(gateway.packed, 0)
+        return here
     return Peer(address.packed, port)
 
 
-class StreamForward:
-    """Accepts clients, each of which becomes a connection to the guest.
+class _Forward:
+    """What leads to a guest.
 
     Args:
-        sock: listening; owned from here on.
+        sock: bound, and listening if that is for connections; owned from here on.
         card: the guest.
-        guest: its address for each version of IP, of 4 and 16 bytes, and the port.
+        guest: its address for each version of IP, of 4 and 16 bytes.
+        port: of the guest.
         addressing: of the network.
     """
 
@@ -128,7 +172,31 @@ class StreamForward:
         self._port = port
         self._addressing = addressing
         self._loop = asyncio.get_running_loop()
+
+    def lead_to(self, port: int) -> None:
+        """Have who comes from now on come to another port of the guest."""
+        self._port = port
+
+    def _end_of_guest(self, seen: Peer) -> Peer:
+        """Where a client is led that the guest sees like that."""
+        return Peer(self._guest(len(seen.address)), self._port)
+
+
+class StreamForward(_Forward):
+    """Accepts clients, each of which becomes a connection to the guest. Arguments: as ``_Forward``."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        card: Card,
+        guest: Callable[[int], bytes],
+        port: int,
+        addressing: Addressing,
+    ) -> None:
+        super().__init__(sock, card, guest, port, addressing)
         self._pause: asyncio.TimerHandle | None = None
+        self._file = _file_of(sock)
+        self._clients: set[Stream] = set()
         self._go_on()
 
     def close(self) -> None:
@@ -137,7 +205,16 @@ class StreamForward:
             self._pause.cancel()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock.fileno())
+            file = self._file
+            if file is not None and file == _file_of(self._sock):  # nobody has put another in its place
+                with contextlib.suppress(OSError):
+                    os.unlink(file[0])
             self._sock.close()
+
+    def break_off(self) -> None:
+        """Reset all connections that have come this way."""
+        for client in tuple(self._clients):
+            client.break_off()
 
     def _go_on(self) -> None:
         self._loop.add_reader(self._sock.fileno(), self._accept)
@@ -152,18 +229,23 @@ class StreamForward:
                 self._loop.remove_reader(self._sock.fileno())
                 self._pause = self._loop.call_later(_BREATH, self._go_on)
                 return
-            self._begin(client, seen_as(address[0], address[1], self._addressing))
+            place, port = address[:2] if address else ("", 0)
+            seen = seen_as(place, port, self._addressing)
+            self._begin(client, seen)
 
-    def _begin(self, client: socket.socket, seen: Peer) -> None:
-        client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        ends = Ends(self._guest(len(seen.address)), self._port, seen.address, seen.port)
-        host = self._card.guard.accepted(client, self._card.link, ends)
-        flow = self._open(host, ends)
+    def _begin(self, sock: socket.socket, seen: Peer) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        guest = self._end_of_guest(seen)
+        ends = Ends(guest.address, guest.port, seen.address, seen.port)
+        client = self._card.guard.accepted(sock, self._card.link, ends)
+        client.join(self._clients)
+        flow = self._open(client, ends)
         if flow is None:
-            host.closed(reset=True)
+            client.closed(reset=True)
             return
-        host.attach(flow)
+        client.attach(flow)
         flow.open(time.monotonic())
 
     def _open(self, host: TcpSocket, ends: Ends) -> Flow | None:
@@ -173,11 +255,20 @@ class StreamForward:
         return flow
 
 
-class DatagramForward:
-    """Passes the datagrams of clients on, and the guest's answers back.
+def _file_of(sock: socket.socket) -> tuple[str, int, int] | None:
+    """The file of a unix socket that is bound: its path, and what tells it from others of that path."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    try:
+        path = sock.getsockname()
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return path, found.st_dev, found.st_ino
 
-    Arguments are those of ``StreamForward``, ``sock`` being bound.
-    """
+
+class DatagramForward(_Forward):
+    """Passes the datagrams of clients on, and the guest's answers back. Arguments: as ``_Forward``."""
 
     def __init__(
         self,
@@ -187,20 +278,24 @@ class DatagramForward:
         port: int,
         addressing: Addressing,
     ) -> None:
-        self._sock = sock
-        self._card = card
-        self._guest = guest
-        self._port = port
-        self._addressing = addressing
-        self._loop = asyncio.get_running_loop()
+        super().__init__(sock, card, guest, port, addressing)
         self._clients: OrderedDict[tuple[str, int], tuple[Peer, Peer]] = OrderedDict()
         self._loop.add_reader(sock.fileno(), self._readable)
+
+    def lead_to(self, port: int) -> None:
+        """See ``_Forward``: each client begins anew."""
+        super().lead_to(port)
+        self.break_off()
+
+    def break_off(self) -> None:
+        """Forget all clients."""
+        while self._clients:
+            self._forget()
 
     def close(self) -> None:
         """Pass no more on. Closing twice is fine."""
         if self._sock.fileno() >= 0:
-            while self._clients:
-                self._forget()
+            self.break_off()
             self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
 
@@ -222,7 +317,7 @@ class DatagramForward:
         if len(self._clients) >= _MOST_CLIENTS:
             self._forget()
         seen = seen_as(place[0], place[1], self._addressing)
-        guest = Peer(self._guest(len(seen.address)), self._port)
+        guest = self._end_of_guest(seen)
         answers = _Answers(self._sock, place)
         found = self._card.associations.admit(guest, seen, answers)
         if found is None:

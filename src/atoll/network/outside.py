@@ -77,7 +77,7 @@ class Outside:
     def allows(self, guest: Peer, peer: Peer) -> bool:  # noqa: ARG002 - all of a guest's ports are alike
         """See ``udp.associations.Opener``."""
         target = self._target(peer.address, peer.port)
-        if target is None:
+        if target is None or target.path:
             self._guard.closed(Protocol.UDP, *peer)
             return False
         return self._guard.may_send(peer, is_free=target.is_host)
@@ -85,7 +85,7 @@ class Outside:
     def translate(self, address: bytes) -> str | None:
         """Where echo requests for ``address`` go; None if nowhere."""
         target = self._target(address, 1)
-        if target is None:
+        if target is None or target.path:
             self._guard.closed(Protocol.ICMP, address, 0)
             return None
         return target.address if self._guard.may_ping(address, is_free=target.is_host) else None
@@ -97,7 +97,7 @@ class Outside:
 
     def _place(self, peer: Peer) -> tuple[str, int] | None:
         target = self._target(peer.address, peer.port)
-        return None if target is None else (target.address, target.port)
+        return None if target is None or target.path else (target.address, target.port)
 
     def _target(self, address: bytes, port: int) -> Target | None:
         target = self.destinations.target(address, port)
@@ -117,6 +117,8 @@ def is_own(address: str) -> bool:
 
 def _stream_to(target: Target) -> socket.socket | None:
     """A socket that begins to connect; None if it cannot."""
+    if target.path:
+        return _unix_stream_to(target.path)
     family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -129,6 +131,21 @@ def _stream_to(target: Target) -> socket.socket | None:
         sock.connect((target.address, target.port))
     except BlockingIOError:
         pass
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def _unix_stream_to(path: str) -> socket.socket | None:
+    """A socket that is connected: a server of this host takes a client at once, or not at all."""
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    sock.setblocking(False)
+    try:
+        sock.connect(path)
     except OSError:
         sock.close()
         return None

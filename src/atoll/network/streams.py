@@ -48,7 +48,7 @@ class Stream(TcpSocket):
         allows: see ``TcpSocket``.
     """
 
-    __slots__ = ("_connection", "_owner")
+    __slots__ = ("_among", "_connection", "_owner")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Stream(TcpSocket):
         super().__init__(sock, link, allows)
         self._connection = connection
         self._owner = owner
+        self._among: set[Stream] | None = None
         connection.stream = self
         owner.ledger.begin(connection)
 
@@ -74,9 +75,20 @@ class Stream(TcpSocket):
         self._connection.begin(flow)
         super().attach(flow)
 
+    def join(self, others: set[Stream]) -> None:
+        """Be among ``others`` until it is closed."""
+        self._among = others
+        others.add(self)
+
+    def break_off(self) -> None:
+        """Reset the connection."""
+        self._broken()
+
     def closed(self, *, reset: bool) -> None:
         """See ``Host``."""
         super().closed(reset=reset)
+        if self._among is not None:
+            self._among.discard(self)
         self._owner.ledger.end(self._connection, reset=reset)
 
     def read_anew(self) -> None:

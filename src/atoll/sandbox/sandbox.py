@@ -21,6 +21,7 @@ from atoll.sandbox import limits, warm
 from atoll.sandbox.keeping import Keeper
 from atoll.sandbox.limits import OnIdle
 from atoll.template import falling_back
+from atoll.vm.autoports import parse_auto_ports
 from atoll.vm.forking import fork
 from atoll.vm.life import Vm
 from atoll.vm.network.attachment import SANDBOXES
@@ -30,6 +31,8 @@ from atoll.vm.state import StateError
 
 if TYPE_CHECKING:
     from atoll.snapshot.catalog import Snapshot
+    from atoll.vm.bootplan import AutoPorts
+    from atoll.vm.following import Following
     from atoll.vm.vsock import VsockDevice
 
 __all__ = ["Sandbox"]
@@ -68,6 +71,10 @@ class Sandbox(Commands):
             booted then, and cannot be copied.
         vsock_ports: ports of the host that the guest may connect to over it, and the unix socket that serves
             each.
+        auto_ports: have the host's 127.0.0.1 have each port, too, that a program of it listens on, or another
+            one where that is taken: ``AutoPortOpened`` tells. Or ranges of those that it is to have, such as
+            ``"3000-3999,8080"``, by default from 1024 on.
+        auto_ports_deny: ranges of those that it is not to have.
         config: resolved settings; by default those of this user. The arguments above win over them.
         on_event: told of everything that happens, see ``atoll.events``.
         spawned: a VM of ``image`` that runs already; it is taken over.
@@ -80,7 +87,7 @@ class Sandbox(Commands):
         UsageError: ``usage.limit``: a limit is none; ``usage.template``, ``usage.snapshot``: the template or
             snapshot says that already; ``usage.rule``, ``usage.egress``: that is no rule, or none can be
             enforced; ``usage.vsock``: a port or path is none, or a template is named, too;
-            ``usage.network``: that is no name.
+            ``usage.network``: that is no name; ``usage.port``: ``auto_ports`` are no ports.
         NetworkError: ``network.unknown``: there is no network of that name.
     """
 
@@ -109,6 +116,8 @@ class Sandbox(Commands):
         labels: Mapping[str, str] | None = None,
         vsock: bool | str | Path = False,
         vsock_ports: Mapping[int, str | Path] | None = None,
+        auto_ports: bool | str = False,
+        auto_ports_deny: str = "",
         config: Config | None = None,
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
@@ -123,6 +132,9 @@ class Sandbox(Commands):
             warm.refuse_what_it_fixes(fixed)
         self._vsock = None
         self._device: VsockDevice | None = None
+        self._auto_ports = (auto_ports, auto_ports_deny)
+        self._rule = parse_auto_ports(auto_ports, auto_ports_deny)
+        self._following: Following | None = None
         if vsock or vsock_ports:
             from atoll.sandbox.vsock import parse  # noqa: PLC0415 - rarely wanted
 
@@ -174,6 +186,8 @@ class Sandbox(Commands):
             if self._vsock is not None:
                 self._device = await self._vsock.plug_into(self.vm, self._emit)
             await limits.enforce(self._limits, self.vm.agent, self.files)
+            if self._rule is not None:
+                await self._follow(self._rule)
         except BaseException:
             await self.close()
             raise
@@ -187,6 +201,13 @@ class Sandbox(Commands):
 
         patience, paths = self._config.boot_timeout, self._config.paths
         await falling_back.boot(self.vm, again, patience=patience, paths=paths, emit=self._emit)
+
+    async def _follow(self, rule: AutoPorts) -> None:
+        from atoll.vm.following import Following  # noqa: PLC0415 - rarely wanted
+
+        vm = self.vm
+        self._following = Following(self.name, lambda: vm.agent, lambda: vm.cable, self._emit)
+        await self._following.follow(rule, frozenset())
 
     async def _launch(self) -> None:
         """Launch beside the event loop: builds take long. A cancelled caller does not wait for them."""
@@ -235,6 +256,8 @@ class Sandbox(Commands):
             self.keeper.stop()
         if self._device is not None:
             await self._device.forget()
+        if self._following is not None:
+            await self._following.close()
         if self._vm is not None:
             await self._vm.close()
 
@@ -371,6 +394,8 @@ class Sandbox(Commands):
             template=self._template,
             network=self._network,
             egress=self.vm.attachment.egress if self.vm.attachment is not None else None,
+            auto_ports=self._auto_ports[0],
+            auto_ports_deny=self._auto_ports[1],
             command_timeout=self._timeout,
             ttl=self._limits.ttl or None,
             idle_timeout=self._limits.idle_timeout or None,

@@ -14,6 +14,7 @@ from atoll.vm.origin import Origin
 from atoll.vm.restart import Policy
 
 __all__ = [
+    "AutoPorts",
     "Beginning",
     "BootPlan",
     "NetworkSetup",
@@ -94,6 +95,27 @@ class Vsock(msgspec.Struct, frozen=True):
     kernel: bool = False
 
 
+class AutoPorts(msgspec.Struct, frozen=True):
+    """Which ports that programs of a guest listen on get one of this host by themselves.
+
+    Attributes:
+        allow: ranges of them, each with its first and last; lower ones than these are of services that each
+            guest has for itself.
+        deny: ranges of those that do not, of these.
+    """
+
+    allow: tuple[tuple[int, int], ...] = ((1024, 65535),)
+    deny: tuple[tuple[int, int], ...] = ()
+
+    def permits(self, port: int) -> bool:
+        """Whether a port is one of them."""
+        return _is_in(port, self.allow) and not _is_in(port, self.deny)
+
+
+def _is_in(port: int, ranges: tuple[tuple[int, int], ...]) -> bool:
+    return any(first <= port <= last for first, last in ranges)
+
+
 class Setup(msgspec.Struct, frozen=True):
     """What is done in the guest once its root is mounted, in this order.
 
@@ -142,6 +164,8 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
         disk: bytes that the machine's disk shall have at least.
         idle_suspend: seconds after which it is suspended if it does nothing; 0 for never.
         attachment: where the card of its machine is plugged in; None if that has none.
+        auto_ports: which ports of the guest get one of this host by themselves; None for none.
+        auto_ports: which ports of the guest get one of this host by themselves; None for none.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -157,3 +181,4 @@ class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     disk: int = 0
     idle_suspend: float = 0.0
     attachment: Attachment | None = None
+    auto_ports: AutoPorts | None = None

@@ -24,6 +24,8 @@ _KEPT = (
     events.PortOpened,
     events.PortRefused,
     events.PortClosed,
+    events.AutoPortOpened,
+    events.AutoPortClosed,
     events.Warned,
 )
 

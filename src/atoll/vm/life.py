@@ -92,6 +92,11 @@ class Vm(Closing):
         return cast(FreezableVm, self._vm)
 
     @property
+    def cable(self) -> Cable | None:
+        """What keeps its network card plugged in; None if it has none."""
+        return self._cable
+
+    @property
     def idle(self) -> float:
         """Seconds for which nothing was asked of the guest; 0 while something is under way."""
         return self._channel.idle if self._channel is not None else 0.0

@@ -8,8 +8,10 @@ import msgspec
 
 from atoll.guest.messages import Request
 from atoll.guest.messages import Stats as GuestStats
+from atoll.hypervisor.model import Forward
 from atoll.vm.bootplan import Share
 from atoll.vm.chain import Layer
+from atoll.vm.network.attachment import PortState, Reverse
 from atoll.vm.state import Phase, State
 
 __all__ = [
@@ -25,6 +27,9 @@ __all__ = [
     "MemoryTarget",
     "NetworkJoin",
     "Pause",
+    "Ports",
+    "PortsChange",
+    "PortsRead",
     "Resize",
     "Resized",
     "Resume",
@@ -196,6 +201,33 @@ class Shared(msgspec.Struct, frozen=True):
     """The directories that are shared."""
 
     shares: tuple[Share, ...]
+
+
+class PortsRead(Request, frozen=True, tag="vm.ports"):
+    """Ask which ports lead to the VM."""
+
+
+class PortsChange(Request, frozen=True, tag="vm.ports.change"):
+    """Have other ports lead to the VM; all can be had, or nothing is changed.
+
+    When this stream ends the machine's record has been written, or has not: it says what holds then.
+
+    Attributes:
+        forwards: all that are to lead to it.
+        reverse: all ports of the gateway that are to lead it to the host.
+        close: end the connections of those that go.
+    """
+
+    forwards: tuple[Forward, ...]
+    reverse: tuple[Reverse, ...]
+    close: bool = False
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """What leads to a VM, and from it to this host."""
+
+    ports: tuple[PortState, ...]
+    reverse: tuple[Reverse, ...]
 
 
 class Resize(Request, frozen=True, tag="vm.resize"):

@@ -21,6 +21,7 @@ from atoll.vm import messages
 from atoll.vm.branching import Branch
 from atoll.vm.chain import read_chain, used_by
 from atoll.vm.control import ControlServer, Method
+from atoll.vm.ports import port_methods
 from atoll.vm.sizing import memory_of, memory_state, resize, set_balloon
 from atoll.vm.state import Phase, StateError
 from atoll.vm.streams import LocalStream
@@ -73,6 +74,7 @@ class Service:
             "vm.share.remove": self._share_remove,
             "vm.share.list": self._share_list,
             "vm.network.join": self._network_join,
+            **port_methods(self._supervisor.ports),
         }
 
     def status(self) -> messages.Status:

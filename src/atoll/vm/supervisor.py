@@ -46,6 +46,7 @@ from atoll.vm.network.moving import move, tell
 from atoll.vm.network.reaching import ensure
 from atoll.vm.network.requests import Plugged
 from atoll.vm.outputs import Outputs
+from atoll.vm.ports import VmPorts
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
@@ -89,6 +90,7 @@ class Supervisor:
         self.outputs = Outputs(place)
         self.shares = Shares(place, self.emit)
         self.vsock = VsockDevice(self.name, self.emit, place)
+        self.ports = VmPorts(self.name, read_plan, lambda: self.agent, self.emit)
         self.changed = asyncio.Event()
         self.on_channel: Callable[[Channel | None], None] = lambda _: None
         self._hypervisor = hypervisor
@@ -359,6 +361,7 @@ class Supervisor:
         if running:
             self._spawn(self._set_clock())
             await self.vsock.restore()
+        await self.ports.begin()
         await self.shares.recover(again=running and await thaw(self.agent))
 
     @property
@@ -567,7 +570,8 @@ class Supervisor:
             await asyncio.to_thread(ensure, NetworkPaths(attachment.network))  # before anything is changed
             try:
                 await former.close()
-                self._cable = cable = self._cable_to(attachment, plan.machine.mac)
+                self._cable = self.ports.cable = cable = self._cable_to(attachment, plan.machine.mac)
+                cable.succeed(former)
                 await move(former, cable, agent, plan.machine.mac, vm.free_card)
                 told = msgspec.structs.replace(attachment, renew=False)
                 self._keep_plan(msgspec.structs.replace(plan, attachment=told))
@@ -576,6 +580,7 @@ class Supervisor:
                 self._plug()
                 if self._cable is not None:
                     self._cable.begin(fresh=False)  # as for one whose supervisor was killed
+                await self.ports.begin()
                 raise
 
     def _keep_plan(self, plan: BootPlan) -> None:
@@ -589,7 +594,7 @@ class Supervisor:
             self.emit(Warned(message=f"{self.name}: its network card stays unplugged: {error.message}"))
             return
         if plan.attachment is not None and plan.machine.card is not None:
-            self._cable = self._cable_to(plan.attachment, plan.machine.mac)
+            self._cable = self.ports.cable = self._cable_to(plan.attachment, plan.machine.mac)
 
     def _cable_to(self, attachment: Attachment, mac: str) -> Cable:
         async def free() -> None:
@@ -618,6 +623,7 @@ class Supervisor:
 
     async def _unplug(self) -> None:
         cable, self._cable = self._cable, None
+        await self.ports.end()
         if cable is not None:
             await cable.close()
 
@@ -630,6 +636,7 @@ class Supervisor:
         await start.run(self._began)
         self._advance(Cause.BOOTED)
         start.reached("running")
+        self._spawn(self.ports.begin())
         self._spawn(self._watch(vm))
         self._spawn(self._keep_time())
 

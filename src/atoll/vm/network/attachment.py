@@ -8,7 +8,17 @@ import msgspec
 
 from atoll.hypervisor.model import CardNetwork, Forward, Machine, UserNetwork
 
-__all__ = ["BUILT_IN", "DEFAULT", "MTU", "SANDBOXES", "Attachment", "elsewhere", "with_mac"]
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT",
+    "MTU",
+    "SANDBOXES",
+    "Attachment",
+    "PortState",
+    "Reverse",
+    "elsewhere",
+    "with_mac",
+]
 
 #: The networks that are made at their first use: of machines, and of sandboxes.
 DEFAULT, SANDBOXES = "default", "sandboxes"
@@ -16,6 +26,36 @@ BUILT_IN = (DEFAULT, SANDBOXES)
 
 #: Bytes of the largest packet: with its Ethernet header it has to be shorter than 64 KiB.
 MTU = 65520
+
+
+class Reverse(msgspec.Struct, frozen=True):
+    """A port of the gateway that leads one VM to this host.
+
+    Attributes:
+        port: of the gateway.
+        host_port: of this host's loopback; 0 where ``path`` says where.
+        path: of a unix socket of this host.
+    """
+
+    port: int
+    host_port: int = 0
+    path: str = ""
+
+
+class PortState(msgspec.Struct, frozen=True):
+    """A port of this host that leads to a guest, or was to.
+
+    Attributes:
+        forward: what was asked for.
+        port: of this host that it has; 0 if it is none, or a unix socket.
+        refused: why it cannot be had now; empty if it can.
+        found: nobody asked for it: a program of the guest listens.
+    """
+
+    forward: Forward
+    port: int = 0
+    refused: str = ""
+    found: bool = False
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +69,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         host_ports: ports of this host's loopback that it may use.
         renew: the guest was on another network: it is told its addresses in any case.
         egress: lines of the policy that it is held to; none for no policy.
+        reverse: other ports of the gateway that lead it to this host.
     """
 
     network: Path
@@ -38,6 +79,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     host_ports: tuple[int, ...] = ()
     renew: bool = False
     egress: tuple[str, ...] = ()
+    reverse: tuple[Reverse, ...] = ()
 
 
 def elsewhere(attachment: Attachment, network: str) -> Attachment:

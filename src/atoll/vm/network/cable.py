@@ -13,11 +13,14 @@ from atoll import store
 from atoll.errors import AtollError, ChannelError, NetworkError
 from atoll.events import Emit, Warned
 from atoll.guest.channel import Stream
+from atoll.guest.messages import Request
+from atoll.hypervisor.model import Forward
 from atoll.paths import NetworkPaths
 from atoll.vm.bootplan import NetworkSetup
-from atoll.vm.network.attachment import MTU, Attachment
+from atoll.vm.network.attachment import MTU, Attachment, PortState
 from atoll.vm.network.managing import pull_elsewhere
 from atoll.vm.network.policing import policy_of, set_policy
+from atoll.vm.network.porting import PortList, PortsRead, PortsSet, Wanted
 from atoll.vm.network.reaching import ANSWER, ATTEMPTS, gone, reach, spawn, stuck
 from atoll.vm.network.requests import NetworkControl, Plug, Plugged
 
@@ -25,6 +28,9 @@ __all__ = ["Cable", "setup_of"]
 
 #: Seconds between attempts to plug a card in again: at first, and at most.
 _SOON, _LATE = 0.05, 5.0
+
+#: Seconds in which a network that was killed is there again, for who wants to change ports.
+_PATIENCE = 10.0
 
 
 class Cable:
@@ -70,8 +76,10 @@ class Cable:
             forwards=attachment.forwards,
             host_ports=attachment.host_ports,
             egress=attachment.egress,
+            reverse=attachment.reverse,
         )
         self._control: NetworkControl | None = None
+        self._connected = asyncio.Event()
         self._held_to = attachment.egress
         self._plugged: asyncio.Future[Plugged] = asyncio.get_running_loop().create_future()
         self._plugged.add_done_callback(_seen)
@@ -86,8 +94,11 @@ class Cable:
         """
         if self._task is not None:
             return
-        order = msgspec.structs.replace(self._order, fresh=fresh, strict=fresh)
-        self._task = asyncio.create_task(self._keep(order, may_fail=fresh or freed))
+        self._task = asyncio.create_task(self._keep(fresh=fresh, may_fail=fresh or freed))
+
+    def succeed(self, former: Cable) -> None:
+        """Have the ports that were found for the guest where its card was plugged in before."""
+        self._order = msgspec.structs.replace(self._order, found=former._order.found)  # noqa: SLF001
 
     async def plugged(self) -> Plugged:
         """Wait until it is plugged in for the first time. Raises ``NetworkError`` if it cannot be."""
@@ -113,6 +124,60 @@ class Cable:
             except (ChannelError, NetworkError):  # it is about to be plugged in again
                 return
 
+    async def ports(self) -> tuple[PortState, ...]:
+        """Which ports lead to it. Raises ``NetworkError``, ``ChannelError``: its network is not there."""
+        return await self._ask(PortsRead(self._order.owner))
+
+    async def set_ports(
+        self,
+        asked: Wanted | None = None,
+        found: tuple[Forward, ...] | None = None,
+        *,
+        strict: bool = False,
+        close: bool = False,
+        keep: bool = True,
+    ) -> tuple[PortState, ...]:
+        """Have other ports lead to it, now and, with ``keep``, whenever it is plugged in again.
+
+        The rest is as in ``PortsSet``. Raises as ``ports``; ``network.port``: one cannot be had.
+        """
+        if keep:
+            self._order = msgspec.structs.replace(
+                self._order,
+                forwards=self._order.forwards if asked is None else asked.forwards,
+                reverse=self._order.reverse if asked is None else asked.reverse,
+                found=self._order.found if found is None else found,
+            )
+        change = PortsSet(self._order.owner, asked, found, strict=strict, close=close)
+        states = await self._ask(change)
+        if found is not None:  # where another port had to be chosen it is the same the next time
+            had = tuple(
+                msgspec.structs.replace(one.forward, host_port=one.port) for one in states if one.found
+            )
+            self._order = msgspec.structs.replace(self._order, found=had)
+        return states
+
+    async def _ask(self, request: Request) -> tuple[PortState, ...]:
+        """Ask the network's process for what may be asked twice: it may be killed before it answers."""
+        try:
+            return await self._ask_once(request)
+        except ChannelError:
+            await asyncio.sleep(_SOON)
+            return await self._ask_once(request)
+
+    async def _ask_once(self, request: Request) -> tuple[PortState, ...]:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._connected.wait()
+        if self._control is None:
+            message = f"{self._vm}: its card is not plugged in now"
+            raise NetworkError(message, code="card", hint="try again when it is up")
+        try:
+            async with asyncio.timeout(ANSWER):
+                return (await self._control.call(request, PortList)).ports
+        except TimeoutError:
+            raise stuck(self.place) from None
+
     async def close(self) -> None:
         """Plug it in no more; it is pulled when the VM ends. Closing twice is fine."""
         task, self._task = self._task, None
@@ -122,9 +187,10 @@ class Cable:
         if not self._plugged.done():
             self._plugged.cancel()
 
-    async def _keep(self, order: Plug, *, may_fail: bool) -> None:
+    async def _keep(self, *, fresh: bool, may_fail: bool) -> None:
         try:
-            plugged, control, stream = await self._plug(msgspec.structs.replace(order, there=not may_fail))
+            order = msgspec.structs.replace(self._order, fresh=fresh, strict=fresh, there=not may_fail)
+            plugged, control, stream = await self._plug(order)
             self._plugged.set_result(plugged)
         except AtollError as error:
             if may_fail:
@@ -132,23 +198,24 @@ class Cable:
                 return
             # Its network was killed, too, or it was on its way between this one and another.
             await pull_elsewhere(self.place, self.socket)
-            plugged, control, stream = await self._plug_again(order)
+            plugged, control, stream = await self._plug_again()
             self._plugged.set_result(plugged)
             with contextlib.suppress(AtollError):
                 await self._moved(plugged)
         while True:
             self._warn_of(plugged)
+            self._control = control
+            self._connected.set()
             try:
-                self._control = control
                 await self._correct(control)
                 with contextlib.suppress(AtollError):
                     await stream.read()
             finally:
                 self._control = None
+                self._connected.clear()
                 control.close()
             former = plugged
-            again = msgspec.structs.replace(order, fresh=False, strict=False, wanted=former.address)
-            plugged, control, stream = await self._plug_again(again)
+            plugged, control, stream = await self._plug_again(wanted=former.address)
             self._warn("its network was started anew; open connections were reset")
             if plugged.address != former.address:
                 with contextlib.suppress(AtollError):
@@ -160,13 +227,14 @@ class Cable:
             with contextlib.suppress(ChannelError, NetworkError):
                 await set_policy(control, self._order.owner, self._order.egress)
 
-    async def _plug_again(self, order: Plug) -> tuple[Plugged, NetworkControl, Stream]:
-        """Plug it in as soon as that can be done."""
+    async def _plug_again(self, wanted: str = "") -> tuple[Plugged, NetworkControl, Stream]:
+        """Plug it in as soon as that can be done, by the orders of then."""
         pause, told = _SOON, ""
         while True:
             await asyncio.sleep(pause)
             try:
                 await self._free()
+                order = msgspec.structs.replace(self._order, fresh=False, strict=False, wanted=wanted)
                 return await self._plug(order)
             except AtollError as error:
                 pause = min(2 * pause, _LATE)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -16,13 +13,16 @@ from msgspec.structs import replace
 from atoll.errors import NetworkError, UsageError
 from atoll.hypervisor.model import Forward
 from atoll.hypervisor.port import at_directory
-from atoll.network.forwards import DatagramForward, Forwarded, StreamForward, listen
+from atoll.network.forwards import DatagramForward, StreamForward
 from atoll.network.lan import Guest, Lan
 from atoll.network.leases import Lease
 from atoll.network.wire.ethernet import parse_mac
 from atoll.vm.network import requests
+from atoll.vm.network.attachment import PortState
+from atoll.vm.network.chosen import Chosen
+from atoll.vm.network.forwarding import Forwards
 from atoll.vm.network.policing import policy_of
-from atoll.vm.network.ports import holder
+from atoll.vm.network.porting import PortsSet, Wanted
 from atoll.vm.network.records import Numbers, autoconfigured
 from atoll.vm.network.requests import Plug, Plugged
 
@@ -30,9 +30,6 @@ __all__ = ["Cards"]
 
 #: What the network's own host is called.
 _HOST = "host"
-
-#: Lower ports are for processes with ``CAP_NET_BIND_SERVICE`` (ip-sysctl, ``ip_unprivileged_port_start``).
-_PRIVILEGED = 1024
 
 
 class _Card:
@@ -43,7 +40,9 @@ class _Card:
         self.lease = lease
         self.gone = asyncio.Event()
         self.guest: Guest | None = None
-        self.ports: list[StreamForward | DatagramForward] = []
+        self.forwards = Forwards(
+            order.hostname or order.owner, order.owner if order.keep else "", cards.chosen
+        )
         self.plugged = cards.told(lease)
 
     def address(self, size: int) -> bytes:
@@ -52,6 +51,28 @@ class _Card:
         assert address is not None
         return address.packed
 
+    @property
+    def port_states(self) -> tuple[PortState, ...]:
+        """See ``Ported``."""
+        return self.forwards.states
+
+    def change_ports(self, change: PortsSet) -> None:
+        """See ``Ported``."""
+        asked = change.asked if change.asked is not None else Wanted(self.order.forwards, self.order.reverse)
+        self.forwards.ask(asked.forwards, change.found, strict=change.strict, all_of_it=change.close)
+        self.order = replace(self.order, forwards=asked.forwards, reverse=asked.reverse)
+        self.plugged = replace(self.plugged, refused=self.forwards.refused)
+        self.open_host()
+
+    def open_host(self) -> None:
+        """From here on the guest reaches the host's ports that are its."""
+        assert self.guest is not None
+        self.guest.outside.destinations = replace(
+            self.guest.outside.destinations,
+            host_ports=frozenset(self.order.host_ports),
+            reverse={one.port: one.path or one.host_port for one in self.order.reverse},
+        )
+
 
 class Cards:
     """Plugs cards into a network, on the running event loop.
@@ -59,6 +80,7 @@ class Cards:
     Args:
         lan: the network.
         numbers: who has which address.
+        chosen: ports that were chosen for machines.
         keep: called when that has changed.
         pulled: told of the sockets of cards that are pulled.
         log: told in words what happens.
@@ -68,6 +90,7 @@ class Cards:
         self,
         lan: Lan,
         numbers: Numbers,
+        chosen: Chosen,
         *,
         keep: Callable[[Numbers], None],
         pulled: Callable[[Path], None],
@@ -79,6 +102,7 @@ class Cards:
         self._pulled = pulled
         self._log = log
         self._cards: dict[str, _Card] = {}
+        self.chosen = chosen
         addressing = lan.addressing
         lan.resolver.names.add(self, _HOST, (addressing.gateway, addressing.gateway6))
 
@@ -99,6 +123,13 @@ class Cards:
             for owner, card in self._cards.items()
         )
 
+    def held(self, owner: str) -> _Card:
+        """The card of an owner. Raises ``NetworkError``: ``network.card``: it is not plugged in."""
+        card = self._cards.get(owner)
+        if card is None or card.guest is None:
+            raise NetworkError("its card is not plugged in", code="card")
+        return card
+
     def plug(self, order: Plug) -> _Card:
         """Plug a card in.
 
@@ -110,6 +141,8 @@ class Cards:
         there = self._cards.get(order.owner)
         if there is not None and not order.fresh and there.order.socket == order.socket:
             self.follow(order.owner, order.egress)
+            asked = Wanted(order.forwards, order.reverse)
+            there.change_ports(PortsSet(order.owner, asked, order.found, strict=False))
             return there
         if order.there:
             raise NetworkError(f"{order.hostname or order.owner}: its card is not plugged in", code="card")
@@ -119,18 +152,14 @@ class Cards:
             self._pull(other)
         card = self._entered(order)
         try:
-            sockets = self._bound(card)
-            try:
-                policy = policy_of(order.egress)
-                card.guest = self._lan.plug(card.lease, _connected(order), lambda: self._pull(card), policy)
-            except BaseException:
-                for _, sock in sockets:
-                    sock.close()
-                raise
+            policy = policy_of(order.egress)
+            card.forwards.ask(order.forwards, order.found, strict=order.strict)
+            card.guest = self._lan.plug(card.lease, _connected(order), lambda: self._pull(card), policy)
         except BaseException:
+            card.forwards.close()
             self._forget(card)
             raise
-        self._open(card, sockets)
+        self._open(card, card.guest)
         self._log(f"{order.hostname or order.owner}: plugged in, {card.plugged.address}, {order.mac}")
         return card
 
@@ -199,36 +228,17 @@ class Cards:
         first, _ = self._lan.addressing.machine(0)
         return int(ip_address(wanted.partition("/")[0])) - int(first)
 
-    def _bound(self, card: _Card) -> list[tuple[Forward, socket.socket]]:
-        """The sockets of the ports that lead to a card. Raises ``NetworkError`` if the card is strict."""
-        sockets: list[tuple[Forward, socket.socket]] = []
-        refused = []
-        for forward in card.order.forwards:
-            try:
-                sock = listen(
-                    Forwarded(forward.address, forward.host_port, forward.guest_port, forward.protocol)
-                )
-            except OSError as error:
-                refusal = _refusal(card.order.hostname, forward, error)
-                if card.order.strict:
-                    for _, bound in sockets:
-                        bound.close()
-                    raise refusal from error
-                refused.append(refusal.message)
-            else:
-                sockets.append((forward, sock))
-        card.plugged = replace(card.plugged, refused=tuple(refused))
-        return sockets
-
-    def _open(self, card: _Card, sockets: list[tuple[Forward, socket.socket]]) -> None:
+    def _open(self, card: _Card, guest: Guest) -> None:
         """From here on the guest can be reached, and reaches the host's ports that are its."""
-        guest = card.guest
-        assert guest is not None
-        ports = frozenset(card.order.host_ports)
-        guest.outside.destinations = replace(self._lan.destinations, host_ports=ports)
-        for forward, sock in sockets:
+        addressing = self._lan.addressing
+
+        def lead(sock: socket.socket, forward: Forward) -> StreamForward | DatagramForward:
             kind = StreamForward if forward.protocol == "tcp" else DatagramForward
-            card.ports.append(kind(sock, guest, card.address, forward.guest_port, self._lan.addressing))
+            return kind(sock, guest, card.address, forward.guest_port, addressing)
+
+        card.plugged = replace(card.plugged, refused=card.forwards.refused)
+        card.forwards.begin(lead)
+        card.open_host()
         hostname = card.order.hostname
         if self._lan.is_shared and hostname and hostname != _HOST:
             assert card.lease.ipv4 is not None
@@ -240,9 +250,7 @@ class Cards:
 
     def _pull(self, card: _Card) -> None:
         """Pull a card out."""
-        for port in card.ports:
-            port.close()
-        card.ports.clear()
+        card.forwards.close()
         guest, card.guest = card.guest, None
         if guest is not None:
             guest.close()
@@ -269,21 +277,3 @@ def _connected(order: Plug) -> socket.socket:
         message = f"{order.hostname or order.owner}: its card cannot be plugged in: {error.strerror}"
         raise NetworkError(message, code="card") from error
     return sock
-
-
-def _refusal(name: str, forward: Forward, error: OSError) -> NetworkError:
-    """Why a port cannot be had."""
-    port = f"the host's port {forward.address}:{forward.host_port}/{forward.protocol}"
-    hint = f"choose another: `atoll edit {name} ports=HOST:GUEST`"
-    message = f"{port} cannot be had: {os.strerror(error.errno or 0)}"
-    if error.errno == errno.EADDRINUSE:
-        who = ""
-        with suppress(OSError, ValueError):
-            who = holder(forward.address, forward.host_port, forward.protocol)
-        message = f"{port} is taken" + (f" by {who}" if who else "")
-    elif error.errno == errno.EACCES and forward.host_port < _PRIVILEGED:
-        message = f"{port} needs a right that this user does not have"
-        hint = f"choose one from 1024 on: `atoll edit {name} ports=HOST:GUEST`"
-    elif error.errno == errno.EADDRNOTAVAIL:
-        message = f"{port}: this host has no such address"
-    return NetworkError(f"{name}: {message}", code="port", hint=hint)

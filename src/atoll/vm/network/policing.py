@@ -66,12 +66,12 @@ def policing(
 
 async def set_policy(control: NetworkControl, owner: str, egress: tuple[str, ...]) -> None:
     """Hold a guest to a policy. Raises ``NetworkError``: ``network.card``: its card is not plugged in."""
-    await control.channel.call(PolicySet(owner, egress), Empty)
+    await control.call(PolicySet(owner, egress), Empty)
 
 
 async def read_flows(control: NetworkControl) -> list[FlowStatistics]:
     """What the guests of a network have open."""
-    stream = control.channel.open(FlowsRead(), end=True)
+    stream = control.open(FlowsRead(), end=True)
     data = b""
     try:
         await stream.reply(Empty)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -16,9 +16,12 @@ from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Request
 from atoll.hypervisor.model import Forward
 from atoll.vm.control import ControlServer, Method
+from atoll.vm.network.attachment import Reverse
 from atoll.vm.streams import LocalStream
 
 __all__ = ["Card", "NetworkControl", "Plug", "Plugged", "Status", "StatusRead", "control_server"]
+
+T = TypeVar("T")
 
 
 class Plug(Request, frozen=True, tag="network.plug"):
@@ -33,6 +36,9 @@ class Plug(Request, frozen=True, tag="network.plug"):
         wanted: address that it would like, as text; empty for any.
         forwards: ports of the host that lead to it.
         host_ports: ports of the host's loopback that it may use.
+        reverse: other ports of the gateway that lead it to the host.
+        found: ports that its programs listen on, each with the port of the host that it would have; None for
+            what is known of that.
         fresh: the VM has just been started: else its card may be plugged in, and stays so.
         there: it must be plugged in already.
         strict: a port that cannot be had is an error.
@@ -47,6 +53,8 @@ class Plug(Request, frozen=True, tag="network.plug"):
     wanted: str = ""
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
+    reverse: tuple[Reverse, ...] = ()
+    found: tuple[Forward, ...] | None = None
     fresh: bool = True
     there: bool = False
     strict: bool = True
@@ -109,14 +117,14 @@ class Held(Protocol):
 
 
 def control_server(
-    plug: Callable[[Plug], Held], status: Callable[[], Status], others: Mapping[str, Method]
+    plug: Callable[[Plug], Held], status: Callable[[], Status], more: Mapping[str, Method]
 ) -> ControlServer:
     """What answers at a network's control socket, on the running event loop.
 
     Args:
         plug: plugs a card in; raises ``NetworkError``.
         status: what there is.
-        others: what else is answered.
+        more: what answers other requests.
     """
 
     async def answer_plug(payload: bytes, stream: LocalStream) -> None:
@@ -128,7 +136,7 @@ def control_server(
     async def answer_status(_: bytes, stream: LocalStream) -> None:
         stream.reply(status())
 
-    return ControlServer({"network.plug": answer_plug, "network.status": answer_status, **others})
+    return ControlServer({"network.plug": answer_plug, "network.status": answer_status, **more})
 
 
 class NetworkControl:
@@ -138,17 +146,14 @@ class NetworkControl:
 
     Args:
         sock: connected; owned from here on.
-
-    Attributes:
-        channel: for other requests.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self.channel = Channel(sock)
+        self._channel = Channel(sock)
 
     async def plug(self, order: Plug) -> tuple[Plugged, Stream]:
         """Have a card plugged in; the stream ends when it is pulled."""
-        stream = self.channel.open(order, end=True)
+        stream = self._channel.open(order, end=True)
         try:
             return await stream.reply(Plugged), stream
         except BaseException:
@@ -157,8 +162,16 @@ class NetworkControl:
 
     async def status(self) -> Status:
         """What the process does."""
-        return await self.channel.call(StatusRead(), Status)
+        return await self._channel.call(StatusRead(), Status)
+
+    async def call(self, request: Request, reply: type[T]) -> T:
+        """Make a request that has no method of its own here."""
+        return await self._channel.call(request, reply)
+
+    def open(self, request: Request, *, end: bool = False) -> Stream:
+        """Begin a request whose stream goes on; ``end`` if nothing more is said in it from here."""
+        return self._channel.open(request, end=end)
 
     def close(self) -> None:
         """Close the connection; what is plugged in stays so. Closing twice is fine."""
-        self.channel.close()
+        self._channel.close()

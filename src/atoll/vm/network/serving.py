@@ -32,7 +32,9 @@ from atoll.vm.network import managing
 from atoll.vm.network.attachment import BUILT_IN, SANDBOXES
 from atoll.vm.network.auditing import written_down
 from atoll.vm.network.cards import Cards
+from atoll.vm.network.chosen import Chosen
 from atoll.vm.network.policing import policing
+from atoll.vm.network.porting import port_methods
 from atoll.vm.network.records import DOMAIN, Leases, Network, Numbers, new_network
 from atoll.vm.network.requests import Status, control_server
 
@@ -115,9 +117,10 @@ async def _run(
             loop.call_later(_GRACE, _remove_dead, path)
 
     numbers = Numbers(len(addressing.machines), _leases(place))
-    cards = Cards(lan, numbers, keep=keep, pulled=pulled, log=log)
-    others = policing(cards.follow, lambda: lan.flows)
-    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed), others)
+    chosen = Chosen(place.ports, log)
+    cards = Cards(lan, numbers, chosen, keep=keep, pulled=pulled, log=log)
+    more = {**port_methods(cards.held), **policing(cards.follow, lambda: lan.flows)}
+    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed), more)
     ended = asyncio.Event()
     server.methods = {**server.methods, **managing.methods(cards, ended.set)}
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
