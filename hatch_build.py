@@ -14,9 +14,8 @@ import platform
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -34,8 +33,7 @@ WARNINGS: Final = tuple((ROOT / "guest-agent" / "warnings.txt").read_text().spli
 _REPRODUCIBLE: Final = ("-Wl,--build-id=none", "-fno-ident", "-s")
 
 
-@dataclass(frozen=True)
-class Binary:
+class Binary(NamedTuple):
     """Something to compile.
 
     Attributes:

@@ -98,7 +98,7 @@ class Cable:
 
     def succeed(self, former: Cable) -> None:
         """Have the ports that were found for the guest where its card was plugged in before."""
-        self._order = msgspec.structs.replace(self._order, found=former._order.found)  # noqa: SLF001
+        self._order = msgspec.structs.replace(self._order, found=former._order.found)
 
     async def plugged(self) -> Plugged:
         """Wait until it is plugged in for the first time. Raises ``NetworkError`` if it cannot be."""
