@@ -14,6 +14,7 @@ from atoll.network.addressing import Addressing
 from atoll.network.destinations import Destinations
 from atoll.network.gateway import Asker, Gateway
 from atoll.network.leases import Lease
+from atoll.network.line import Line, Receive, Transmit
 from atoll.network.link import Link
 from atoll.network.outside import Outside
 from atoll.network.pings import PingSockets
@@ -62,7 +63,9 @@ class Guest:
             transmit=link.transmit,
             clock=time.monotonic,
         )
-        self.frame = self.station.frame  # every frame passes here
+        self.frame: Receive = self.station.frame  # every frame passes here
+        self.transmit: Transmit = link.transmit
+        self.line = Line(link, self.station.frame, self.seen, self._lead)
 
     def seen(self) -> None:
         """See ``Card``."""
@@ -77,7 +80,8 @@ class Guest:
 
     def tick(self, now: float) -> None:
         """Look at all timers."""
-        if not self.link.is_full:
+        if not self.link.is_stuck:
+            self.flows.delay = self.line.delay
             self.flows.tick(now)
         self.associations.tick(now)
         self._pings.tick(now)
@@ -85,12 +89,19 @@ class Guest:
     def close(self) -> None:
         """End its connections and pull it out. Closing twice is fine."""
         self.link.close()
+        self.line.close()
         self.flows.abandon()
         self.associations.close()
         self._pings.close()
         if self._lazy is not None:
             self._lazy.cancel()
         self._lan.unplug(self)
+
+    def _lead(self, receive: Receive, transmit: Transmit) -> None:
+        """Have frames from the card given to ``receive``, and those to it to ``transmit``."""
+        self.frame = receive
+        self.transmit = self.flows.transmit = transmit
+        self.associations.transmit = self.station.transmit = transmit
 
     def _acknowledge(self) -> None:
         self._lazy = None
@@ -165,9 +176,9 @@ class Lan:
         if destination[0] & 1:
             for guest in self._guests.values():
                 if guest.station is not station and not guest.link.is_full:
-                    guest.link.transmit([ethernet.LENGTH.pack(len(frame)), frame])
+                    guest.transmit([ethernet.LENGTH.pack(len(frame)), frame])
         elif (found := self._guests.get(destination)) is not None and not found.link.is_full:
-            found.link.transmit([ethernet.LENGTH.pack(len(frame)), frame])
+            found.transmit([ethernet.LENGTH.pack(len(frame)), frame])
 
     def close(self) -> None:
         """Pull out all cards."""

@@ -82,10 +82,12 @@ class Guest(Protocol):
         kept: see ``Store``.
         due: flows that owe an acknowledgement as soon as all frames that have come are seen.
         lazy: flows that owe one in some milliseconds.
+        delay: seconds that a frame and its answer take at most, beside what a link takes that is not shaped.
     """
 
     allowance: int
     kept: int
+    delay: float
     due: list[Flow]
     lazy: list[Flow]
 
@@ -423,9 +425,10 @@ class Flow:
                 self._ask(now, _ASK_FOR_ROOM)
         if self._next == self._outstanding.first or self.state in {State.CONNECTING, State.CLOSED}:
             return
-        if now - self._progress > _GIVE_UP:
+        delay = self._guest.delay
+        if now - self._progress > _GIVE_UP + delay:
             self.reset()
-        elif now > self._again_at:
+        elif now > self._again_at + delay:
             self._timeout = min(2 * self._timeout, _LONGEST_TIMEOUT)
             self._again_at = now + self._timeout
             self._send_again()

@@ -79,6 +79,7 @@ class Flows:
         kept: see ``Guest``.
         due: see ``Guest``.
         lazy: see ``Guest``.
+        delay: see ``Guest``.
         table: by key.
     """
 
@@ -95,6 +96,7 @@ class Flows:
         self.transmit = transmit
         self.allowance = _ALLOWANCE
         self.kept = 0
+        self.delay = 0.0
         self.due: list[Flow] = []
         self.lazy: list[Flow] = []
         self.table: dict[bytes, Flow] = {}

@@ -100,12 +100,15 @@ class Associations:
         opener: opens them.
         macs: of the guest and of the network's end, as frames to the guest begin with.
         mtu: bytes of the largest packet.
+
+    Attributes:
+        transmit: see above.
     """
 
     def __init__(
         self, transmit: Callable[[list[bytes | memoryview]], None], opener: Opener, macs: bytes, *, mtu: int
     ) -> None:
-        self._transmit = transmit
+        self.transmit = transmit
         self._opener = opener
         self._macs = macs
         self._mtu = mtu
@@ -162,7 +165,7 @@ class Associations:
             size = len(packet_head) + sum(map(len, parts))
             kind = ethernet.IPV6 if len(guest.address) == 16 else ethernet.IPV4
             frames += (ethernet.LENGTH.pack(14 + size) + self._macs + kind.to_bytes(2) + packet_head, *parts)
-        self._transmit(frames)
+        self.transmit(frames)
 
     def tick(self, now: float) -> None:
         """Close what is idle."""

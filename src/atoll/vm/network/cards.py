@@ -98,6 +98,10 @@ class Cards:
             for owner, card in self._cards.items()
         )
 
+    def find(self, owner: str) -> _Card | None:
+        """The card that is plugged in of that owner."""
+        return self._cards.get(owner)
+
     def plug(self, order: Plug) -> _Card:
         """Plug a card in.
 

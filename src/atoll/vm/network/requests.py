@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Request
 from atoll.hypervisor.model import Forward
-from atoll.vm.control import ControlServer
+from atoll.vm.control import ControlServer, Method
 from atoll.vm.streams import LocalStream
 
 __all__ = ["Card", "NetworkControl", "Plug", "Plugged", "Status", "StatusRead", "control_server"]
+
+
+T = TypeVar("T")
 
 
 class Plug(Request, frozen=True, tag="network.plug"):
@@ -106,12 +109,15 @@ class Held(Protocol):
     gone: asyncio.Event
 
 
-def control_server(plug: Callable[[Plug], Held], status: Callable[[], Status]) -> ControlServer:
+def control_server(
+    plug: Callable[[Plug], Held], status: Callable[[], Status], further: Mapping[str, Method]
+) -> ControlServer:
     """What answers at a network's control socket, on the running event loop.
 
     Args:
         plug: plugs a card in; raises ``NetworkError``.
         status: what there is.
+        further: what else is answered, by the request's method.
     """
 
     async def answer_plug(payload: bytes, stream: LocalStream) -> None:
@@ -123,7 +129,7 @@ def control_server(plug: Callable[[Plug], Held], status: Callable[[], Status]) -
     async def answer_status(_: bytes, stream: LocalStream) -> None:
         stream.reply(status())
 
-    return ControlServer({"network.plug": answer_plug, "network.status": answer_status})
+    return ControlServer({"network.plug": answer_plug, "network.status": answer_status, **further})
 
 
 class NetworkControl:
@@ -146,6 +152,14 @@ class NetworkControl:
         except BaseException:
             stream.cancel()
             raise
+
+    def open(self, request: Request) -> Stream:
+        """Begin a request whose stream goes on."""
+        return self._channel.open(request)
+
+    async def call(self, request: Request, kind: type[T]) -> T:
+        """The reply to a request."""
+        return await self._channel.call(request, kind)
 
     async def status(self) -> Status:
         """What the process does."""

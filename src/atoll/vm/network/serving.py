@@ -27,6 +27,7 @@ from atoll.network.destinations import Destinations
 from atoll.network.lan import Lan
 from atoll.paths import NetworkPaths, Paths
 from atoll.vm.logs import LogStream, say
+from atoll.vm.network import capture, shape
 from atoll.vm.network.cards import Cards
 from atoll.vm.network.records import DOMAIN, Leases, Network, Numbers, new_network
 from atoll.vm.network.requests import Status, control_server
@@ -106,7 +107,8 @@ async def _run(
 
     numbers = Numbers(len(addressing.machines), _leases(place))
     cards = Cards(lan, numbers, keep=keep, pulled=pulled, log=log)
-    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed))
+    further = {**capture.methods(cards.find), **shape.methods(cards.find)}
+    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed), further)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, ended.set)
