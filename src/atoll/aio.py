@@ -18,8 +18,10 @@ from atoll.sandbox.pool import Pool
 from atoll.sandbox.sandbox import Sandbox
 from atoll.snapshot.differences import Change, Difference, FileState
 from atoll.transfer import Exported, export_snapshot, import_snapshot
+from atoll.vm.network.saving import Capture
 
 __all__ = [
+    "Capture",
     "Change",
     "CommandFailedError",
     "Detached",

@@ -36,6 +36,10 @@ class Cable:
         emit: told when the network was gone.
         free: readies the card for another network; awaited when the one before is gone.
         moved: awaited when the VM has another address than it had before.
+
+    Attributes:
+        place: the network.
+        owner: as whose it is plugged in.
     """
 
     def __init__(
@@ -49,14 +53,15 @@ class Cable:
         free: Callable[[], Awaitable[None]],
         moved: Callable[[Plugged], Awaitable[None]],
     ) -> None:
-        self._place = NetworkPaths(attachment.network)
+        self.place = NetworkPaths(attachment.network)
         self._vm = vm
         self._emit = emit
         self._free = free
         self._moved = moved
+        self.owner = attachment.owner or socket.name
         self._order = Plug(
             socket=str(socket),
-            owner=attachment.owner or socket.name,
+            owner=self.owner,
             mac=mac,
             hostname=attachment.hostname,
             keep=bool(attachment.owner),
@@ -128,19 +133,19 @@ class Cable:
     async def _plug(self, order: Plug) -> tuple[Plugged, NetworkControl, Stream]:
         """Plug it in once. Raises ``NetworkError``, ``StoreError`` or ``ProcessError``."""
         for attempt in range(ATTEMPTS):
-            found = reach(self._place)
+            found = reach(self.place)
             is_new = found is None
-            sock = found if found is not None else await asyncio.to_thread(spawn, self._place)
+            sock = found if found is not None else await asyncio.to_thread(spawn, self.place)
             control = NetworkControl(sock)
             try:
                 async with asyncio.timeout(ANSWER):
                     plugged, stream = await control.plug(order)
             except TimeoutError:
                 control.close()
-                raise stuck(self._place) from None
+                raise stuck(self.place) from None
             except ChannelError:  # it was about to leave, or lost against another one
                 control.close()
-                if is_new and not store.is_held(self._place.lock):
+                if is_new and not store.is_held(self.place.lock):
                     break
                 await asyncio.sleep(0.01 * (attempt + 1))
             except BaseException:
@@ -148,7 +153,7 @@ class Cable:
                 raise
             else:
                 return plugged, control, stream
-        raise gone(self._place)
+        raise gone(self.place)
 
     def _warn_of(self, plugged: Plugged) -> None:
         for refused in plugged.refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,7 +13,6 @@ from atoll.errors import AtollError, ChannelError, NetworkError, UsageError
 from atoll.guest.channel import Stream
 from atoll.guest.messages import Empty, Request
 from atoll.network import pcapng
-from atoll.network.lan import Guest
 from atoll.network.recording import Recording
 from atoll.paths import NetworkPaths
 from atoll.vm.control import Method
@@ -20,6 +20,9 @@ from atoll.vm.network.lines import Find, Lined, find_lined, not_plugged
 from atoll.vm.network.reaching import ANSWER, reach, stuck
 from atoll.vm.network.requests import NetworkControl
 from atoll.vm.streams import LocalStream
+
+if TYPE_CHECKING:  # who asks does without a network's inside
+    from atoll.network.lan import Guest
 
 __all__ = ["CaptureStart", "Captured", "Frames", "check_snap", "methods"]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from atoll.errors import NetworkError
-from atoll.network.lan import Guest
-from atoll.vm.network.requests import Plug, Plugged
+
+if TYPE_CHECKING:  # who asks does without a network's inside
+    from atoll.network.lan import Guest
+    from atoll.vm.network.requests import Plug, Plugged
 
 __all__ = ["Find", "Lined", "find_lined", "not_plugged"]
 

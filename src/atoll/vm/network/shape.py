@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import msgspec
 
-from atoll.errors import ChannelError, NetworkError
+from atoll.errors import ChannelError, NetworkError, UsageError
 from atoll.guest.messages import Request
 from atoll.network.line import Line, Shaped
 from atoll.network.shaping import Shape
@@ -17,7 +18,10 @@ from atoll.vm.network.reaching import ANSWER, reach, stuck
 from atoll.vm.network.requests import NetworkControl
 from atoll.vm.streams import LocalStream
 
-__all__ = ["Lane", "Lanes", "ShapeRequest", "ask_shape", "methods"]
+__all__ = ["Lane", "Lanes", "ShapeRequest", "ask_shape", "methods", "shape_order"]
+
+
+_DIRECTIONS: Final = {"in": ("inward",), "out": ("outward",), "both": ("inward", "outward")}
 
 
 class ShapeRequest(Request, frozen=True, tag="network.shape"):
@@ -80,6 +84,25 @@ def _shape(line: Line, order: ShapeRequest) -> None:
 
 def _lane(shaped: Shaped | None) -> Lane | None:
     return None if shaped is None else Lane(*shaped)
+
+
+def shape_order(owner: str, shape: Shape, direction: str) -> ShapeRequest:
+    """Have frames of ``direction``, ``in``, ``out`` or ``both``, meet ``shape``, which may be of nothing.
+
+    Raises:
+        UsageError: ``usage.shape``: that is no direction.
+    """
+    if direction not in _DIRECTIONS:
+        hint = f"say {', '.join(_DIRECTIONS)}"
+        raise UsageError(f"direction: {direction!r} is none", code="shape", hint=hint)
+    wanted = None if shape == Shape() else shape
+    off = _DIRECTIONS[direction]
+    return ShapeRequest(
+        owner=owner,
+        inward=wanted if "inward" in off else None,
+        outward=wanted if "outward" in off else None,
+        off=off,
+    )
 
 
 async def ask_shape(place: NetworkPaths, name: str, order: ShapeRequest) -> Lanes:
