@@ -82,6 +82,7 @@ class Guest:
         """Look at all timers."""
         if not self.link.is_stuck:
             self.flows.delay = self.line.delay
+            self.flows.most_early = self.line.most_early
             self.flows.tick(now)
         self.associations.tick(now)
         self._pings.tick(now)

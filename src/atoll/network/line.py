@@ -25,6 +25,9 @@ _FULL: Final = 0.1
 _ROOM: Final = 0.05
 _MOST_HELD: Final = 16 << 20
 
+#: Segments that are kept of those that came behind others that were lost.
+_MOST_EARLY: Final = 4096
+
 Receive = Callable[[memoryview, int, int], None]
 Transmit = Callable[[list[bytes | memoryview]], None]
 
@@ -118,6 +121,11 @@ class Line:
         return sum(
             lane.shaper.slowest(now) for lane in (self._to_guest, self._from_guest) if lane is not None
         )
+
+    @property
+    def most_early(self) -> int:
+        """Segments that flows may keep which came behind others that are lost."""
+        return 0 if self._from_guest is None and self._to_guest is None else _MOST_EARLY
 
     def close(self) -> None:
         """Let go of what is held, which goes nowhere. Closing twice is fine."""

@@ -80,6 +80,8 @@ class Flows:
         due: see ``Guest``.
         lazy: see ``Guest``.
         delay: see ``Guest``.
+        early: see ``Keeper``.
+        most_early: see ``Keeper``.
         table: by key.
     """
 
@@ -97,6 +99,7 @@ class Flows:
         self.allowance = _ALLOWANCE
         self.kept = 0
         self.delay = 0.0
+        self.early = self.most_early = 0
         self.due: list[Flow] = []
         self.lazy: list[Flow] = []
         self.table: dict[bytes, Flow] = {}
