@@ -86,7 +86,17 @@ def test_each_module_can_be_imported_first():
 
 
 def test_the_blocking_sandbox_has_each_coroutine_method_as_one_that_waits():
-    commands = {"run", "start", "start_process", "attach", "processes", "expose", "connect_vsock"}
+    commands = {
+        "run",
+        "start",
+        "start_process",
+        "attach",
+        "processes",
+        "expose",
+        "connect_vsock",
+        "capture",
+        "shape",
+    }
     life = {"open", "close", "ping", "info", "pause", "resume", "fork", "snapshot"}
     assert coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY == commands | life
     for name in coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY:
@@ -131,7 +141,7 @@ def test_files_are_used_alike_in_both_faces(waiting, original):
     assert isinstance(aio.Sandbox("debian").files, Files)
 
 
-@pytest.mark.parametrize("name", ["Process", "Reader", "Exposed"])
+@pytest.mark.parametrize("name", ["Capture", "Process", "Reader", "Exposed"])
 def test_what_a_blocking_sandbox_opens_has_each_method_of_the_other(name):
     waiting, original = public(getattr(blocking, name)), public(getattr(aio, name))
     for method in coroutine_methods(getattr(aio, name)):
