@@ -90,7 +90,6 @@ print('done')
 
 #: What scapy makes of asking for an address; prints what it was lent.
 LEASES = """
-import sys
 from scapy.all import *
 conf.verb, conf.checkIPaddr = 0, False
 mac = sys.argv[1]
