@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from atoll import aio
     from atoll.blocking import (
+        Capture,
         Exposed,
         Machine,
         Network,
@@ -59,6 +60,7 @@ __all__ = [
     "CODE_EXECUTION",
     "AtollError",
     "BootError",
+    "Capture",
     "Change",
     "ChannelError",
     "CommandError",
@@ -100,6 +102,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "CODE_EXECUTION": "atoll.sandbox.limits",
+    "Capture": "atoll.blocking",
     "Change": "atoll.snapshot.differences",
     "CommandFailedError": "atoll.guest.result",
     "FileChange": "atoll.guest.file_messages",

@@ -20,8 +20,10 @@ from atoll.sandbox.sandbox import Sandbox
 from atoll.snapshot.differences import Change, Difference, FileState
 from atoll.transfer import Exported, export_snapshot, import_snapshot
 from atoll.vm.network.catalog import NetworkInfo
+from atoll.vm.network.saving import Capture
 
 __all__ = [
+    "Capture",
     "Change",
     "CommandFailedError",
     "Detached",

@@ -6,10 +6,13 @@ import asyncio
 import hashlib
 import ipaddress
 import os
+import signal
 import socket
 import struct
+import sys
 
 import pytest
+from machines import until
 from tapguest import tap_guest
 
 from atoll.network.addressing import Addressing
@@ -149,6 +152,70 @@ print(n)
         assert await slow == str(64 << 20)
 
 
+async def test_a_host_s_program_that_reads_slowly_holds_up_its_guest_alone(guest):
+    digests = []
+
+    async def talk(reader, writer):
+        came = hashlib.sha256()
+        await asyncio.sleep(0.3)
+        while data := await reader.read(1 << 16):
+            came.update(data)
+            await asyncio.sleep(0)
+        digests.append(came.hexdigest())
+        writer.write(b"all")
+        await writer.drain()
+        writer.close()
+
+    program = (
+        CONNECT
+        + """
+data = os.urandom(1 << 20) * 24
+s.sendall(data); s.shutdown(1); assert s.recv(9) == b'all'
+print(hashlib.sha256(data).hexdigest())
+"""
+    )
+    async with Server(talk) as server, Server(echo) as other:
+        slow = asyncio.create_task(run(guest, program, "10.0.2.2", server.port))
+        quick = await run(guest, CONNECT + "s.sendall(b'x');print(s.recv(1))", "10.0.2.2", other.port)
+        assert quick == "b'x'"
+        assert [await slow] == digests
+
+
+LISTEN = """
+import socket
+l=socket.create_server(('127.0.0.1',0)); print(l.getsockname()[1],flush=True); s,_=l.accept()
+"""
+POUR = """
+try:
+    while True: s.sendall(bytes(1 << 16))
+except OSError as error: print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("killed", ["the guest's program", "the host's program"])
+async def test_a_program_that_is_killed_in_the_midst_of_it_resets_the_other(guest, lan, killed):
+    """Both send as fast as they can, and read nothing."""
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LISTEN + POUR, stdout=asyncio.subprocess.PIPE
+    )
+    port = int(await server.stdout.readline())
+    client = guest.start(CONNECT + "print(os.getpid(),flush=True)" + POUR, "10.0.2.2", port)
+    pid = int(await asyncio.to_thread(client.stdout.readline))
+    (card,) = lan._guests.values()
+    await until(lambda: any(flow._inbox.waiting for flow in card.flows.table.values()))
+    if killed == "the guest's program":
+        os.kill(pid, signal.SIGKILL)
+        said = (await server.communicate())[0]
+        await asyncio.to_thread(client.communicate)
+    else:
+        server.kill()
+        await server.communicate()
+        said = (await asyncio.to_thread(client.communicate))[0]
+    assert said.decode().strip() in {"ConnectionResetError", "BrokenPipeError"}
+    await until(lambda: not card.flows.table)
+    assert not card.flows.kept
+
+
 async def test_a_refusal_reaches_the_guest(guest):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -205,14 +272,13 @@ s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.cl
 async def test_many_connections_one_after_the_other(guest, lan):
     program = """
 import socket,sys
-for _ in range(1000):
+for _ in range(2000):
     s=socket.create_connection(('10.0.2.2',int(sys.argv[1])));s.sendall(b'x');assert s.recv(1)==b'x';s.close()
 """
     async with Server(echo) as server:
         await run(guest, program, server.port)
-        await asyncio.sleep(0.1)
         (card,) = lan._guests.values()
-        assert not card.flows.table
+        await until(lambda: not card.flows.table)
 
 
 async def test_many_connections_at_once(guest):

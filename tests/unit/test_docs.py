@@ -158,7 +158,14 @@ def test_the_python_page_has_each_argument_and_attribute():
     methods = ("create", "copy_in", "copy_out", "start", "stop", "wait", "start_process", "attach", "expose")
     for method in methods:
         wanted |= set(inspect.signature(getattr(aio.Machine, method)).parameters) - {"self"}
-    for kind in (blocking.Process, blocking.Reader, blocking.Exposed, atoll.Exit, atoll.ExecutionState):
+    for kind in (
+        blocking.Process,
+        blocking.Reader,
+        blocking.Exposed,
+        blocking.Capture,
+        atoll.Exit,
+        atoll.ExecutionState,
+    ):
         wanted |= {name for name in dir(kind) if not name.startswith("_")} - {"arguments"}
     wanted |= set(atoll.Detached.__struct_fields__)
     wanted |= {"export_snapshot", "import_snapshot", "target", "source"}

@@ -95,6 +95,8 @@ def test_the_blocking_sandbox_has_each_coroutine_method_as_one_that_waits():
         "expose",
         "connect_vsock",
         "set_egress",
+        "capture",
+        "shape",
     }
     life = {"open", "close", "ping", "info", "pause", "resume", "fork", "snapshot"}
     assert coroutine_methods(aio.Sandbox) - ASYNCHRONOUS_ONLY == commands | life
@@ -150,7 +152,7 @@ def test_files_are_used_alike_in_both_faces(waiting, original):
     assert isinstance(aio.Sandbox("debian").files, Files)
 
 
-@pytest.mark.parametrize("name", ["Process", "Reader", "Exposed"])
+@pytest.mark.parametrize("name", ["Capture", "Process", "Reader", "Exposed"])
 def test_what_a_blocking_sandbox_opens_has_each_method_of_the_other(name):
     waiting, original = public(getattr(blocking, name)), public(getattr(aio, name))
     for method in coroutine_methods(getattr(aio, name)):

@@ -145,7 +145,7 @@ def test_what_is_outstanding_is_the_end_of_what_was_added(pieces, data):
         gone += count
         assert outstanding.size == shared.kept == len(whole) - gone
         assert outstanding.first == (MASK - 5 + gone) & MASK
-        first = bytes(outstanding.beginning(4))
+        first = bytes(outstanding.piece(0, 4))
         assert whole[gone:].startswith(first)
         assert bool(first) == bool(outstanding.size)
 

@@ -6,6 +6,7 @@ and waits. Signatures, types and docstrings are those of the original.
 
 from __future__ import annotations
 
+from atoll.blocking.capture import Capture
 from atoll.blocking.files import Files, Watch
 from atoll.blocking.machine import Machine
 from atoll.blocking.networking import Network, networks
@@ -15,6 +16,7 @@ from atoll.blocking.snapshots import compare_snapshots
 from atoll.blocking.transfer import export_snapshot, import_snapshot
 
 __all__ = [
+    "Capture",
     "Exposed",
     "Files",
     "Machine",

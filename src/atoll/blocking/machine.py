@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from atoll import aio
+from atoll.blocking.capture import Capture
 from atoll.blocking.core import Closing, blocking, connecting, made_from, opening, wait_for
 from atoll.blocking.files import Files
 from atoll.blocking.processes import Exposed, Process
@@ -60,6 +61,8 @@ class Machine(Closing):
     attach = opening(aio.Machine.attach, Process)
     processes = blocking(aio.Machine.processes)
     expose = opening(aio.Machine.expose, Exposed)
+    capture = opening(aio.Machine.capture, Capture)
+    shape = blocking(aio.Machine.shape)
     connect_vsock = connecting(aio.Machine.connect_vsock)
     ping = blocking(aio.Machine.ping)
     info = blocking(aio.Machine.info)

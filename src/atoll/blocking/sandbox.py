@@ -6,6 +6,7 @@ import functools
 from typing import Self
 
 from atoll import aio
+from atoll.blocking.capture import Capture
 from atoll.blocking.core import Closing, blocking, connecting, made_from, opening
 from atoll.blocking.files import Files
 from atoll.blocking.processes import Exposed, Process
@@ -27,6 +28,8 @@ class Sandbox(Closing):
     attach = opening(aio.Sandbox.attach, Process)
     processes = blocking(aio.Sandbox.processes)
     expose = opening(aio.Sandbox.expose, Exposed)
+    capture = opening(aio.Sandbox.capture, Capture)
+    shape = blocking(aio.Sandbox.shape)
     connect_vsock = connecting(aio.Sandbox.connect_vsock)
     set_egress = blocking(aio.Sandbox.set_egress)
     ping = blocking(aio.Sandbox.ping)

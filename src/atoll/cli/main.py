@@ -82,6 +82,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row(
         "network", "network", "make and remove networks, move machines between them, see what they do there"
     ),
+    _Row("capture", "capture", "capture what passes at the network cards of machines"),
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
     _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
     _Row("image", "image", "build, list, inspect and remove root images"),

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from atoll.cli.network_audit import add_log, add_stats
+from atoll.cli.network_shape import add_shape
 from atoll.cli.options import add_json
 from atoll.cli.output import print_json, print_table
 from atoll.cli.parts import running
@@ -22,7 +23,7 @@ __all__ = ["configure", "run"]
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the actions."""
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for add in (_add_create, _add_looks, _add_remove, _add_moves, add_log, add_stats):
+    for add in (_add_create, _add_looks, _add_remove, _add_moves, add_log, add_stats, add_shape):
         add(commands)
 
 

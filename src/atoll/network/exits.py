@@ -54,10 +54,12 @@ class DatagramSocket:
         self._translate = translate
         self._unreachable = unreachable
         self._loop = asyncio.get_running_loop()
-        is_6 = len(association.guest.address) == 16
-        self._sock = socket.socket(socket.AF_INET6 if is_6 else socket.AF_INET, socket.SOCK_DGRAM)
-        level, option = (socket.IPPROTO_IPV6, _IPV6_RECVERR) if is_6 else (socket.IPPROTO_IP, _IP_RECVERR)
-        self._sock.setsockopt(level, option, 1)
+        self._is_6 = len(association.guest.address) == 16
+        self._sock = socket.socket(socket.AF_INET6 if self._is_6 else socket.AF_INET, socket.SOCK_DGRAM)
+        if self._is_6:
+            self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            self._sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        self._sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         self._sock.setblocking(False)
         #: Whom the guest calls otherwise than this host does.
         self._back: dict[tuple[str, int], Peer] = {}
@@ -68,6 +70,8 @@ class DatagramSocket:
         place = self._translate(peer)
         if place is None:
             return
+        if self._is_6 and ":" not in place[0]:  # the host's own ports are those of 127.0.0.1 (ipv6(7))
+            place = f"::ffff:{place[0]}", place[1]
         self._back[place] = peer
         if len(self._back) > MOST_PEERS:
             del self._back[next(iter(self._back))]

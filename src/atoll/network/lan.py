@@ -18,6 +18,7 @@ from atoll.network.dns.forwarder import Learned, Stripped
 from atoll.network.gateway import Asker, Gateway
 from atoll.network.guard import Guard
 from atoll.network.leases import Lease
+from atoll.network.line import Line, Receive, Transmit
 from atoll.network.link import Link
 from atoll.network.neighbours import Gate
 from atoll.network.outside import Outside
@@ -76,7 +77,9 @@ class Guest:
             transmit=link.transmit,
             clock=time.monotonic,
         )
-        self.frame = self.station.frame  # every frame passes here
+        self.frame: Receive = self.station.frame  # every frame passes here
+        self.transmit: Transmit = link.transmit
+        self.line = Line(link, self.station.frame, self.seen, self._lead)
         self.hear: Callable[[bytes], None] = self._hear
         self._gate: Gate | None = None
 
@@ -97,7 +100,7 @@ class Guest:
     def _hear(self, frame: bytes) -> None:
         """Get a frame of a neighbour's."""
         if not self.link.is_full:
-            self.link.transmit([ethernet.LENGTH.pack(len(frame)), frame])
+            self.transmit([ethernet.LENGTH.pack(len(frame)), frame])
 
     def _hear_at(self, gate: Gate, frame: bytes) -> None:
         gate.hear(frame)
@@ -116,7 +119,9 @@ class Guest:
 
     def tick(self, now: float) -> None:
         """Look at all timers."""
-        if not self.link.is_full:
+        if not self.link.is_stuck:
+            self.flows.delay = self.line.delay
+            self.flows.most_early = self.line.most_early
             self.flows.tick(now)
         self.associations.tick(now)
         self._pings.tick(now)
@@ -124,6 +129,7 @@ class Guest:
     def close(self) -> None:
         """End its connections and pull it out. Closing twice is fine."""
         self.link.close()
+        self.line.close()
         self.flows.abandon()
         self.associations.close()
         self._pings.close()
@@ -131,6 +137,12 @@ class Guest:
         if self._lazy is not None:
             self._lazy.cancel()
         self._lan.unplug(self)
+
+    def _lead(self, receive: Receive, transmit: Transmit) -> None:
+        """Have frames from the card given to ``receive``, and those to it to ``transmit``."""
+        self.frame = receive
+        self.transmit = self.flows.transmit = transmit
+        self.associations.transmit = self.station.transmit = transmit
 
     def _acknowledge(self) -> None:
         self._lazy = None

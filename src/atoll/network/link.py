@@ -53,7 +53,8 @@ class Link:
         card: looks at what comes.
 
     Attributes:
-        is_full: more than a little waits to be sent: whoever can wait, waits with ``when_room``.
+        is_full: more than a little waits to be sent, here or before it comes here: whoever can wait, waits
+            with ``when_room``.
     """
 
     def __init__(self, sock: socket.socket, card: Card) -> None:
@@ -66,6 +67,7 @@ class Link:
         self._queued = 0
         self._waiting: deque[Callable[[], None]] = deque()
         self._closed = False
+        self._is_held = False
         self.is_full = False
         sock.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -75,6 +77,19 @@ class Link:
     def when_room(self, call: Callable[[], None]) -> None:
         """Call ``call`` once, when little waits to be sent; in the order in which they were given."""
         self._waiting.append(call)
+
+    @property
+    def is_stuck(self) -> bool:
+        """The guest does not take what it is sent."""
+        return self._queued > _FULL
+
+    def hold(self, *, full: bool) -> None:
+        """Have whoever can wait do so, as more than a little waits to be given to this link; or no more."""
+        self._is_held = full
+        if full:
+            self.is_full = True
+        elif self.is_full and self._queued < _ROOM:
+            self._go_on()
 
     def transmit(self, parts: list[bytes | memoryview]) -> None:
         """Send frames, each with its length before it, in any number of parts.
@@ -98,7 +113,7 @@ class Link:
             self._loop.add_writer(self._sock.fileno(), self._writable)
         self._queue.append(memoryview(b"".join(parts))[sent:])
         self._queued += size - sent
-        self.is_full = self._queued > _FULL
+        self.is_full = self._is_held or self._queued > _FULL
 
     def close(self) -> None:
         """Let go of the socket; the card is not told. Closing twice is fine."""
@@ -127,12 +142,15 @@ class Link:
                     queue.popleft()
         if not queue:
             self._loop.remove_writer(self._sock.fileno())
-        if self._queued < _ROOM:
-            self.is_full = False
-            for _ in range(len(self._waiting)):
-                if self.is_full:
-                    break
-                self._waiting.popleft()()
+        if self._queued < _ROOM and not self._is_held:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self.is_full = False
+        for _ in range(len(self._waiting)):
+            if self.is_full:
+                break
+            self._waiting.popleft()()
 
     def _readable(self) -> None:
         try:

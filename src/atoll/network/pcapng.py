@@ -1,16 +1,29 @@
 """Captured frames as Wireshark reads them: the blocks of a pcapng file (draft-ietf-opsawg-pcapng).
 
 A file is ``section``, then ``interface`` for each card, then ``packet`` for each frame, ``statistics`` at its
-end. Each returns whole blocks: a file that ends after any of them can be read.
+end. Each returns whole blocks: a file that ends after any of them can be read. ``Blocks`` takes apart again
+what these have made.
 """
 
 from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["LARGEST", "Direction", "interface", "packet", "section", "statistics"]
+__all__ = [
+    "LARGEST",
+    "Blocks",
+    "Direction",
+    "Packet",
+    "Statistics",
+    "interface",
+    "packet",
+    "parse_packet",
+    "parse_statistics",
+    "section",
+    "statistics",
+]
 
 #: Bytes of a frame that are kept if nothing is said: all of the largest.
 LARGEST: Final = 1 << 18
@@ -31,6 +44,12 @@ _NANOSECONDS: Final = b"\x09"
 
 #: Bytes of the longest value of an option that stays on four bytes.
 _LONGEST_OPTION: Final = 65532
+
+#: Bytes of the longest block: of a frame of any length, with options.
+_LONGEST: Final = LARGEST + (1 << 18)
+
+_HEAD: Final = struct.Struct("<II")
+_PACKET_HEAD: Final = struct.Struct("<IIIII")
 
 
 class Direction(IntEnum):
@@ -90,6 +109,87 @@ def statistics(number: int, at: int, *, received: int, dropped: int) -> bytes:
     """How many frames of a card there were, and how many of them are not in the file."""
     options = _option(_RECEIVED, struct.pack("<Q", received)) + _option(_DROPPED, struct.pack("<Q", dropped))
     return _block(_STATISTICS, struct.pack("<III", number, at >> 32, at & 0xFFFFFFFF), options)
+
+
+class Packet(NamedTuple):
+    """A frame that was captured: as ``packet`` was told, and how many bytes it had."""
+
+    number: int
+    at: int
+    frame: bytes
+    direction: Direction
+    size: int
+
+
+class Statistics(NamedTuple):
+    """As ``statistics`` was told."""
+
+    number: int
+    received: int
+    dropped: int
+
+
+class Blocks:
+    """Takes apart a file that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The blocks that are whole with ``data``. Raises ``ValueError``: it is no such file."""
+        rest = self._rest
+        rest += data
+        blocks = []
+        at = 0
+        while len(rest) - at >= 12:
+            _, size = _HEAD.unpack_from(rest, at)
+            if size % 4 or not 12 <= size <= _LONGEST:
+                raise ValueError(f"a block of {size} bytes")
+            if len(rest) - at < size:
+                break
+            if int.from_bytes(rest[at + size - 4 : at + size], "little") != size:
+                raise ValueError("a block has two lengths")
+            blocks.append(bytes(rest[at : at + size]))
+            at += size
+        del rest[:at]
+        return blocks
+
+
+def parse_packet(block: bytes) -> Packet | None:
+    """The frame in a block; None if it is of another kind, or has not what it says."""
+    if _HEAD.unpack_from(block)[0] != _PACKET or len(block) < 12 + _PACKET_HEAD.size:
+        return None
+    number, high, low, kept, size = _PACKET_HEAD.unpack_from(block, 8)
+    begin = 8 + _PACKET_HEAD.size
+    end = begin + kept + -kept % 4
+    if end + 4 > len(block):
+        return None
+    flags = _options(block[end:-4]).get(_FLAGS, b"")
+    direction = int.from_bytes(flags, "little") & 3
+    known = Direction(direction) if direction < 3 else Direction.UNKNOWN
+    return Packet(number, high << 32 | low, block[begin : begin + kept], known, size)
+
+
+def parse_statistics(block: bytes) -> Statistics | None:
+    """What a block says of a card's frames; None if it is of another kind, or has not what it says."""
+    if _HEAD.unpack_from(block)[0] != _STATISTICS or len(block) < 24:
+        return None
+    options = _options(block[20:-4])
+    counts = (int.from_bytes(options.get(code, b""), "little") for code in (_RECEIVED, _DROPPED))
+    return Statistics(int.from_bytes(block[8:12], "little"), *counts)
+
+
+def _options(data: bytes) -> dict[int, bytes]:
+    found = {}
+    at = 0
+    while at + 4 <= len(data):
+        code, size = struct.unpack_from("<HH", data, at)
+        at += 4
+        if code == _END or at + size > len(data):
+            break
+        found[code] = data[at : at + size]
+        at += size + -size % 4
+    return found
 
 
 def _block(kind: int, body: bytes, options: bytes) -> bytes:

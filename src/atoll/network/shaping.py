@@ -19,6 +19,9 @@ _MOST: Final = 32 << 20
 #: Bytes that a held frame costs beside what it holds.
 _COST: Final = 256
 
+#: Seconds for which is remembered at least how long frames took.
+_SPAN: Final = 1.0
+
 
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a link is to be like.
@@ -50,26 +53,45 @@ class Shaper:
         seed: the same frames at the same times are lost and delayed alike with the same seed.
 
     Attributes:
+        passed: frames that were taken.
         lost: frames that were lost as ``shape`` wants it.
         dropped: frames for which there was no room.
+        held: bytes of frames that are held, and what they cost.
     """
 
     def __init__(self, shape: Shape, seed: int) -> None:
-        self.lost = self.dropped = 0
+        self.passed = self.lost = self.dropped = self.held = 0
         self._shape = shape
         self._random = Random(seed)
         self._frames: deque[tuple[float, bytes]] = deque()
-        self._held = 0
         self._free_at = 0.0
+        self._slowest = self._slowest_before = 0.0
+        self._slowest_until = 0.0
 
     @property
     def next(self) -> float | None:
         """When the next frame is due; None if none is held."""
         return self._frames[0][0] if self._frames else None
 
-    def reshape(self, shape: Shape) -> None:
-        """Be like this from now on; frames that are held are due when they were."""
-        self._shape = shape
+    def backlog(self, now: float) -> float:
+        """Seconds for which a frame that came now would wait for its turn."""
+        return max(0.0, self._free_at - now)
+
+    def slowest(self, now: float) -> float:
+        """Seconds that any frame has taken that could be on its way now, or has just arrived.
+
+        A frame is remembered for at least as long as it took: what it took counts in the span in which it
+        came and in the next one, and no span is shorter than that.
+        """
+        if now >= self._slowest_until:
+            is_long_ago = now >= self._slowest_until + self._span()
+            self._slowest_before = 0.0 if is_long_ago else self._slowest
+            self._slowest = 0.0
+            self._slowest_until = now + self._span()
+        return max(self._slowest, self._slowest_before)
+
+    def _span(self) -> float:
+        return max(_SPAN, self._slowest, self._slowest_before)
 
     def put(self, frame: bytes, now: float) -> bool:
         """Take a frame at ``now``, in seconds of a monotonic clock; False if it is lost or dropped."""
@@ -84,15 +106,20 @@ class Shaper:
             if waiting + len(frame) > max(shape.queue, len(frame)):
                 self.dropped += 1
                 return False
-        if self._held + len(frame) + _COST > _MOST:
+        if self.held + len(frame) + _COST > _MOST:
             self.dropped += 1
             return False
         self._free_at = begins + (len(frame) / shape.rate if shape.rate else 0.0)
         delay = shape.latency
         if shape.jitter:
             delay += self._random.uniform(-shape.jitter, shape.jitter)
-        self._frames.append((self._free_at + max(0.0, delay), frame))
-        self._held += len(frame) + _COST
+        due = self._free_at + max(0.0, delay)
+        self._frames.append((due, frame))
+        self.held += len(frame) + _COST
+        self.passed += 1
+        if due - now > self.slowest(now):
+            self._slowest = due - now
+            self._slowest_until = now + self._span()
         return True
 
     def take(self, now: float) -> list[bytes]:
@@ -100,6 +127,6 @@ class Shaper:
         due = []
         while self._frames and self._frames[0][0] <= now:
             _, frame = self._frames.popleft()
-            self._held -= len(frame) + _COST
+            self.held -= len(frame) + _COST
             due.append(frame)
         return due

@@ -76,6 +76,7 @@ class Station:
     Attributes:
         mac: its hardware address.
         neighbourhood: as given; another one from when it is put in its place.
+        transmit: sends it frames.
         refused: frames that were dropped, as they came from addresses that are not its own.
     """
 
@@ -101,14 +102,14 @@ class Station:
         self._associations = associations
         self.neighbourhood = neighbourhood
         self._pings = pings
-        self._transmit = transmit
+        self.transmit = transmit
         self._clock = clock
         self._reassembly = Reassembly()
 
     def send(self, kind: int, packet: bytes, mac: bytes | None = None) -> None:
         """See ``Asker``."""
         head = ethernet.LENGTH.pack(ethernet.HEADER + len(packet)) + (mac or self.mac) + self._gateway.mac
-        self._transmit([head + kind.to_bytes(2), packet])
+        self.transmit([head + kind.to_bytes(2), packet])
 
     def frame(self, buffer: memoryview, start: int, end: int) -> None:
         """See ``Card``: first of all whether it is a segment of a connection that is known."""

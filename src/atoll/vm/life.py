@@ -22,6 +22,7 @@ from atoll.vm.spawning import Clone, Spawned
 from atoll.vm.steps import join_network, plug_memory, renew_ipv6
 
 if TYPE_CHECKING:
+    from atoll.paths import NetworkPaths
     from atoll.vm.network.cable import Cable
     from atoll.vm.network.requests import Plugged
 
@@ -95,6 +96,15 @@ class Vm(Closing):
     def cable(self) -> Cable | None:
         """What keeps its network card plugged in; None if it has none."""
         return self._cable
+
+    @property
+    def card_place(self) -> tuple[NetworkPaths, str]:
+        """The network that its card is plugged into, and as whose. Raises ``NetworkError``: there is none."""
+        if self._cable is None:
+            from atoll.vm.network.lines import not_plugged  # noqa: PLC0415 - only where there is a network
+
+            raise not_plugged(self.name)
+        return self._cable.place, self._cable.owner
 
     @property
     def idle(self) -> float:

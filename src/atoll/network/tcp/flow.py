@@ -1,8 +1,9 @@
 """One TCP connection of a guest, from the network's end (RFC 9293), without any I/O.
 
 The guest talks to a ``Flow``, a ``Flow`` to a socket of this host that goes on with the other end. The link
-to the guest loses nothing and keeps the order: nothing is put in order here, and no congestion is looked for.
-But a guest may drop what it has no memory for; so what it has not acknowledged is kept, and sent again.
+to the guest keeps the order, and loses nothing if nobody wants it to: no congestion is looked for. But a
+guest may drop what it has no memory for; so what it has not acknowledged is kept, and sent again. What comes
+behind a segment that was lost on purpose is kept by ``Early``.
 
 The way of a byte to the guest: ``room`` says how much may be read from the host's socket, ``send`` makes
 segments of it. From the guest: ``segment`` gives it to an ``Inbox``, and that to the host's socket.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final, Protocol
 
+from atoll.network.tcp.early import Early
 from atoll.network.tcp.inbox import WINDOW, Inbox, Sink
 from atoll.network.tcp.outstanding import Outstanding
 from atoll.network.tcp.segment import ACK, FIN, PSH, RST, SYN, Template, parse_options, syn_options
@@ -45,6 +47,9 @@ _SOON: Final = 0.01
 
 #: Duplicate acknowledgements after which a segment counts as lost (RFC 5681, section 3.2).
 _DUPLICATES: Final = 3
+
+#: Segments that are sent again together where any of them may be lost, too.
+_AT_ONCE: Final = 8
 
 #: Seconds: the first retransmission's timeout (RFC 6298, section 2), the longest, and when it is given up.
 _FIRST_TIMEOUT: Final = 1.0
@@ -93,11 +98,17 @@ class Guest(Protocol):
         held: bytes of the guest's that hosts' sides keep to themselves.
         due: flows that owe an acknowledgement as soon as all frames that have come are seen.
         lazy: flows that owe one in some milliseconds.
+        early: see ``Keeper``.
+        most_early: see ``Keeper``.
+        delay: seconds that a frame and its answer take at most, beside what a link takes that is not shaped.
     """
 
     allowance: int
     kept: int
     held: int
+    early: int
+    most_early: int
+    delay: float
     due: list[Flow]
     lazy: list[Flow]
 
@@ -128,6 +139,7 @@ class Flow:
         "_again_at",
         "_asked",
         "_duplicates",
+        "_early",
         "_ended",
         "_every",
         "_guest",
@@ -152,6 +164,7 @@ class Flow:
         "_template",
         "_timeout",
         "_told_host",
+        "_unusual",
         "_waits",
         "_window",
         "state",
@@ -173,6 +186,8 @@ class Flow:
         self._every = _ACK_EVERY
         self._patience = _PATIENCE
         self._guest_ended = self._told_host = False
+        self._early: Early | None = None
+        self._unusual = False  # the guest has ended, or something is missing of what it sent
         # SND.NXT, SND.WND and, in ``_outstanding.first``, SND.UNA of RFC 9293, section 3.3.1.
         self._next = self._isn = isn
         self._window = 0
@@ -331,10 +346,13 @@ class Flow:
         before = (inbox.next - sequence) & _MASK
         if before:
             if before > _HALF or before > len(payload) or self._guest_ended:
+                if before > _HALF and self._guest.most_early:
+                    self._keep_early(sequence, payload, fin=fin)
                 self._owe(at_once=True)  # a hole, or nothing new
                 return
             payload = payload[before:]
-        if self._guest_ended:
+        if self._unusual:
+            self._take_unusual(payload, fin=fin)
             return
         if len(payload) > inbox.fits():
             payload = payload[: inbox.fits()]
@@ -343,7 +361,7 @@ class Flow:
             inbox.take(payload)
         if fin:
             inbox.skip()
-            self._guest_ended = True
+            self._guest_ended = self._unusual = True
             self._tell_end()
         self._owe(at_once=self._cannot_wait(len(payload), fin=fin))
 
@@ -357,6 +375,29 @@ class Flow:
             return False
         self._every = min(_ACK_EVERY_MOST, self._every + 1)
         return True
+
+    def _keep_early(self, sequence: int, payload: memoryview, *, fin: bool) -> None:
+        """Keep what came behind a hole, as far as the guest may send it."""
+        inbox = self._inbox
+        if not self._guest_ended and (sequence - inbox.next) & _MASK <= inbox.fits() - len(payload):
+            self._early = self._early or Early(self._guest)
+            self._early.keep(sequence, payload, fin=fin)
+            self._unusual = True
+
+    def _take_unusual(self, payload: memoryview, *, fin: bool) -> None:
+        """Take what follows what was taken before, and then what was kept that follows it."""
+        early = self._early
+        if self._guest_ended or early is None:
+            return
+        found: tuple[memoryview | bytes, bool] | None = (payload, fin)
+        while found is not None:
+            self._unusual = False
+            self._take_payload(self._inbox.next, memoryview(found[0]), fin=found[1])
+            found = None if self._unusual else early.take(self._inbox.next)
+        if self._unusual:  # with its end
+            early.clear()
+        self._unusual = self._unusual or bool(early)
+        self._owe(at_once=True)
 
     def _tell_end(self) -> None:
         if self._guest_ended and not self._told_host and not self._inbox.waiting:
@@ -459,6 +500,8 @@ class Flow:
             self.state = State.CLOSED
             self._inbox.close()
             self._outstanding.clear()
+            if self._early is not None:
+                self._early.clear()
             self._guest.forget(self._key)
             self._host.closed(reset=reset)
 
@@ -473,9 +516,10 @@ class Flow:
                 self._ask(now, _ASK_FOR_ROOM)
         if self._next == self._outstanding.first or self.state in {State.CONNECTING, State.CLOSED}:
             return
-        if now - self._progress > _GIVE_UP:
+        delay = self._guest.delay
+        if now - self._progress > _GIVE_UP + delay:
             self.reset()
-        elif now > self._again_at:
+        elif now > self._again_at + delay:
             self._timeout = min(2 * self._timeout, _LONGEST_TIMEOUT)
             self._again_at = now + self._timeout
             self._send_again()
@@ -507,8 +551,12 @@ class Flow:
     def _begin_recovery(self) -> None:
         """Send all again that is not acknowledged, piece by piece; and less at once from here on."""
         self._recover = self._next
-        self._limit = self._mss
+        self._limit = self._mss * self._at_once()
         self._send_first_again()
+
+    def _at_once(self) -> int:
+        """Segments to be sent again together: with one of many, hardly any loss would be noticed in time."""
+        return _AT_ONCE if self._guest.most_early else 1
 
     def _go_on_recovering(self) -> None:
         left = ((self._recover or 0) - self._outstanding.first) & _MASK
@@ -518,9 +566,17 @@ class Flow:
             self._send_first_again()
 
     def _send_first_again(self) -> None:
-        piece = self._outstanding.beginning(min(self._mss, max(1, self._window)))
-        head = self._head(ACK | PSH, self._outstanding.first, len(piece), ones_sum(piece))
-        self._guest.transmit([head, piece])
+        most = min(self._mss, max(1, self._window))
+        parts: list[bytes | memoryview] = []
+        at = 0
+        for _ in range(self._at_once()):
+            piece = self._outstanding.piece(at, min(most, max(1, self._window - at)))
+            if not piece:
+                break
+            sequence = (self._outstanding.first + at) & _MASK
+            parts += (self._head(ACK | PSH, sequence, len(piece), ones_sum(piece)), piece)
+            at += len(piece)
+        self._guest.transmit(parts)
 
     # Acknowledgements
 

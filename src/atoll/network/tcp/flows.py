@@ -80,6 +80,9 @@ class Flows:
         held: see ``Guest``.
         due: see ``Guest``.
         lazy: see ``Guest``.
+        delay: see ``Guest``.
+        early: see ``Keeper``.
+        most_early: see ``Keeper``.
         table: by key.
     """
 
@@ -96,6 +99,8 @@ class Flows:
         self.transmit = transmit
         self.allowance = _ALLOWANCE
         self.kept = self.held = 0
+        self.delay = 0.0
+        self.early = self.most_early = 0
         self.due: list[Flow] = []
         self.lazy: list[Flow] = []
         self.table: dict[bytes, Flow] = {}

@@ -77,11 +77,14 @@ class Outstanding:
             count -= len(pieces.popleft())
         self._begin = count
 
-    def beginning(self, most: int) -> memoryview:
-        """Up to ``most`` of the first bytes, as far as they lie in one piece; empty if there are none."""
-        if not self._pieces:
-            return memoryview(b"")
-        return memoryview(self._pieces[0])[self._begin : self._begin + most]
+    def piece(self, at: int, most: int) -> memoryview:
+        """Up to ``most`` bytes behind the first ``at``, as far as they lie in one piece; empty behind all."""
+        at += self._begin
+        for piece in self._pieces:
+            if at < len(piece):
+                return memoryview(piece)[at : at + most]
+            at -= len(piece)
+        return memoryview(b"")
 
     def clear(self) -> None:
         """Forget everything."""

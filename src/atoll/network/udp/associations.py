@@ -121,6 +121,9 @@ class Associations:
         macs: of the guest and of the network's end, as frames to the guest begin with.
         mtu: bytes of the largest packet.
         forgotten: told of what is over.
+
+    Attributes:
+        transmit: see above.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class Associations:
         forgotten: Forgotten = _nobody,
     ) -> None:
         self._forgotten = forgotten
-        self._transmit = transmit
+        self.transmit = transmit
         self._opener = opener
         self._macs = macs
         self._mtu = mtu
@@ -197,7 +200,7 @@ class Associations:
             size = len(packet_head) + sum(map(len, parts))
             kind = ethernet.IPV6 if len(guest.address) == 16 else ethernet.IPV4
             frames += (ethernet.LENGTH.pack(14 + size) + self._macs + kind.to_bytes(2) + packet_head, *parts)
-        self._transmit(frames)
+        self.transmit(frames)
 
     @property
     def open(self) -> list[Association]:

@@ -46,7 +46,8 @@ class Cable:
         moved: awaited when the VM has another address than it had before.
 
     Attributes:
-        place: of the network.
+        place: the network.
+        owner: as whose it is plugged in.
         socket: as it was given.
     """
 
@@ -67,9 +68,10 @@ class Cable:
         self._emit = emit
         self._free = free
         self._moved = moved
+        self.owner = attachment.owner or socket.name
         self._order = Plug(
             socket=str(socket),
-            owner=attachment.owner or socket.name,
+            owner=self.owner,
             mac=mac,
             hostname=attachment.hostname,
             keep=bool(attachment.owner),

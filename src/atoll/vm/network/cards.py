@@ -130,6 +130,10 @@ class Cards:
             raise NetworkError("its card is not plugged in", code="card")
         return card
 
+    def find(self, owner: str) -> _Card | None:
+        """The card that is plugged in of that owner."""
+        return self._cards.get(owner)
+
     def plug(self, order: Plug) -> _Card:
         """Plug a card in.
 

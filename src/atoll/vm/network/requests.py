@@ -21,6 +21,7 @@ from atoll.vm.streams import LocalStream
 
 __all__ = ["Card", "NetworkControl", "Plug", "Plugged", "Status", "StatusRead", "control_server"]
 
+
 T = TypeVar("T")
 
 

@@ -28,7 +28,7 @@ from atoll.network.destinations import Destinations
 from atoll.network.lan import Lan
 from atoll.paths import NetworkPaths, Paths
 from atoll.vm.logs import LogStream, say
-from atoll.vm.network import managing
+from atoll.vm.network import capture, managing, shape
 from atoll.vm.network.attachment import BUILT_IN, SANDBOXES
 from atoll.vm.network.auditing import written_down
 from atoll.vm.network.cards import Cards
@@ -119,7 +119,12 @@ async def _run(
     numbers = Numbers(len(addressing.machines), _leases(place))
     chosen = Chosen(place.ports, log)
     cards = Cards(lan, numbers, chosen, keep=keep, pulled=pulled, log=log)
-    more = {**port_methods(cards.held), **policing(cards.follow, lambda: lan.flows)}
+    more = {
+        **port_methods(cards.held),
+        **policing(cards.follow, lambda: lan.flows),
+        **capture.methods(cards.find),
+        **shape.methods(cards.find),
+    }
     server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed), more)
     ended = asyncio.Event()
     server.methods = {**server.methods, **managing.methods(cards, ended.set)}
