@@ -78,6 +78,7 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("ssh-proxy", "ssh:proxy", "carry one ssh connection; for ssh itself"),
     _Row("supervise", "service:supervise", "look after a machine in the foreground"),
     _Row("autostart", "service:autostart", "start machines with your session"),
+    _Row("dns", "dns", "show and test names of machines, and have this host know them"),
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
     _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
     _Row("image", "image", "build, list, inspect and remove root images"),

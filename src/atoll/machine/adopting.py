@@ -122,7 +122,9 @@ def adopted_spec(spec: MachineSpec) -> MachineSpec:
 
     It is a user's machine, whatever it was: what this Atoll's own machines do is trusted here.
     """
-    return replace(spec, shares=(), forwards=(), kernel="", service=None, vsock=closed(spec.vsock))
+    return replace(
+        spec, shares=(), forwards=(), aliases=(), kernel="", service=None, vsock=closed(spec.vsock)
+    )
 
 
 def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:

@@ -23,6 +23,7 @@ from atoll.machine.spec import (
     MachineSpec,
     Share,
     check_user,
+    parse_alias,
     parse_forward,
     parse_idle,
     parse_probe,
@@ -48,6 +49,7 @@ EDITABLE = {
     "mounts": "directories of the host, HOST:GUEST[:ro] each",
     "ports": "ports, [ADDRESS:]HOST:GUEST[/udp] each",
     "network": "own, slirp or none",
+    "aliases": "what other machines call it, too, with commas between",
     "kernel": "a kernel to boot; empty for Debian's",
     "accel": "auto, kvm or tcg",
     "restart": "no, on-failure or always",
@@ -128,6 +130,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "mounts": ("shares", lambda value: tuple(shared(parse_share(item)) for item in _items(value))),
     "ports": ("forwards", lambda value: tuple(parse_forward(item) for item in _items(value))),
     "network": ("network", _network),
+    "aliases": ("aliases", lambda value: tuple(dict.fromkeys(map(parse_alias, _items(value))))),
     "restart": ("restart", lambda value: choose(Policy, value, "restart")),
     "idle_suspend": ("idle_suspend", parse_idle),
     "vsock": ("vsock", _vsock),
@@ -169,6 +172,7 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "mounts": lambda spec: ",".join(_show_share(share) for share in spec.shares),
     "ports": lambda spec: ",".join(_show_port(forward) for forward in spec.forwards),
     "network": lambda spec: ("slirp" if spec.slirp else "own") if spec.network else "none",
+    "aliases": lambda spec: ",".join(spec.aliases),
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",
     "vsock": lambda spec: _show_vsock(spec.vsock),
@@ -204,7 +208,9 @@ def clone(paths: Paths, machine: Named, name: str) -> None:
         StateError: it is not at rest.
         StoreError: ``store.already_exists``, ``store.full``.
     """
-    spec = msgspec.structs.replace(machine.spec, id=secrets.token_hex(16), created=time.time(), forwards=())
+    spec = msgspec.structs.replace(
+        machine.spec, id=secrets.token_hex(16), created=time.time(), forwards=(), aliases=()
+    )
 
     with registry.at_rest(machine, "cloned"):
         undoing.settle(machine)

@@ -132,6 +132,7 @@ def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
         hostname=name,
         forwards=spec.forwards,
         host_ports=config.network_host_ports,
+        aliases=spec.aliases,
     )
 
 

@@ -102,7 +102,9 @@ def thawed(snapshot: Snapshot) -> Iterator[Files]:
 def resumed(machine: Named, plan: BootPlan) -> BootPlan:
     """The plan of a machine that goes on as the VM that was written down with ``plan``."""
     vm = replace(with_root(plan.machine, machine.place), name=machine.name)
-    attachment = plan.attachment and replace(plan.attachment, hostname=machine.name)
+    attachment = plan.attachment and replace(
+        plan.attachment, hostname=machine.name, aliases=machine.spec.aliases
+    )
     return replace(plan, machine=vm, attachment=attachment, beginning=Beginning.RESUME)
 
 

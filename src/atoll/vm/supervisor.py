@@ -40,6 +40,7 @@ from atoll.vm.bringup import BringUp, attached, hypervisor_said
 from atoll.vm.capturing import Taken, branch, capture, thaw
 from atoll.vm.folding import compact
 from atoll.vm.messages import Files, Stopped, StopStep
+from atoll.vm.network.attachment import Attachment
 from atoll.vm.network.cable import Cable, setup_of
 from atoll.vm.network.requests import Plugged
 from atoll.vm.outputs import Outputs
@@ -571,7 +572,14 @@ class Supervisor:
             emit=self.emit,
             free=free,
             moved=moved,
+            current=self._attachment,
         )
+
+    def _attachment(self) -> Attachment:
+        """Where the card is plugged in, as it is on record by now."""
+        attachment = self._read_plan().attachment
+        assert attachment is not None
+        return attachment
 
     async def _unplug(self) -> None:
         cable, self._cable = self._cable, None

@@ -26,6 +26,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         hostname: what the others on the network call it.
         forwards: ports of the host that lead to it.
         host_ports: ports of this host's loopback that it may use.
+        aliases: what the others call it, too.
     """
 
     network: Path
@@ -33,6 +34,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = ""
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 def with_mac(machine: Machine, mac: str, forwards: tuple[Forward, ...] = ()) -> Machine:

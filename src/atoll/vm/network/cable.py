@@ -36,6 +36,7 @@ class Cable:
         emit: told when the network was gone.
         free: readies the card for another network; awaited when the one before is gone.
         moved: awaited when the VM has another address than it had before.
+        current: what belongs to the card by now, asked when it is plugged in again.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Cable:
         emit: Emit,
         free: Callable[[], Awaitable[None]],
         moved: Callable[[Plugged], Awaitable[None]],
+        current: Callable[[], Attachment] | None = None,
     ) -> None:
         self._place = NetworkPaths(attachment.network)
         self._vm = vm
         self._emit = emit
         self._free = free
         self._moved = moved
+        self._current = current or (lambda: attachment)
         self._order = Plug(
             socket=str(socket),
             owner=attachment.owner or socket.name,
@@ -62,6 +65,7 @@ class Cable:
             keep=bool(attachment.owner),
             forwards=attachment.forwards,
             host_ports=attachment.host_ports,
+            aliases=attachment.aliases,
         )
         self._plugged: asyncio.Future[Plugged] = asyncio.get_running_loop().create_future()
         self._plugged.add_done_callback(_seen)
@@ -104,7 +108,13 @@ class Cable:
             finally:
                 control.close()
             former = plugged
-            again = msgspec.structs.replace(order, fresh=False, strict=False, wanted=former.address)
+            again = msgspec.structs.replace(
+                order,
+                fresh=False,
+                strict=False,
+                wanted=former.address,
+                aliases=self._current().aliases,
+            )
             plugged, control, stream = await self._plug_again(again)
             self._warn("its network was started anew; open connections were reset")
             if plugged.address != former.address:

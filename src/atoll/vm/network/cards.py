@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -25,10 +25,10 @@ from atoll.vm.network.ports import holder
 from atoll.vm.network.records import Numbers, autoconfigured
 from atoll.vm.network.requests import Plug, Plugged
 
-__all__ = ["Cards"]
+__all__ = ["HOST", "Cards"]
 
 #: What the network's own host is called.
-_HOST = "host"
+HOST = "host"
 
 #: Lower ports are for processes with ``CAP_NET_BIND_SERVICE`` (ip-sysctl, ``ip_unprivileged_port_start``).
 _PRIVILEGED = 1024
@@ -44,6 +44,18 @@ class _Card:
         self.guest: Guest | None = None
         self.ports: list[StreamForward | DatagramForward] = []
         self.plugged = cards.told(lease)
+
+    @property
+    def called(self) -> frozenset[str]:
+        """All that it is called, in the network's domain."""
+        return frozenset({self.order.hostname, *self.order.aliases})
+
+    @property
+    def addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The guest's addresses."""
+        assert self.lease.ipv4 is not None
+        assert self.lease.ipv6 is not None
+        return self.lease.ipv4, self.lease.ipv6
 
     def address(self, size: int) -> bytes:
         """The guest's address of 4 or 16 bytes."""
@@ -79,7 +91,7 @@ class Cards:
         self._log = log
         self._cards: dict[str, _Card] = {}
         addressing = lan.addressing
-        lan.resolver.names.add(self, _HOST, (addressing.gateway, addressing.gateway6))
+        lan.resolver.names.add(self, HOST, (addressing.gateway, addressing.gateway6))
 
     def __len__(self) -> int:
         return len(self._cards)
@@ -97,6 +109,18 @@ class Cards:
             )
             for owner, card in self._cards.items()
         )
+
+    @property
+    def held(self) -> Iterator[_Card]:
+        """All that is plugged in."""
+        yield from self._cards.values()
+
+    def find(self, owner: str) -> _Card:
+        """The card of a machine. Raises ``NetworkError``: ``network.card``: it is not plugged in."""
+        card = self._cards.get(owner)
+        if card is None:
+            raise NetworkError("no card of that machine is plugged in", code="card")
+        return card
 
     def plug(self, order: Plug) -> _Card:
         """Plug a card in.
@@ -200,14 +224,26 @@ class Cards:
         for forward, sock in sockets:
             kind = StreamForward if forward.protocol == "tcp" else DatagramForward
             card.ports.append(kind(sock, guest, card.address, forward.guest_port, self._lan.addressing))
-        hostname = card.order.hostname
-        if self._lan.is_shared and hostname and hostname != _HOST:
-            assert card.lease.ipv4 is not None
-            assert card.lease.ipv6 is not None
+        if self._lan.is_shared and card.order.hostname != HOST:
+            self._name(card, (card.order.hostname, *card.order.aliases))
+
+    def rename(self, owner: str, aliases: tuple[str, ...]) -> None:
+        """Have a machine be called so, too, in the place of what it was until now; nothing if it is away."""
+        card = self._cards.get(owner)
+        if card is None or not self._lan.is_shared:
+            return
+        for alias in card.order.aliases:
+            if alias != card.order.hostname:
+                self._lan.resolver.names.remove(card, alias)
+        card.order = replace(card.order, aliases=aliases)
+        self._name(card, aliases)
+
+    def _name(self, card: _Card, names: Iterable[str]) -> None:
+        for name in filter(None, names):
             try:
-                self._lan.resolver.names.add(card, hostname, (card.lease.ipv4, card.lease.ipv6))
+                self._lan.resolver.names.add(card, name, card.addresses)
             except UsageError as error:
-                self._log(f"{hostname}: {error.message}")
+                self._log(f"{name}: {error.message}")
 
     def _pull(self, card: _Card) -> None:
         """Pull a card out."""

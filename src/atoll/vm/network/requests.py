@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from atoll.guest.channel import Channel, Stream
 from atoll.guest.messages import Request
 from atoll.hypervisor.model import Forward
-from atoll.vm.control import ControlServer
+from atoll.vm.control import ControlServer, Method
 from atoll.vm.streams import LocalStream
+
+T = TypeVar("T")
 
 __all__ = ["Card", "NetworkControl", "Plug", "Plugged", "Status", "StatusRead", "control_server"]
 
@@ -36,6 +38,7 @@ class Plug(Request, frozen=True, tag="network.plug"):
         fresh: the VM has just been started: else its card may be plugged in, and stays so.
         there: it must be plugged in already.
         strict: a port that cannot be had is an error.
+        aliases: what others on the network call the VM, too.
     """
 
     socket: str
@@ -49,6 +52,7 @@ class Plug(Request, frozen=True, tag="network.plug"):
     fresh: bool = True
     there: bool = False
     strict: bool = True
+    aliases: tuple[str, ...] = ()
 
 
 class Plugged(msgspec.Struct, frozen=True):
@@ -106,12 +110,15 @@ class Held(Protocol):
     gone: asyncio.Event
 
 
-def control_server(plug: Callable[[Plug], Held], status: Callable[[], Status]) -> ControlServer:
+def control_server(
+    plug: Callable[[Plug], Held], status: Callable[[], Status], more: Mapping[str, Method] | None = None
+) -> ControlServer:
     """What answers at a network's control socket, on the running event loop.
 
     Args:
         plug: plugs a card in; raises ``NetworkError``.
         status: what there is.
+        more: what answers other requests, by their tags.
     """
 
     async def answer_plug(payload: bytes, stream: LocalStream) -> None:
@@ -123,7 +130,7 @@ def control_server(plug: Callable[[Plug], Held], status: Callable[[], Status]) -
     async def answer_status(_: bytes, stream: LocalStream) -> None:
         stream.reply(status())
 
-    return ControlServer({"network.plug": answer_plug, "network.status": answer_status})
+    return ControlServer({"network.plug": answer_plug, "network.status": answer_status, **(more or {})})
 
 
 class NetworkControl:
@@ -150,6 +157,14 @@ class NetworkControl:
     async def status(self) -> Status:
         """What the process does."""
         return await self._channel.call(StatusRead(), Status)
+
+    async def call(self, request: Request, reply: type[T]) -> T:
+        """Make a request that has no method of its own here."""
+        return await self._channel.call(request, reply)
+
+    def open(self, request: Request) -> Stream:
+        """Make a request whose stream stays open after its reply."""
+        return self._channel.open(request, end=True)
 
     def close(self) -> None:
         """Close the connection; what is plugged in stays so. Closing twice is fine."""

@@ -27,7 +27,9 @@ from atoll.network.destinations import Destinations
 from atoll.network.lan import Lan
 from atoll.paths import NetworkPaths, Paths
 from atoll.vm.logs import LogStream, say
+from atoll.vm.network import naming
 from atoll.vm.network.cards import Cards
+from atoll.vm.network.hostnames import HostView
 from atoll.vm.network.records import DOMAIN, Leases, Network, Numbers, new_network
 from atoll.vm.network.requests import Status, control_server
 
@@ -106,7 +108,10 @@ async def _run(
 
     numbers = Numbers(len(addressing.machines), _leases(place))
     cards = Cards(lan, numbers, keep=keep, pulled=pulled, log=log)
-    server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed))
+    view = HostView(place, cards, DOMAIN, log)
+    server = control_server(
+        cards.plug, lambda: Status(os.getpid(), cards.listed), naming.methods(lan, cards, view)
+    )
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, ended.set)
@@ -116,6 +121,7 @@ async def _run(
 
     watching = asyncio.create_task(_watch(lock, network.linger, is_used, ended))
     try:
+        await view.renew()
         server.listen(listen(place.control))
         if client is not None:
             server.add(client)
@@ -126,6 +132,7 @@ async def _run(
         watching.cancel()
         place.control.unlink(missing_ok=True)
         cards.close()
+        await view.close()
         await server.close()
         lan.close()
 
