@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,10 +30,14 @@ from atoll.template.key import (
 )
 from atoll.vm import accelerator
 from atoll.vm.identity import new_mac
+from atoll.vm.inheriting import looking
 from atoll.vm.network.attachment import SANDBOXES, Attachment
 from atoll.vm.origin import Origin
 from atoll.vm.plan import ANY_MAC, Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
+
+if TYPE_CHECKING:
+    from atoll.vm.inheriting.inheritance import Inheritance
 
 __all__ = [
     "Foundation",
@@ -47,6 +52,7 @@ __all__ = [
     "host_architecture",
     "host_identity",
     "host_memory",
+    "inherited",
     "launch",
     "machine_origin",
     "network_of",
@@ -219,7 +225,25 @@ def attachment_of(config: Config, machine: Machine) -> Attachment | None:
     if machine.card is None:
         return None
     place = config.paths.network(SANDBOXES)
-    return Attachment(network=place.directory, hostname=machine.name, host_ports=config.network_host_ports)
+    ports = config.network_host_ports
+    if config.ca and looking.has_proxies(os.environ):
+        from atoll.vm.inheriting import choosing  # noqa: PLC0415 - only where there are proxies
+
+        ports = (*ports, *choosing.open_ports())
+    return Attachment(network=place.directory, hostname=machine.name, host_ports=ports)
+
+
+def inherited(config: Config, machine: Machine, *, emit: Emit = ignore) -> Inheritance | None:
+    """What a throw-away VM takes over of this host; None for nothing. Raises as ``choosing.inherited``."""
+    network = network_of(machine)
+    if network is NetworkKind.NONE or not config.ca:
+        return None
+    if not looking.is_worthwhile(config.ca_files, os.environ):
+        return None
+    from atoll.vm.inheriting import choosing  # noqa: PLC0415 - only where there is something
+
+    place = config.paths.network(SANDBOXES) if network is NetworkKind.OWN else None
+    return choosing.inherited(config.ca_files, place, emit=emit)
 
 
 def new_name() -> str:

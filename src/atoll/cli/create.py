@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from atoll.cli.options import (
+    add_ca_option,
     add_network_option,
     add_vm_options,
     add_vsock_options,
@@ -62,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alias", action="append", default=[], metavar="NAME", help="have other machines call it so, too"
     )
+    add_ca_option(parser)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-kernel", action="store_true", help="use the host kernel's virtio socket (/dev/vhost-vsock)"

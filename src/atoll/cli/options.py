@@ -10,9 +10,16 @@ from typing import Any
 from atoll.config import Resolved, load
 from atoll.errors import UsageError
 
-__all__ = ["add_json", "add_network_option", "add_vm_options", "parse_environment", "resolve"]
+__all__ = [
+    "add_ca_option",
+    "add_json",
+    "add_network_option",
+    "add_vm_options",
+    "parse_environment",
+    "resolve",
+]
 
-_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold")
+_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold", "ca")
 
 
 def add_vm_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +41,15 @@ def add_network_option(parser: argparse.ArgumentParser, *, default: object) -> N
         default=default,
         dest="network",
         help="give it a network: Atoll's own, or QEMU's user network (default own)",
+    )
+
+
+def add_ca_option(parser: argparse.ArgumentParser) -> None:
+    """Whether it takes over what companies add to their hosts."""
+    parser.add_argument(
+        "--ca",
+        action=argparse.BooleanOptionalAction,
+        help="with a network, take over this host's added certificates and its proxies (default yes)",
     )
 
 

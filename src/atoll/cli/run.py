@@ -11,6 +11,7 @@ from typing import Any
 
 from atoll import runtime
 from atoll.cli.options import (
+    add_ca_option,
     add_network_option,
     add_vm_options,
     add_vsock_options,
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cold", action="store_true", default=None, help="boot the VM instead of starting it from a template"
     )
     add_network_option(parser, default=False)
+    add_ca_option(parser)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-socket", metavar="PATH", help="where programs of the host connect to its virtio socket"

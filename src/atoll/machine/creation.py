@@ -109,6 +109,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         boot_timeout=config.boot_timeout,
         idle_suspend=parse_idle(wishes.idle_suspend),
         vsock=parse_vsock(wishes.vsock, wishes.vsock_ports),
+        ca=config.ca,
         aliases=tuple(dict.fromkeys(map(parse_alias, wishes.aliases))),
     )
 

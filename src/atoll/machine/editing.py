@@ -49,6 +49,7 @@ EDITABLE = {
     "mounts": "directories of the host, HOST:GUEST[:ro] each",
     "ports": "ports, [ADDRESS:]HOST:GUEST[/udp] each",
     "network": "own, slirp or none",
+    "ca": "yes or no: this host's certificates and proxies are the machine's, too",
     "aliases": "what other machines call it, too, with commas between",
     "kernel": "a kernel to boot; empty for Debian's",
     "accel": "auto, kvm or tcg",
@@ -59,7 +60,7 @@ EDITABLE = {
     "boot_timeout": "seconds in which it must be up",
 }
 
-_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout")
+_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "ca")
 
 
 def parse_edit(text: str) -> tuple[str, str]:
@@ -172,6 +173,7 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "mounts": lambda spec: ",".join(_show_share(share) for share in spec.shares),
     "ports": lambda spec: ",".join(_show_port(forward) for forward in spec.forwards),
     "network": lambda spec: ("slirp" if spec.slirp else "own") if spec.network else "none",
+    "ca": lambda spec: "yes" if spec.ca else "no",
     "aliases": lambda spec: ",".join(spec.aliases),
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",

@@ -62,6 +62,7 @@ class Machine(Checkpoints):
         vsock: bool | str = False,
         vsock_ports: Sequence[str] = (),
         aliases: Sequence[str] = (),
+        ca: bool | None = None,
         boot_timeout: float | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
@@ -93,6 +94,7 @@ class Machine(Checkpoints):
                 listens at the unix socket PATH serves it, by default ``vsock.sock_PORT`` beside the machine's
                 own.
             aliases: what other machines call it, too; several may have the same.
+            ca: it takes over this host's added certificates, and its proxies; None for what the settings say.
             boot_timeout: seconds in which it must be up.
             config: resolved settings; by default those of this user.
             on_event: told of everything that happens.
@@ -108,6 +110,7 @@ class Machine(Checkpoints):
             "accel": accel,
             "boot_timeout": boot_timeout,
             "kernel": kernel,
+            "ca": ca,
         }
         settings = load(flags).config if config is None else override(config, flags)
         wishes = Wishes(
