@@ -373,6 +373,7 @@ class Engine:
             service=guest.service(settings),
             restart=Policy.ON_FAILURE,
             slirp=True,
+            ca=self._config.ca,
         )
 
     async def _bring_up(self) -> None:

@@ -182,6 +182,7 @@ def _recipe(
         keeps_disks=True,
         patience=_PATIENCE,
         attachment=runtime.attachment_of(config, machine),
+        inherited=runtime.inherited(config, machine),
     )
 
 

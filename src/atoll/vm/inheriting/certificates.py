@@ -85,7 +85,7 @@ def _read(der: bytes) -> Certificate:
     if len(der) > _LONGEST:
         raise ValueError("a certificate is longer than one can be")
     whole = _only(der, _SEQUENCE)  # behind it, of a trusted certificate, is what OpenSSL says of its uses
-    fields = list(_elements(next(_elements(whole.content)).content))
+    fields = list(_elements(_first(whole.content).content))
     if fields and fields[0].tag == _VERSION:
         del fields[0]
     if len(fields) < 6 or fields[4].tag != _SEQUENCE:

@@ -52,7 +52,7 @@ async def give(
     try:
         await Believing(files, inherited.certificates).give()
         stage = "proxies"
-        if not throw_away or inherited.variables:
+        if not throw_away:
             await _set_variables(agent, files, inherited.variables, systemd=systemd)
     except ChannelError:
         raise
