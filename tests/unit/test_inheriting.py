@@ -15,8 +15,9 @@ from atoll.containers import composing
 from atoll.errors import ConfigError
 from atoll.vm.inheriting import rendering
 from atoll.vm.inheriting.certificates import certificates_of
+from atoll.vm.inheriting.describing import described
 from atoll.vm.inheriting.found import found
-from atoll.vm.inheriting.inheritance import Inheritance, described
+from atoll.vm.inheriting.inheritance import Inheritance
 from atoll.vm.inheriting.looking import is_worthwhile
 from atoll.vm.inheriting.proxies import inside, redacted
 

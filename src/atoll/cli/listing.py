@@ -81,7 +81,7 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 def _run_inspect(arguments: argparse.Namespace) -> int:
     from atoll.machine.inherited import inherited
     from atoll.machine.spec import mac_of
-    from atoll.vm.inheriting.inheritance import described as shown
+    from atoll.vm.inheriting.describing import described as shown
 
     machine = registry.find(load().config.paths, arguments.machine)
     described = describe(machine)

@@ -145,6 +145,7 @@ def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
         forwards=spec.forwards,
         host_ports=(*config.network_host_ports, *(choosing.open_ports() if spec.ca else ())),
         aliases=spec.aliases,
+        trusted=spec.service is not None,  # containers are this user's own programs
     )
 
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from atoll.errors import FileError, FileMissingError
 from atoll.guest.files import Files
-from atoll.vm.inheriting.certificates import Certificate, certificates_of
-from atoll.vm.inheriting.inheritance import CERTIFICATES
+from atoll.vm.inheriting.certificates import certificates_of
+from atoll.vm.inheriting.inheritance import CERTIFICATES, Certificate
 from atoll.vm.inheriting.rendering import with_certificates
 
 __all__ = ["Believing", "read_text", "write_text"]

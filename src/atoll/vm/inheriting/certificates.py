@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-import msgspec
+from atoll.vm.inheriting.inheritance import Certificate
 
-__all__ = ["Certificate", "certificates_of"]
+__all__ = ["certificates_of"]
 
 _PEM: Final = re.compile(
     r"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----(?P<body>[A-Za-z0-9+/=\s]+)"
@@ -40,22 +40,6 @@ _COMMON_NAME: Final = bytes.fromhex("550403")
 _ORGANISATION: Final = bytes.fromhex("55040a")
 
 _BLANK = " \t\n\v\f\r"
-
-
-class Certificate(msgspec.Struct, frozen=True):
-    """A certificate of an authority.
-
-    Attributes:
-        name: of its subject, for people.
-        sha256: of its DER, hexadecimal.
-        hash: of its subject, as OpenSSL's directories name files (X509_NAME_hash(3)).
-        pem: the certificate.
-    """
-
-    name: str
-    sha256: str
-    hash: str
-    pem: str
 
 
 class _Element(NamedTuple):

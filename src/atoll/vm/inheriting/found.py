@@ -9,8 +9,8 @@ from typing import Final
 
 from atoll.errors import ConfigError
 from atoll.events import Emit, Warned, ignore
-from atoll.vm.inheriting.certificates import Certificate, certificates_of
-from atoll.vm.inheriting.inheritance import Inheritance
+from atoll.vm.inheriting.certificates import certificates_of
+from atoll.vm.inheriting.inheritance import Certificate, Inheritance
 from atoll.vm.inheriting.looking import ANCHORS, VARIABLES
 from atoll.vm.inheriting.proxies import Proxies, inside
 

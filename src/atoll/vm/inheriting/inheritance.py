@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from atoll.vm.inheriting.certificates import Certificate
-from atoll.vm.inheriting.proxies import redacted
-
-__all__ = ["CERTIFICATES", "Inheritance", "described"]
+__all__ = ["CERTIFICATES", "Certificate", "Inheritance"]
 
 #: Where a guest has the certificates alone: Debian and Alpine look there for those of administrators.
 CERTIFICATES: Final = "/usr/local/share/ca-certificates/atoll-host.crt"
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """A certificate of an authority.
+
+    Attributes:
+        name: of its subject, for people.
+        sha256: of its DER, hexadecimal.
+        hash: of its subject, as OpenSSL's directories name files (X509_NAME_hash(3)).
+        pem: the certificate.
+    """
+
+    name: str
+    sha256: str
+    hash: str
+    pem: str
 
 
 class Inheritance(msgspec.Struct, frozen=True):
@@ -34,15 +47,3 @@ class Inheritance(msgspec.Struct, frozen=True):
         """Variables of every command. Node.js believes what this one names beside its own bundle."""
         more = {"NODE_EXTRA_CA_CERTS": CERTIFICATES} if self.certificates else {}
         return {**more, **self.variables}
-
-
-def described(inherited: Inheritance) -> dict[str, Any]:
-    """What people are shown of it: no password is in it."""
-    return {
-        "certificates": [{"name": one.name, "sha256": one.sha256} for one in inherited.certificates],
-        "proxies": {
-            name: value if name == "no_proxy" else redacted(value)
-            for name, value in inherited.variables.items()
-            if name.islower()
-        },
-    }

@@ -27,6 +27,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         forwards: ports of the host that lead to it.
         host_ports: ports of this host's loopback that it may use.
         aliases: what the others call it, too.
+        trusted: it may use all ports of this host, at any of its addresses.
     """
 
     network: Path
@@ -35,6 +36,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
     aliases: tuple[str, ...] = ()
+    trusted: bool = False
 
 
 def with_mac(machine: Machine, mac: str, forwards: tuple[Forward, ...] = ()) -> Machine:

@@ -66,6 +66,7 @@ class Cable:
             forwards=attachment.forwards,
             host_ports=attachment.host_ports,
             aliases=attachment.aliases,
+            trusted=attachment.trusted,
         )
         self._plugged: asyncio.Future[Plugged] = asyncio.get_running_loop().create_future()
         self._plugged.add_done_callback(_seen)

@@ -219,8 +219,9 @@ class Cards:
         """From here on the guest can be reached, and reaches the host's ports that are its."""
         guest = card.guest
         assert guest is not None
-        ports = frozenset(card.order.host_ports)
-        guest.outside.destinations = replace(self._lan.destinations, host_ports=ports)
+        trusted = card.order.trusted
+        ports = range(1, 65_536) if trusted else frozenset(card.order.host_ports)
+        guest.outside.destinations = replace(self._lan.destinations, host_ports=ports, trusted=trusted)
         for forward, sock in sockets:
             kind = StreamForward if forward.protocol == "tcp" else DatagramForward
             card.ports.append(kind(sock, guest, card.address, forward.guest_port, self._lan.addressing))

@@ -39,6 +39,7 @@ class Plug(Request, frozen=True, tag="network.plug"):
         there: it must be plugged in already.
         strict: a port that cannot be had is an error.
         aliases: what others on the network call the VM, too.
+        trusted: it may use all ports of this host, at any of its addresses.
     """
 
     socket: str
@@ -53,6 +54,7 @@ class Plug(Request, frozen=True, tag="network.plug"):
     there: bool = False
     strict: bool = True
     aliases: tuple[str, ...] = ()
+    trusted: bool = False
 
 
 class Plugged(msgspec.Struct, frozen=True):
