@@ -72,6 +72,8 @@ class Config(msgspec.Struct, frozen=True):
     ubuntu_mirror: str
     network: NetworkKind
     network_host_ports: tuple[int, ...]
+    ca: bool
+    ca_files: tuple[Path, ...]
     docker_cpus: int
     docker_memory: int
     docker_disk: int
@@ -267,6 +269,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "network_host_ports", _parse_ports, tuple, "ports of this host that VMs reach at host.atoll.internal"
     ),
+    Setting(
+        "ca",
+        _parse_flag,
+        lambda: True,
+        "VMs with a network get this host's added certificates, and its proxies",
+    ),
+    Setting("ca_files", _parse_paths, tuple, "more files of certificates that VMs believe, PEM"),
     Setting("docker_cpus", _parse_cpus, _engine_cpus, "vCPUs of the Docker engine"),
     Setting("docker_memory", parse_memory, _engine_memory, "memory that the Docker engine may use"),
     Setting("docker_disk", parse_memory, lambda: 65536 * _MIB, "disk that the Docker engine may use"),

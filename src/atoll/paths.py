@@ -287,6 +287,11 @@ class NetworkPaths(msgspec.Struct, frozen=True):
         return self.directory / "ports.json"
 
     @property
+    def resolver(self) -> Path:
+        """Where its process answers this host's own name server, if it does."""
+        return self.directory / "resolver.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the network's process for as long as it lives; holds its process id."""
         return self.directory / "lock"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +16,7 @@ from atoll.hypervisor.model import Architecture, CardNetwork, Machine, UserNetwo
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory, inspect_host
 from atoll.image import catalog, kernel
+from atoll.paths import NetworkPaths
 from atoll.template import cache
 from atoll.template.cache import Template
 from atoll.template.key import (
@@ -29,11 +31,15 @@ from atoll.template.key import (
 )
 from atoll.vm import accelerator
 from atoll.vm.identity import new_mac
+from atoll.vm.inheriting import looking
 from atoll.vm.network.attachment import BUILT_IN, SANDBOXES, Attachment
 from atoll.vm.network.egress import require_own
 from atoll.vm.origin import Origin
 from atoll.vm.plan import ANY_MAC, Bootable, Shape, check_memory, plan, plan_held, smallest_memory
 from atoll.vm.spawning import Clone, Spawned, spawn, spawn_clone
+
+if TYPE_CHECKING:
+    from atoll.vm.inheriting.inheritance import Inheritance
 
 __all__ = [
     "Foundation",
@@ -48,6 +54,7 @@ __all__ = [
     "host_architecture",
     "host_identity",
     "host_memory",
+    "inherited",
     "launch",
     "machine_origin",
     "named_network",
@@ -257,12 +264,40 @@ def attachment_of(
         if egress:
             require_own(egress, network_of(machine))
         return None
+    proxy_ports: tuple[int, ...] = ()
+    if config.ca and looking.has_proxies(os.environ):
+        from atoll.vm.inheriting import choosing  # noqa: PLC0415 - only where there are proxies
+
+        proxy_ports = choosing.open_ports()
     return Attachment(
         network=config.paths.network(lan or SANDBOXES).directory,
         hostname=machine.name,
         host_ports=config.network_host_ports,
+        proxy_ports=proxy_ports,
         egress=egress,
     )
+
+
+def inherited(
+    config: Config, machine: Machine, attachment: Attachment | None, *, emit: Emit = ignore
+) -> Inheritance | None:
+    """What a throw-away VM takes over of this host; None for nothing. Raises as ``choosing.inherited``.
+
+    Args:
+        config: says whether it does, and which certificates beside the host's own.
+        machine: the VM.
+        attachment: where its card is plugged in; None if it has none, or one of another kind.
+        emit: told of what is left out.
+    """
+    if network_of(machine) is NetworkKind.NONE or not config.ca:
+        return None
+    if not looking.is_worthwhile(config.ca_files, os.environ):
+        return None
+    from atoll.vm.inheriting import choosing  # noqa: PLC0415 - only where there is something
+
+    place = None if attachment is None else NetworkPaths(attachment.network)
+    proxied = attachment is None or not attachment.egress
+    return choosing.inherited(config.ca_files, place, proxied=proxied, emit=emit)
 
 
 def new_name() -> str:

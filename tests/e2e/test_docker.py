@@ -147,6 +147,20 @@ def test_a_published_port_answers_by_tcp_and_udp_and_is_known(docker, web, cli):
     assert "\nengine" not in cli("docker", "status")
 
 
+def names(cli):
+    """What machines are called on their network, by the name."""
+    (network,) = json.loads(cli("dns", "show", "--json"))
+    return {one["name"].removesuffix(".atoll.internal"): one for one in network["names"]}
+
+
+def test_a_container_is_known_to_machines_at_the_engines_address(docker, web, cli):
+    until(lambda: "web" in names(cli))
+    known = names(cli)
+    assert known["web"]["addresses"] == known["web.docker"]["addresses"] == known["docker"]["addresses"]
+    told = json.loads(cli("dns", "test", "web.docker.atoll.internal", "--json"))
+    assert (told["origin"], told["records"][0]["data"]) == ("network", known["docker"]["addresses"][0])
+
+
 def test_a_port_that_is_taken_is_told_and_had_when_it_is_free(docker, web, cli):
     with socket.socket() as mine:
         mine.bind(("127.0.0.1", 0))
@@ -234,6 +248,7 @@ def test_a_container_that_goes_takes_its_ports_and_its_name_along(docker, web, c
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", web[7]))
     assert json.loads(cli("docker", "status", "--json"))["listener"]["names"] == {}
+    until(lambda: "web" not in names(cli))
     docker("network", "rm", "near")
 
 

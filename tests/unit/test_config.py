@@ -50,6 +50,8 @@ class TestPrecedence:
             ubuntu_mirror="",
             network=NetworkKind.OWN,
             network_host_ports=(),
+            ca=True,
+            ca_files=(),
             docker_cpus=min(os.cpu_count() or 1, 2),
             docker_memory=2048 * MIB,
             docker_disk=65536 * MIB,

@@ -44,6 +44,8 @@ class Machine(Closing):
     stats = blocking(aio.Machine.stats)
     memory = blocking(aio.Machine.memory)
     share = blocking(aio.Machine.share)
+    add_alias = blocking(aio.Machine.add_alias)
+    remove_alias = blocking(aio.Machine.remove_alias)
     unshare = blocking(aio.Machine.unshare)
     join_network = blocking(aio.Machine.join_network)
     resize = blocking(aio.Machine.resize)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from atoll.cli.options import (
+    add_ca_option,
     add_egress_option,
     add_network_option,
     add_port_options,
@@ -56,6 +57,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_network_option(parser, default=None)
     parser.add_argument("--no-network", action="store_false", dest="network", help="give it no network")
     add_egress_option(parser)
+    parser.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="have other machines call it so, too"
+    )
+    add_ca_option(parser)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-kernel", action="store_true", help="use the host kernel's virtio socket (/dev/vhost-vsock)"
@@ -123,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         ready_probe=arguments.ready_probe,
         idle_suspend=arguments.idle_suspend,
         vsock="kernel" if arguments.vsock_kernel else arguments.vsock,
+        aliases=tuple(arguments.alias),
         vsock_ports=tuple(arguments.vsock_port),
     )
     create(config, arguments.name, wishes, emit)

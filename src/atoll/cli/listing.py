@@ -79,12 +79,15 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_inspect(arguments: argparse.Namespace) -> int:
+    from atoll.machine.inherited import inherited
     from atoll.machine.spec import mac_of
+    from atoll.vm.inheriting.describing import described as shown
 
     machine = registry.find(load().config.paths, arguments.machine)
     described = describe(machine)
     described["mac"] = mac_of(machine.spec.id)
     described["logs"] = str(machine.place.logs)
+    described["inherited"] = shown(inherited(machine.place))
     if arguments.format is None:
         print_json(described)
         return 0

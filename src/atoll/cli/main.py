@@ -83,6 +83,7 @@ COMMANDS: tuple[_Row, ...] = (
         "network", "network", "make and remove networks, move machines between them, see what they do there"
     ),
     _Row("capture", "capture", "capture what passes at the network cards of machines"),
+    _Row("dns", "dns", "show and test names of machines, and have this host know them"),
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
     _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
     _Row("image", "image", "build, list, inspect and remove root images"),

@@ -13,6 +13,7 @@ from atoll.errors import UsageError
 __all__ = [
     "NETWORK_KINDS",
     "add_auto_ports_options",
+    "add_ca_option",
     "add_egress_option",
     "add_json",
     "add_network_option",
@@ -26,7 +27,7 @@ __all__ = [
 #: What ``--network`` can be beside a network's name.
 NETWORK_KINDS = ("own", "slirp", "none")
 
-_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold")
+_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold", "ca")
 
 
 def add_vm_options(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,15 @@ def add_egress_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="RULE",
         help="what it may reach: a rule such as 'allow tcp *.example.org:443', or none, registries, open",
+    )
+
+
+def add_ca_option(parser: argparse.ArgumentParser) -> None:
+    """Whether it takes over what companies add to their hosts."""
+    parser.add_argument(
+        "--ca",
+        action=argparse.BooleanOptionalAction,
+        help="with a network, take over this host's added certificates and its proxies (default yes)",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from atoll import runtime
 from atoll.cli.options import (
     add_auto_ports_options,
+    add_ca_option,
     add_egress_option,
     add_network_option,
     add_vm_options,
@@ -40,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_network_option(parser, default=False)
     add_egress_option(parser)
     add_auto_ports_options(parser)
+    add_ca_option(parser)
     add_vsock_options(parser)
     parser.add_argument(
         "--vsock-socket", metavar="PATH", help="where programs of the host connect to its virtio socket"

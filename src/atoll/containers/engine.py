@@ -16,8 +16,9 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from atoll import runtime, store
-from atoll.config import Config, load, override
+from atoll.config import Config, NetworkKind, load, override
 from atoll.containers import api, guest, root
+from atoll.containers.hosting import NAME
 from atoll.containers.settings import CONTAINERD_SOCKET, DOCKER_SOCKET, EngineSettings, daemon_json
 from atoll.errors import (
     AtollError,
@@ -44,7 +45,6 @@ from atoll.vm.state import Phase, StateError
 
 __all__ = ["IMAGE", "NAME", "Engine", "EngineStatus"]
 
-NAME = "docker"
 IMAGE = "engine"
 
 #: Seconds in which an engine that runs answers; more, and it is brought up again.
@@ -372,12 +372,13 @@ class Engine:
             shares=tuple(creation.shared(share) for share in settings.shares),
             service=guest.service(settings),
             restart=Policy.ON_FAILURE,
-            slirp=True,
+            slirp=self._config.network is NetworkKind.SLIRP,
+            ca=self._config.ca,
         )
 
     async def _bring_up(self) -> None:
         if not self._exists():
-            wishes = Wishes(image=IMAGE, init="minimal", network="slirp", disk=self.settings.disk)
+            wishes = Wishes(image=IMAGE, init="minimal", network=True, disk=self.settings.disk)
             spec = self._wanted(creation.make_spec(self._sized(), wishes))
             await asyncio.to_thread(creation.enter, self._config, NAME, spec, self._emit)
         if self._machine.state.held:

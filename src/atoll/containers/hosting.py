@@ -12,7 +12,10 @@ import re
 from atoll.errors import ConfigError
 from atoll.vm.bootplan import user_network
 
-__all__ = ["ADDRESS", "NAMES", "NAMING", "address_inside", "registry_inside"]
+__all__ = ["ADDRESS", "NAME", "NAMES", "NAMING", "address_inside", "registry_inside"]
+
+#: The engine's machine.
+NAME = "docker"
 
 #: Where the guest reaches this host.
 ADDRESS = user_network("").gateway

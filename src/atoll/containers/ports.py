@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote
 
@@ -16,13 +16,14 @@ import msgspec
 
 from atoll.containers import api
 from atoll.containers.mounts import Unshared, unshared
-from atoll.containers.publishing import Publication, decode, names, publications
+from atoll.containers.publishing import Publication, decode, names, publications, services
 from atoll.errors import AtollError, EngineError
 from atoll.events import Emit, PortClosed, PortOpened, PortRefused, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
 from atoll.guest.datagrams import Forwarded, forward
 from atoll.guest.exposure import Exposed, listen
+from atoll.vm.network.naming import Service
 
 __all__ = ["Port", "Ports", "Reached"]
 
@@ -75,6 +76,7 @@ class Ports:
         name: of its machine, for events.
         lan: ports for which no address was named are for other hosts, too.
         emit: told of ports that come, go, or cannot be had.
+        named: told of the names of containers whenever they may have changed.
 
     Attributes:
         names: of containers and services, and their addresses in the guest.
@@ -82,11 +84,20 @@ class Ports:
         trouble: what keeps the engine from being followed that nobody expected; empty if nothing does.
     """
 
-    def __init__(self, engine: Reached, name: str, *, lan: bool, emit: Emit = ignore) -> None:
+    def __init__(
+        self,
+        engine: Reached,
+        name: str,
+        *,
+        lan: bool,
+        emit: Emit = ignore,
+        named: Callable[[tuple[Service, ...]], None] = lambda _: None,
+    ) -> None:
         self._engine = engine
         self._name = name
         self._lan = lan
         self._emit = emit
+        self._named = named
         self._open: dict[Publication, Exposed | Forwarded] = {}
         self._refused: dict[Publication, str] = {}
         self._changed = asyncio.Event()
@@ -149,6 +160,7 @@ class Ports:
     async def _drop(self) -> None:
         """Nothing is known of an engine that is not followed."""
         self.names, self.unshared = {}, ()
+        self._named(())
         while self._open or self._refused:
             try:
                 await self._apply(())
@@ -186,6 +198,7 @@ class Ports:
     async def _refresh(self) -> None:
         containers = decode(await api.get(await self._engine.connected(), "/containers/json"))
         self.names = names(containers)
+        self._named(services(containers, machine=self._name, lan=self._lan))
         self._tell(unshared(containers, self._engine.shared()))
         await self._apply(publications(containers, lan=self._lan))
         self.trouble = ""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
 import msgspec
 
 from atoll.errors import EngineError
+from atoll.vm.network.hostnames import on_host
+from atoll.vm.network.naming import Service
 
-__all__ = ["DOMAIN", "Container", "Mount", "Publication", "decode", "names", "publications"]
+__all__ = ["DOMAIN", "Container", "Mount", "Publication", "decode", "names", "publications", "services"]
 
 #: Where names of containers and of machines live: ICANN keeps ``internal`` for private use.
 DOMAIN = "atoll.internal"
@@ -148,10 +150,41 @@ def names(containers: Iterable[Container]) -> Mapping[str, tuple[str, ...]]:
     """
     found: dict[str, set[str]] = {}
     for one in containers:
-        labels = one.labels or {}
-        service, project = (labels.get(f"com.docker.compose.{key}", "") for key in ("service", "project"))
-        for parts in ((one.name,), (service, project)):
-            words = [part.lower().replace("_", "-") for part in parts]
-            if all(_LABEL.fullmatch(word) for word in words):
-                found.setdefault(".".join((*words, DOMAIN)), set()).update(one.addresses)
+        for name in _called(one):
+            found.setdefault(f"{name}.{DOMAIN}", set()).update(one.addresses)
     return {name: tuple(sorted(found[name])) for name in sorted(found) if found[name]}
+
+
+def services(containers: Iterable[Container], *, machine: str, lan: bool) -> tuple[Service, ...]:
+    """The same names for other machines, which reach what a container publishes at the engine's machine.
+
+    Each name is there with the machine's behind it, too, where no other can be in its way.
+
+    Args:
+        containers: those that run.
+        machine: the engine's, which has the containers.
+        lan: as for ``publications``.
+    """
+    found: dict[str, set[str]] = {}
+    for one in containers:
+        hosts = {publication.host for publication in publications([one], lan=lan)}
+        for name in _called(one):
+            for each in (name, f"{name}.{machine}"):
+                found.setdefault(each, set()).update(hosts)
+    reached = {name: tuple(sorted(map(_reached_at, hosts))) for name, hosts in found.items()}
+    return tuple(Service(name, reached[name]) for name in sorted(reached)[:_MOST])
+
+
+def _called(one: Container) -> Iterator[str]:
+    """What a container is called, and the service of Compose that it is of."""
+    labels = one.labels or {}
+    service, project = (labels.get(f"com.docker.compose.{key}", "") for key in ("service", "project"))
+    for parts in ((one.name,), (service, project)):
+        words = [part.lower().replace("_", "-") for part in parts]
+        if all(_LABEL.fullmatch(word) for word in words):
+            yield ".".join(words)
+
+
+def _reached_at(host: str) -> str:
+    """Where a program of this host connects to what listens at ``host``."""
+    return str(on_host(host))

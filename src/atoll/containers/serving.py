@@ -25,7 +25,9 @@ from atoll import store
 from atoll.config import Config, load
 from atoll.containers.backend import Backend
 from atoll.containers.control import control_server
+from atoll.containers.hosting import NAME
 from atoll.containers.listener import Listener, Status, Timing
+from atoll.containers.naming import Naming
 from atoll.containers.ports import Ports, Reached
 from atoll.containers.sockets import bind, inherited
 from atoll.errors import AtollError
@@ -54,10 +56,11 @@ Opened = Callable[[Config, Emit], Backend]
 
 
 class Parts(NamedTuple):
-    """What is behind a listener: the engine, and the ports of its containers if it has any."""
+    """What is behind a listener: the engine, and ports and names of its containers if it has any."""
 
     backend: Backend
     ports: Ports | None
+    naming: Naming | None = None
 
 
 def serve(
@@ -117,7 +120,7 @@ async def _run(
 ) -> int:
     ending: asyncio.Queue[tuple[float, bool]] = asyncio.Queue()
     path = str(place.socket) if unname is not None else str(sock.getsockname())
-    backend, ports = open_parts()
+    backend, ports, naming = open_parts()
     rouse = ports.rouse if ports is not None else lambda: None
     listener = Listener(sock, backend, timing, log=log, on_ready=rouse)
 
@@ -161,6 +164,8 @@ async def _run(
         try:
             if ports is not None:
                 await ports.close()
+            if naming is not None:
+                await naming.close()
             await listener.close()
         finally:
             await server.close()
@@ -239,7 +244,8 @@ def main(words: Sequence[str]) -> int:
         if not isinstance(backend, Reached):
             return Parts(backend, None)
         lan = config.docker_expose_ports_to_lan
-        return Parts(backend, Ports(backend, "docker", lan=lan, emit=tell))
+        naming = Naming(config.paths)
+        return Parts(backend, Ports(backend, NAME, lan=lan, emit=tell, named=naming.tell), naming)
 
     try:
         return serve(place, parts, timing, client=client)

@@ -128,6 +128,7 @@ def adopted_spec(spec: MachineSpec) -> MachineSpec:
         forwards=(),
         reverse=(),
         auto_ports=None,
+        aliases=(),
         kernel="",
         service=None,
         vsock=closed(spec.vsock),

@@ -24,6 +24,7 @@ from atoll.machine.spec import (
     Share,
     check_free,
     check_user,
+    parse_alias,
     parse_idle,
     parse_probe,
     parse_share,
@@ -74,6 +75,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     idle_suspend: str | float = 0.0
     vsock: bool | str = False
     vsock_ports: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 def parse_disk(size: str | int) -> int:
@@ -119,6 +121,8 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         boot_timeout=config.boot_timeout,
         idle_suspend=parse_idle(wishes.idle_suspend),
         vsock=parse_vsock(wishes.vsock, wishes.vsock_ports),
+        ca=config.ca,
+        aliases=tuple(dict.fromkeys(map(parse_alias, wishes.aliases))),
     )
     check(spec)
     return spec

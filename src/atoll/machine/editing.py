@@ -29,6 +29,7 @@ from atoll.machine.spec import (
     MachineSpec,
     Share,
     check_user,
+    parse_alias,
     parse_idle,
     parse_probe,
     parse_share,
@@ -60,6 +61,8 @@ EDITABLE = {
     "auto_ports_deny": "ranges of ports that are none of these",
     "network": "own, slirp, none, or the name of a network",
     "egress": "what it may reach: rules and presets with ; between them; empty for anything",
+    "ca": "yes or no: this host's certificates and proxies are the machine's, too",
+    "aliases": "what other machines call it, too, with commas between",
     "kernel": "a kernel to boot; empty for Debian's",
     "accel": "auto, kvm or tcg",
     "restart": "no, on-failure or always",
@@ -72,7 +75,7 @@ EDITABLE = {
 #: Those of ``EDITABLE`` that hold at once for a machine that runs on Atoll's own network.
 PORTS = {"ports", "reverse", "auto_ports", "auto_ports_deny"}
 
-_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout")
+_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "ca")
 
 
 def parse_edit(text: str) -> tuple[str, str]:
@@ -163,6 +166,7 @@ _PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ports": ("forwards", lambda value: tuple(one for item in _items(value) for one in parse_forwards(item))),
     "reverse": ("reverse", lambda value: tuple(parse_reverse(item) for item in _items(value))),
     "egress": ("egress", parse_egress),
+    "aliases": ("aliases", lambda value: tuple(dict.fromkeys(map(parse_alias, _items(value))))),
     "restart": ("restart", lambda value: choose(Policy, value, "restart")),
     "idle_suspend": ("idle_suspend", parse_idle),
     "vsock": ("vsock", _vsock),
@@ -202,6 +206,8 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "auto_ports_deny": lambda spec: show_ranges(spec.auto_ports.deny) if spec.auto_ports else "",
     "network": lambda spec: spec.lan or str(network_of(spec)),
     "egress": lambda spec: shown_egress(spec.egress),
+    "ca": lambda spec: "yes" if spec.ca else "no",
+    "aliases": lambda spec: ",".join(spec.aliases),
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",
     "vsock": lambda spec: _show_vsock(spec.vsock),
@@ -237,7 +243,9 @@ def clone(paths: Paths, machine: Named, name: str) -> None:
         StateError: it is not at rest.
         StoreError: ``store.already_exists``, ``store.full``.
     """
-    spec = msgspec.structs.replace(machine.spec, id=secrets.token_hex(16), created=time.time(), forwards=())
+    spec = msgspec.structs.replace(
+        machine.spec, id=secrets.token_hex(16), created=time.time(), forwards=(), aliases=()
+    )
 
     with registry.at_rest(machine, "cloned"):
         undoing.settle(machine)

@@ -91,7 +91,7 @@ def add_copy(paths: Paths, parent: Named, name: str, captured: Captured) -> VmPa
         StoreError: ``store.already_exists``; or it cannot be written.
     """
     # Two machines cannot have the same ports of the host.
-    spec = replace(parent.spec, id=secrets.token_hex(16), created=time.time(), forwards=())
+    spec = replace(parent.spec, id=secrets.token_hex(16), created=time.time(), forwards=(), aliases=())
     plan = store.read_record(parent.place.boot, BootPlan)
     final = paths.machine(name)
 
@@ -125,7 +125,9 @@ def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, disk: D
     machine = replace(
         with_disk(renamed(plan.machine, {"hostname": name, "machine_id": spec.id}), disk), name=name
     )
-    attachment = plan.attachment and replace(plan.attachment, owner=spec.id, hostname=name, forwards=())
+    attachment = plan.attachment and replace(
+        plan.attachment, owner=spec.id, hostname=name, forwards=(), aliases=()
+    )
     if attachment is not None and spec.on:
         attachment = replace(elsewhere(attachment, spec.on), renew=False)  # it is told in any case
     attachment = held_to(attachment, spec.egress)

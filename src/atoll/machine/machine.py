@@ -17,7 +17,7 @@ from atoll.events import Emit, ignore
 from atoll.guest.copying import Copied, receive_tree, send_tree
 from atoll.guest.opening import opening
 from atoll.image.catalog import ImageManifest
-from atoll.machine import editing, live, networks, registry
+from atoll.machine import editing, live, naming, networks, registry
 from atoll.machine.checkpoints import Checkpoints
 from atoll.machine.creation import Wishes, create, parse_disk
 from atoll.machine.porting import Ported
@@ -73,6 +73,8 @@ class Machine(Ported, Checkpoints):
         idle_suspend: str | float = 0.0,
         vsock: bool | str = False,
         vsock_ports: Sequence[str] = (),
+        aliases: Sequence[str] = (),
+        ca: bool | None = None,
         boot_timeout: float | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
@@ -110,6 +112,8 @@ class Machine(Ported, Checkpoints):
             vsock_ports: ports of the host that the guest may connect to over it, ``PORT[:PATH]`` each: what
                 listens at the unix socket PATH serves it, by default ``vsock.sock_PORT`` beside the machine's
                 own.
+            aliases: what other machines call it, too; several may have the same.
+            ca: it takes over this host's added certificates, and its proxies; None for what the settings say.
             boot_timeout: seconds in which it must be up.
             config: resolved settings; by default those of this user.
             on_event: told of everything that happens.
@@ -126,6 +130,7 @@ class Machine(Ported, Checkpoints):
             "accel": accel,
             "boot_timeout": boot_timeout,
             "kernel": kernel,
+            "ca": ca,
         }
         settings = load(flags).config if config is None else override(config, flags)
         wishes = Wishes(
@@ -148,6 +153,7 @@ class Machine(Ported, Checkpoints):
             idle_suspend=idle_suspend,
             vsock=vsock,
             vsock_ports=tuple(vsock_ports),
+            aliases=tuple(aliases),
         )
         await asyncio.to_thread(create, settings, name, wishes, on_event)
         return cls(name, config=settings, on_event=on_event)
@@ -305,6 +311,16 @@ class Machine(Ported, Checkpoints):
             live.replan(machine.place, spec)
             await (await self._connect(machine.place)).set_egress(lines)
             return live.NOW
+
+    async def add_alias(self, alias: str) -> None:
+        """Have other machines call it so, too, from now on. Raises ``UsageError``: ``usage.alias``."""
+        async with self._changing() as machine:
+            await naming.rename(machine, naming.with_alias(machine.spec, alias))
+
+    async def remove_alias(self, alias: str) -> None:
+        """Have it be called so no more. Raises ``UsageError``: ``usage.alias``: it is not."""
+        async with self._changing() as machine:
+            await naming.rename(machine, naming.without_alias(machine.spec, alias))
 
     async def connect_vsock(self, port: int) -> socket.socket:
         """A connection to what listens at a port of AF_VSOCK in it; the socket does not block.

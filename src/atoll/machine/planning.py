@@ -18,6 +18,8 @@ from atoll.paths import VmPaths
 from atoll.vm import serving
 from atoll.vm.bootplan import BootPlan, Setup, user_network
 from atoll.vm.chain import disk_of, read_chain
+from atoll.vm.inheriting import choosing
+from atoll.vm.inheriting.inheritance import Inheritance
 from atoll.vm.network.attachment import DEFAULT, Attachment
 from atoll.vm.network.egress import require_own
 from atoll.vm.plan import Residence, limits_of, plan_resident
@@ -116,6 +118,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
             user=spec.user,
             farewell=spec.service.stop if spec.service is not None else "",
             drivers={name: base.devices[name] for name in _PLUGGED if name in base.devices},
+            inherited=_inherited(config, spec, network, emit),
+            systemd=spec.init is Init.SYSTEMD,
         ),
         policy=spec.restart,
         boot_timeout=spec.boot_timeout,
@@ -127,6 +131,14 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     )
 
 
+def _inherited(config: Config, spec: MachineSpec, network: NetworkKind, emit: Emit) -> Inheritance:
+    """What the guest takes over of this host; what it took over before and is none of that is taken back."""
+    if not spec.ca or network is NetworkKind.NONE:
+        return Inheritance()
+    place = config.paths.network(spec.on or DEFAULT) if network is NetworkKind.OWN else None
+    return choosing.inherited(config.ca_files, place, proxied=not spec.egress, emit=emit)
+
+
 def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
     """Where the network card of a machine is plugged in."""
     return Attachment(
@@ -135,8 +147,11 @@ def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
         hostname=name,
         forwards=spec.forwards,
         host_ports=config.network_host_ports,
+        proxy_ports=choosing.open_ports() if spec.ca else (),
         egress=spec.egress,
         reverse=spec.reverse,
+        aliases=spec.aliases,
+        trusted=spec.service is not None,  # containers are this user's own programs
     )
 
 

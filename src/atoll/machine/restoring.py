@@ -107,7 +107,9 @@ def resumed(machine: Named, plan: BootPlan) -> BootPlan:
     Raises ``UsageError``: ``usage.egress``: that had no network that could hold it to its policy.
     """
     vm = replace(with_root(plan.machine, machine.place), name=machine.name)
-    attachment = plan.attachment and replace(plan.attachment, hostname=machine.name, renew=False)
+    attachment = plan.attachment and replace(
+        plan.attachment, hostname=machine.name, aliases=machine.spec.aliases, renew=False
+    )
     if attachment is not None and machine.spec.on:
         attachment = elsewhere(attachment, machine.spec.on)
     attachment = held_to(attachment, machine.spec.egress)  # what is asked for now, not then

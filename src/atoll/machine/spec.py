@@ -32,6 +32,7 @@ __all__ = [
     "cid_of",
     "closed",
     "mac_of",
+    "parse_alias",
     "parse_idle",
     "parse_probe",
     "parse_share",
@@ -42,6 +43,9 @@ __all__ = [
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _GIB = 1 << 30
+
+#: Letters of an alias: with the domain behind it, it is a name still (RFC 1035, section 2.3.4).
+_LONGEST_ALIAS = 200
 
 #: Names of the machines that Atoll itself makes, and which command does it.
 RESERVED = {"docker": "`atoll docker`"}
@@ -93,6 +97,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         slirp: it is QEMU's user network.
         lan: the network of Atoll that it is on; empty for that of all machines.
         egress: lines of the policy that it is held to; none for no policy.
+        aliases: what other machines call it, too.
+        ca: it takes over this host's certificates of authorities, and its proxies.
         kernel: to boot instead of Debian's cloud kernel; empty for that.
         accel: ``auto``, ``kvm`` or ``tcg``.
         restart: what follows when the guest ends by itself.
@@ -133,6 +139,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     egress: tuple[str, ...] = ()
     reverse: tuple[Reverse, ...] = ()
     auto_ports: AutoPorts | None = None
+    aliases: tuple[str, ...] = ()
+    ca: bool = True
 
     @property
     def on(self) -> str:
@@ -201,6 +209,15 @@ def check_guest_path(path: str) -> str:
         hint = "name an absolute path in the guest, not its root"
         raise UsageError(f"{path!r} is no place for a share", code="mount", hint=hint)
     return "/" + "/".join(parts)
+
+
+def parse_alias(text: str) -> str:
+    """A further name of a machine, of one or more labels. Raises ``UsageError``: ``usage.alias``."""
+    labels = text.split(".")
+    if not all(_NAME.fullmatch(label) for label in labels) or len(text) > _LONGEST_ALIAS or text == "host":
+        hint = "use lower-case letters, digits, dashes, and dots between, as db or api.web; host is taken"
+        raise UsageError(f"{text!r} is no alias", code="alias", hint=hint)
+    return text
 
 
 def parse_vsock(wanted: bool | str, ports: Iterable[str], *, named: bool = False) -> Vsock | None:

@@ -14,6 +14,7 @@ from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.machine import registry, suspending, undoing
+from atoll.machine.inherited import inherited
 from atoll.machine.launching import reach, summon
 from atoll.machine.planning import make_plan
 from atoll.machine.registry import Named
@@ -115,6 +116,7 @@ class Supervised(Commands):
                     return await self._wake(machine)
                 if not machine.state.active:
                     await asyncio.to_thread(plan_start, self._config, machine, self._emit)
+                    self._adopt_defaults(machine.spec)  # what it takes over of this host is known now
                 control = await self._connect(machine.place)
             started = await self._bring_up(control, may_leave=not machine.state.active)
             if started is not None:
@@ -124,6 +126,7 @@ class Supervised(Commands):
         """Have a suspended machine go on; it stays suspended if it does not."""
         with ExitStack() as stack:
             files = await asyncio.to_thread(stack.enter_context, woken(self._config, machine, self._emit))
+            self._adopt_defaults(machine.spec)
             status = await self._go_on(files)
         await asyncio.to_thread(suspending.sweep, machine.place)
         return status
@@ -317,7 +320,8 @@ class Supervised(Commands):
 
     def _adopt_defaults(self, spec: MachineSpec) -> None:
         env, workdir, user = self._preferred
-        self._env = {**spec.env, **env}
+        place = self._paths.machine(self.name)
+        self._env = {**inherited(place).environment, **spec.env, **env}
         self._workdir = workdir or (spec.workdir or None)
         self._user = user or (spec.user or None)
 

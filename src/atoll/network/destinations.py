@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -39,12 +40,14 @@ class Destinations(msgspec.Struct, frozen=True):
         outside: whether it leads to anywhere but the host's open ports.
         host_ports: ports of the host's own loopback that guests may use at the gateway's address.
         reverse: where other ports of the gateway lead: to a port of that loopback, or to a unix socket.
+        trusted: the guest may use the host's other addresses, too.
     """
 
     addressing: Addressing
     outside: bool = True
-    host_ports: frozenset[int] = frozenset()
+    host_ports: Container[int] = frozenset()
     reverse: dict[int, int | str] = {}
+    trusted: bool = False
 
     def target(self, address: bytes, port: int) -> Target | None:
         """Where a guest's packets to an address of 4 or 16 bytes go; None if nowhere.

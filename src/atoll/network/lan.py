@@ -266,7 +266,8 @@ class Lan:
             guest.guard.ledger.resolved(stripped.name, "strip")
 
     def _asking(self, machine: Hashable) -> Guest | None:
-        assert isinstance(machine, Station)
+        if not isinstance(machine, Station):
+            return None  # who asks is no guest
         guest = self._guests.get(machine.mac)
         return guest if guest is not None and guest.station is machine else None
 

@@ -101,9 +101,9 @@ class Outside:
 
     def _target(self, address: bytes, port: int) -> Target | None:
         target = self.destinations.target(address, port)
-        if target is not None and not target.is_host and is_own(target.address):
-            return None
-        return target
+        if target is None or target.is_host or self.destinations.trusted:
+            return target
+        return None if is_own(target.address) else target
 
 
 def is_own(address: str) -> bool:

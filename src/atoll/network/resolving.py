@@ -24,8 +24,9 @@ from atoll.network.dns.forwarder import (
 from atoll.network.dns.hostfiles import HostFiles
 from atoll.network.dns.message import Rcode
 from atoll.network.dns.names import Names
+from atoll.network.dns.upstreams import Resolvers
 
-__all__ = ["Resolver"]
+__all__ = ["Resolver", "Traced"]
 
 #: Bytes of the longest message.
 _LONGEST: Final = 65535
@@ -47,6 +48,17 @@ class Listener(Protocol):
 
     def stripped(self, stripped: Stripped) -> None:
         """A guest is not told addresses."""
+
+
+class Traced:
+    """Somebody who wants to know where an answer comes from.
+
+    Args:
+        told: called with it.
+    """
+
+    def __init__(self, told: Callable[[ToClient], None]) -> None:
+        self.told = told
 
 
 class Resolver:
@@ -82,6 +94,21 @@ class Resolver:
             self._forwarder.follow(self._files.resolvers, self._files.hosts)
         self._carry_out(self._forwarder.ask(Client(machine, reply, tcp), query, time.monotonic()))
 
+    def trace(self, query: bytes, told: Callable[[ToClient], None]) -> Hashable:
+        """``ask`` as no guest's; who asked, for ``leave`` when the answer is not waited for any more."""
+        asker = Traced(told)
+        if self._files.refresh():
+            self._forwarder.follow(self._files.resolvers, self._files.hosts)
+        self._carry_out(self._forwarder.ask(Client(asker, asker), query, time.monotonic()))
+        return asker
+
+    @property
+    def followed(self) -> Resolvers:
+        """This host's own name servers, as they are now."""
+        if self._files.refresh():
+            self._forwarder.follow(self._files.resolvers, self._files.hosts)
+        return self._files.resolvers
+
     def leave(self, machine: Hashable) -> None:
         """A guest is gone."""
         self._forwarder.leave(machine)
@@ -104,6 +131,9 @@ class Resolver:
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, ToClient):
+                if isinstance(effect.client.via, Traced):
+                    effect.client.via.told(effect)
+                    continue
                 reply: Reply = effect.client.via  # type: ignore[assignment] # as ``ask`` gave it
                 reply(effect.message)
             elif isinstance(effect, Learned):

@@ -79,6 +79,8 @@ class Sandbox(Commands):
             one where that is taken: ``AutoPortOpened`` tells. Or ranges of those that it is to have, such as
             ``"3000-3999,8080"``, by default from 1024 on.
         auto_ports_deny: ranges of those that it is not to have.
+        ca: with a network, it takes over this host's added certificates and its proxies; None for what the
+            settings say.
         config: resolved settings; by default those of this user. The arguments above win over them.
         on_event: told of everything that happens, see ``atoll.events``.
         spawned: a VM of ``image`` that runs already; it is taken over.
@@ -122,6 +124,7 @@ class Sandbox(Commands):
         vsock_ports: Mapping[int, str | Path] | None = None,
         auto_ports: bool | str = False,
         auto_ports_deny: str = "",
+        ca: bool | None = None,
         config: Config | None = None,
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
@@ -144,7 +147,14 @@ class Sandbox(Commands):
 
             self._vsock = parse(vsock, vsock_ports, template=template, snapshot=snapshot)
         size = f"{memory / (1 << 20):f}M" if isinstance(memory, int) else memory
-        flags: dict[str, Any] = {"cpus": cpus, "memory": size, "accel": accel, "kernel": kernel, "cold": cold}
+        flags: dict[str, Any] = {
+            "cpus": cpus,
+            "memory": size,
+            "accel": accel,
+            "kernel": kernel,
+            "cold": cold,
+            "ca": ca,
+        }
         self._config = load(flags).config if config is None else override(config, flags)
         super().__init__(on_event, env=env, workdir=workdir, user=user, timeout=command_timeout)
         self._vm = Vm(spawned, on_event) if spawned else None
@@ -186,7 +196,7 @@ class Sandbox(Commands):
         if self._vm is None:
             await self._launch()
         try:
-            await self._boot()
+            await self._inherit_at_boot()
             if self._vsock is not None:
                 self._device = await self._vsock.plug_into(self.vm, self._emit)
             await limits.enforce(self._limits, self.vm.agent, self.files)
@@ -196,6 +206,23 @@ class Sandbox(Commands):
             await self.close()
             raise
         self.keeper = Keeper(self._limits, self.vm, self.close)
+
+    async def _inherit_at_boot(self) -> None:
+        """Boot it, and have it take over what it is to have of this host, which is looked for meanwhile."""
+        if runtime.network_of(self.vm.machine) is NetworkKind.NONE or not self._config.ca:
+            await self._boot()
+            return
+        found, _ = await asyncio.gather(
+            asyncio.to_thread(
+                runtime.inherited, self._config, self.vm.machine, self.vm.attachment, emit=self._emit
+            ),
+            self._boot(),
+        )
+        if found:
+            from atoll.vm.inheriting.giving import give  # noqa: PLC0415 - for those who have something to give
+
+            self._env = {**found.environment, **self._env}
+            await give(self.vm.agent, found, self.name, self._emit, throw_away=True)
 
     async def _boot(self) -> None:
         async def again() -> Vm:

@@ -201,6 +201,7 @@ def _recipe(
         hypervisor=base.host.version,
         image=prepared.image.manifest.name,
     )
+    attachment = runtime.attachment_of(config, machine)
     return Recipe(
         base.hypervisor,
         machine,
@@ -209,7 +210,8 @@ def _recipe(
         config.boot_timeout,
         keeps_disks=True,
         patience=_PATIENCE,
-        attachment=runtime.attachment_of(config, machine),
+        attachment=attachment,
+        inherited=runtime.inherited(config, machine, attachment),
     )
 
 

@@ -17,6 +17,7 @@ from atoll.hypervisor.model import Machine, MemoryFile
 from atoll.hypervisor.port import CloningHypervisor
 from atoll.paths import TemplatePaths
 from atoll.template.cache import Manifest
+from atoll.vm.inheriting.inheritance import Inheritance
 from atoll.vm.network.attachment import Attachment
 from atoll.vm.plan import Bootable, Shape, plan_growing
 
@@ -83,6 +84,7 @@ class Recipe(msgspec.Struct, frozen=True):
     keeps_disks: bool = False
     patience: float = 30.0
     attachment: Attachment | None = None
+    inherited: Inheritance | None = None
 
 
 def base_memory(memory: int, *, least: int, most: int) -> int:

@@ -24,6 +24,8 @@ from atoll.template import cache
 from atoll.template.cache import Manifest, Template
 from atoll.template.key import Recipe, clone_of, original, with_disks_at
 from atoll.template.preparing import carry_out
+from atoll.vm.inheriting.giving import give
+from atoll.vm.inheriting.inheritance import Inheritance
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Clone, spawn, spawn_clone
 
@@ -180,7 +182,10 @@ async def _prepare(vm: Vm, recipe: Recipe, place: TemplatePaths, emit: Emit) -> 
     """From a VM that is up to one that is frozen."""
     if not recipe.held:
         if recipe.manifest.preparation is not None:
-            await carry_out(vm.agent, recipe.manifest.preparation, emit)
+            inherited = recipe.inherited or Inheritance()
+            if inherited:
+                await give(vm.agent, inherited, recipe.manifest.name, emit, throw_away=True)
+            await carry_out(vm.agent, recipe.manifest.preparation, emit, inherited.environment)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WARM_UP_TIME):
                 await _warm_up(vm.agent)

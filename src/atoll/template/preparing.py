@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import os
 from collections import deque
+from collections.abc import Mapping
 
 from atoll.errors import BootError
 from atoll.events import Emit, TaskAdvanced
@@ -21,27 +22,31 @@ __all__ = ["carry_out"]
 _TOLD = 15
 
 #: What installers take as a word not to ask questions.
-_ENVIRONMENT: dict[str | bytes, str | bytes] = {"DEBIAN_FRONTEND": "noninteractive"}
+_ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive"}
 
 
-async def carry_out(agent: Agent, preparation: Preparation, emit: Emit) -> None:
-    """Run the commands and wait for the probe. The caller bounds the time.
+async def carry_out(
+    agent: Agent, preparation: Preparation, emit: Emit, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run the commands, each with that environment, and wait for the probe. The caller bounds the time.
 
     Raises:
         BootError: stage ``prepare``: a command failed; its last lines are the detail.
         GuestError: a command could not be started.
     """
     for number, command in enumerate(preparation.commands):
-        await _run(agent, f"prepare-{number}", command, emit)
+        await _run(agent, f"prepare-{number}", command, emit, {**(environment or {}), **_ENVIRONMENT})
     if preparation.probe is not None:
         emit(TaskAdvanced(task="template", note="waiting for the probe"))
         await probe_until_ready(agent, preparation.probe)
 
 
-async def _run(agent: Agent, name: str, command: str, emit: Emit) -> None:
+async def _run(agent: Agent, name: str, command: str, emit: Emit, environment: Mapping[str, str]) -> None:
     """Run one command, what it says passed on line by line."""
     emit(TaskAdvanced(task="template", note=command))
-    start = ExecStart(id=f"{name}-{os.urandom(4).hex()}", argv=("/bin/sh", "-ec", command), env=_ENVIRONMENT)
+    variables: dict[str | bytes, str | bytes] = dict(environment.items())
+    argv = ("/bin/sh", "-ec", command)
+    start = ExecStart(id=f"{name}-{os.urandom(4).hex()}", argv=argv, env=variables)
     execution: Execution = agent.start(start)
     said: deque[str] = deque(maxlen=_TOLD)
     try:

@@ -9,6 +9,7 @@ import msgspec
 
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.qemu.host import QemuHost
+from atoll.vm.inheriting.inheritance import Inheritance
 from atoll.vm.network.attachment import Attachment
 from atoll.vm.origin import Origin
 from atoll.vm.restart import Policy
@@ -129,6 +130,8 @@ class Setup(msgspec.Struct, frozen=True):
         drivers: modules of devices that may come later, by the device.
         vsock: a virtio socket device, or None.
         farewell: for the guest's ``/bin/sh``, as root, before it is ended in order; empty for none.
+        inherited: what it takes over of this host, and no more of what it took over before; None to let be.
+        systemd: that is process 1 of it.
     """
 
     modules: tuple[str, ...] = ()
@@ -140,6 +143,8 @@ class Setup(msgspec.Struct, frozen=True):
     drivers: dict[str, tuple[str, ...]] = {}
     farewell: str = ""
     vsock: Vsock | None = None
+    inherited: Inheritance | None = None
+    systemd: bool = False
 
 
 class Beginning(StrEnum):

@@ -167,7 +167,7 @@ def left_to_do(setup: Setup, beginning: Beginning) -> Setup:
     if beginning is Beginning.BOOT:
         return setup
     script = setup.script if beginning is Beginning.FORK else ""
-    return replace(setup, modules=(), network=None, script=script, probe=None)
+    return replace(setup, modules=(), network=None, script=script, probe=None, inherited=None)
 
 
 def hypervisor_said(place: VmPaths) -> str:

@@ -12,6 +12,7 @@ from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution
 from atoll.guest.messages import ExecStart
 from atoll.vm.bootplan import Probe, Setup
+from atoll.vm.inheriting.giving import give
 from atoll.vm.steps import join_network, renew_ipv6
 
 __all__ = ["probe_until_ready", "run_quietly", "set_up"]
@@ -53,6 +54,8 @@ async def set_up(
             interface = await join_network(agent, setup.network)
             if renew_network:
                 await renew_ipv6(agent, interface)
+        if setup.inherited is not None:
+            await give(agent, setup.inherited, vm, emit, systemd=setup.systemd)
         if setup.script:
             emit(WaitingFor(vm=vm, what="setup"))
             await _script(agent, setup.script, vm)

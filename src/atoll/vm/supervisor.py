@@ -614,12 +614,19 @@ class Supervisor:
             emit=self.emit,
             free=free,
             moved=moved,
+            current=self._attachment,
         )
 
     async def follow(self, egress: tuple[str, ...]) -> None:
         """Hold the guest to a policy that the machine's plan has already. Raises as ``Cable.follow``."""
         if self._cable is not None:
             await self._cable.follow(egress)
+
+    def _attachment(self) -> Attachment:
+        """Where the card is plugged in, as it is on record by now."""
+        attachment = self._read_plan().attachment
+        assert attachment is not None
+        return attachment
 
     async def _unplug(self) -> None:
         cable, self._cable = self._cable, None

@@ -53,6 +53,7 @@ class Answer(msgspec.Struct, frozen=True):
         seconds: for which it may be kept; 0 not at all.
         addresses: that it gives for the name, each 4 or 16 bytes.
         stripped: that it gave and that nobody may get.
+        upstream: address and port of the name server that gave it; None if it was made here.
     """
 
     rcode: int
@@ -63,6 +64,7 @@ class Answer(msgspec.Struct, frozen=True):
     seconds: int = 0
     addresses: tuple[bytes, ...] = ()
     stripped: tuple[bytes, ...] = ()
+    upstream: tuple[str, int] | None = None
 
 
 def read_answer(

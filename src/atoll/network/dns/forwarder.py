@@ -8,10 +8,12 @@ of its own: who wants to forge an answer must guess id and port (RFC 5452). Equa
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from enum import StrEnum
 from random import Random, SystemRandom
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from atoll.network.dns import message
 from atoll.network.dns.answers import Answer, read_answer, respond
@@ -30,6 +32,7 @@ __all__ = [
     "Effect",
     "Forwarder",
     "Learned",
+    "Origin",
     "Settings",
     "Stripped",
     "ToClient",
@@ -73,11 +76,26 @@ class Settings(msgspec.Struct, frozen=True):
     protect: bool = True
 
 
+class Origin(StrEnum):
+    """Whose word an answer is."""
+
+    NETWORK = "network"
+    HOST = "host"
+    CACHE = "cache"
+    UPSTREAM = "upstream"
+    REFUSAL = "refusal"
+
+
 class ToClient(NamedTuple):
-    """Send a client its answer; over TCP it is the message without its length."""
+    """Send a client its answer; over TCP it is the message without its length.
+
+    ``upstream`` is the name server that was asked, also if that was earlier; None if none was.
+    """
 
     client: Client
     message: bytes
+    origin: Origin = Origin.REFUSAL
+    upstream: tuple[str, int] | None = None
 
 
 class ToUpstream(NamedTuple):
@@ -195,7 +213,7 @@ class Forwarder:
         if isinstance(asked, Broken):
             return [ToClient(client, refuse(asked, asked.rcode))]
         if (own := self._own(asked)) is not None:
-            return self._deliver(client, asked, own, own.records, own.seconds)
+            return self._deliver(client, asked, own, own.records, own.seconds, Origin.NETWORK)
         return self._outside(client, asked, now)
 
     def answer(self, number: int, data: bytes, now: float) -> list[Effect]:
@@ -259,17 +277,17 @@ class Forwarder:
             return [ToClient(client, refuse(asked, rcode))]
         if (found := self._hosts.lookup(name, asked.type)) is not None:
             answer = local_answer(asked, found, 0)
-            return self._deliver(client, asked, answer, answer.records, answer.seconds)
+            return self._deliver(client, asked, answer, answer.records, answer.seconds, Origin.HOST)
         hit = self._cache.get(key_of(asked), now)
         if hit is not None:
-            return self._deliver(client, asked, hit.answer, hit.records, hit.seconds)
+            return self._deliver(client, asked, hit.answer, hit.records, hit.seconds, Origin.CACHE)
         return self._forward(client, asked, now)
 
     def _limit(self, client: Client, query: Query) -> int:
         return 65_535 if client.tcp else min(query.size, self._settings.size)
 
     def _deliver(
-        self, client: Client, query: Query, answer: Answer, records: bytes, seconds: int
+        self, client: Client, query: Query, answer: Answer, records: bytes, seconds: int, origin: Origin
     ) -> list[Effect]:
         """Tell a client, and before that whoever has to know what it is told."""
         effects: list[Effect] = []
@@ -277,7 +295,8 @@ class Forwarder:
             effects.append(Learned(client.machine, text(query.name), answer.addresses, seconds))
         if answer.stripped:
             effects.append(Stripped(client.machine, text(query.name), answer.stripped))
-        effects.append(ToClient(client, respond(query, answer, records, self._limit(client, query))))
+        told = respond(query, answer, records, self._limit(client, query))
+        effects.append(ToClient(client, told, origin, answer.upstream))
         return effects
 
     def _forward(self, client: Client, query: Query, now: float) -> list[Effect]:
@@ -324,8 +343,8 @@ class Forwarder:
             self._plain.add(attempt.upstream)  # RFC 6891, section 7
             return [*self._drop(number), *self._send(pending, attempt.upstream, now, tcp=attempt.tcp)]
         if answer.rcode not in {Rcode.NOERROR, Rcode.NXDOMAIN}:
-            return self._failed(number, attempt, answer, now)
-        return self._finish(pending, answer, now)
+            return self._failed(number, attempt, replace(answer, upstream=tuple(attempt.upstream)), now)
+        return self._finish(pending, replace(answer, upstream=tuple(attempt.upstream)), now)
 
     def _retry(self, pending: Pending, last: Upstream, now: float) -> list[Effect]:
         """Ask the next upstream of those that have not failed; if all have, that is the answer."""
@@ -370,7 +389,9 @@ class Forwarder:
             self._cache.put(pending.key, answer, now)
         for waiting in pending.waiting.values():
             self._less(waiting.client.machine)
-            effects += self._deliver(waiting.client, waiting.query, answer, answer.records, answer.seconds)
+            effects += self._deliver(
+                waiting.client, waiting.query, answer, answer.records, answer.seconds, Origin.UPSTREAM
+            )
         return effects
 
     def _less(self, machine: Hashable) -> None:

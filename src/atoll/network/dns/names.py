@@ -63,6 +63,12 @@ class Names:
             for owner, addresses in owners.items():
                 yield Entry(name, owner, addresses)
 
+    @property
+    def reverse(self) -> Iterator[tuple[Address, str]]:
+        """Each address with the name that it is called."""
+        for address, names in self._reverse.items():
+            yield address, next(iter(names))[1]
+
     def add(self, owner: Hashable, name: str, addresses: Iterable[Address]) -> None:
         """Let a name lead to an owner's addresses, in place of those that this owner gave it before.
 

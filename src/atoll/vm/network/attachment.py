@@ -67,9 +67,12 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
         hostname: what the others on the network call it.
         forwards: ports of the host that lead to it.
         host_ports: ports of this host's loopback that it may use.
+        proxy_ports: likewise, those of proxies that it takes over; unless it is held to a policy.
         renew: the guest was on another network: it is told its addresses in any case.
         egress: lines of the policy that it is held to; none for no policy.
         reverse: other ports of the gateway that lead it to this host.
+        aliases: what the others call it, too.
+        trusted: it may use all ports of this host, at any of its addresses.
     """
 
     network: Path
@@ -77,9 +80,12 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = ""
     forwards: tuple[Forward, ...] = ()
     host_ports: tuple[int, ...] = ()
+    proxy_ports: tuple[int, ...] = ()
     renew: bool = False
     egress: tuple[str, ...] = ()
     reverse: tuple[Reverse, ...] = ()
+    aliases: tuple[str, ...] = ()
+    trusted: bool = False
 
 
 def elsewhere(attachment: Attachment, network: str) -> Attachment:

@@ -44,6 +44,7 @@ class Cable:
         emit: told when the network was gone.
         free: readies the card for another network; awaited when the one before is gone.
         moved: awaited when the VM has another address than it had before.
+        current: what belongs to the card by now, asked when it is plugged in again.
 
     Attributes:
         place: the network.
@@ -61,6 +62,7 @@ class Cable:
         emit: Emit,
         free: Callable[[], Awaitable[None]],
         moved: Callable[[Plugged], Awaitable[None]],
+        current: Callable[[], Attachment] | None = None,
     ) -> None:
         self.place = NetworkPaths(attachment.network)
         self.socket = socket
@@ -69,6 +71,7 @@ class Cable:
         self._free = free
         self._moved = moved
         self.owner = attachment.owner or socket.name
+        self._current = current or (lambda: attachment)
         self._order = Plug(
             socket=str(socket),
             owner=self.owner,
@@ -77,8 +80,11 @@ class Cable:
             keep=bool(attachment.owner),
             forwards=attachment.forwards,
             host_ports=attachment.host_ports,
+            proxy_ports=attachment.proxy_ports,
             egress=attachment.egress,
             reverse=attachment.reverse,
+            aliases=attachment.aliases,
+            trusted=attachment.trusted,
         )
         self._control: NetworkControl | None = None
         self._connected = asyncio.Event()
@@ -236,7 +242,10 @@ class Cable:
             await asyncio.sleep(pause)
             try:
                 await self._free()
-                order = msgspec.structs.replace(self._order, fresh=False, strict=False, wanted=wanted)
+                aliases = self._current().aliases
+                order = msgspec.structs.replace(
+                    self._order, fresh=False, strict=False, wanted=wanted, aliases=aliases
+                )
                 return await self._plug(order)
             except AtollError as error:
                 pause = min(2 * pause, _LATE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -26,10 +26,10 @@ from atoll.vm.network.porting import PortsSet, Wanted
 from atoll.vm.network.records import Numbers, autoconfigured
 from atoll.vm.network.requests import Plug, Plugged
 
-__all__ = ["Cards"]
+__all__ = ["HOST", "Cards"]
 
 #: What the network's own host is called.
-_HOST = "host"
+HOST = "host"
 
 
 class _Card:
@@ -44,6 +44,18 @@ class _Card:
             order.hostname or order.owner, order.owner if order.keep else "", cards.chosen
         )
         self.plugged = cards.told(lease)
+
+    @property
+    def called(self) -> frozenset[str]:
+        """All that it is called, in the network's domain."""
+        return frozenset({self.order.hostname, *self.order.aliases})
+
+    @property
+    def addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The guest's addresses."""
+        assert self.lease.ipv4 is not None
+        assert self.lease.ipv6 is not None
+        return self.lease.ipv4, self.lease.ipv6
 
     def address(self, size: int) -> bytes:
         """The guest's address of 4 or 16 bytes."""
@@ -67,10 +79,14 @@ class _Card:
     def open_host(self) -> None:
         """From here on the guest reaches the host's ports that are its."""
         assert self.guest is not None
+        order = self.order
+        proxies = order.proxy_ports if not order.egress else ()  # they would be a way around the policy
+        ports = range(1, 65_536) if order.trusted else frozenset((*order.host_ports, *proxies))
         self.guest.outside.destinations = replace(
             self.guest.outside.destinations,
-            host_ports=frozenset(self.order.host_ports),
-            reverse={one.port: one.path or one.host_port for one in self.order.reverse},
+            host_ports=ports,
+            reverse={one.port: one.path or one.host_port for one in order.reverse},
+            trusted=order.trusted,
         )
 
 
@@ -104,7 +120,7 @@ class Cards:
         self._cards: dict[str, _Card] = {}
         self.chosen = chosen
         addressing = lan.addressing
-        lan.resolver.names.add(self, _HOST, (addressing.gateway, addressing.gateway6))
+        lan.resolver.names.add(self, HOST, (addressing.gateway, addressing.gateway6))
 
     def __len__(self) -> int:
         return len(self._cards)
@@ -133,6 +149,9 @@ class Cards:
     def find(self, owner: str) -> _Card | None:
         """The card that is plugged in of that owner."""
         return self._cards.get(owner)
+
+    def __iter__(self) -> Iterator[_Card]:
+        yield from self._cards.values()
 
     def plug(self, order: Plug) -> _Card:
         """Plug a card in.
@@ -188,8 +207,10 @@ class Cards:
         if card is None or card.guest is None:
             raise NetworkError(f"{owner}: its card is not plugged in", code="card")
         if card.order.egress != egress:
-            card.guest.follow(policy_of(egress))
+            policy = policy_of(egress)
             card.order = replace(card.order, egress=egress)
+            card.open_host()
+            card.guest.follow(policy)
             self._log(f"{card.order.hostname or owner}: egress: {'; '.join(egress) or 'anything'}")
 
     def close(self) -> None:
@@ -243,14 +264,26 @@ class Cards:
         card.plugged = replace(card.plugged, refused=card.forwards.refused)
         card.forwards.begin(lead)
         card.open_host()
-        hostname = card.order.hostname
-        if self._lan.is_shared and hostname and hostname != _HOST:
-            assert card.lease.ipv4 is not None
-            assert card.lease.ipv6 is not None
+        if self._lan.is_shared and card.order.hostname != HOST:
+            self._name(card, (card.order.hostname, *card.order.aliases))
+
+    def rename(self, owner: str, aliases: tuple[str, ...]) -> None:
+        """Have a machine be called so, too, in the place of what it was until now; nothing if it is away."""
+        card = self._cards.get(owner)
+        if card is None or not self._lan.is_shared:
+            return
+        for alias in card.order.aliases:
+            if alias != card.order.hostname:
+                self._lan.resolver.names.remove(card, alias)
+        card.order = replace(card.order, aliases=aliases)
+        self._name(card, aliases)
+
+    def _name(self, card: _Card, names: Iterable[str]) -> None:
+        for name in filter(None, names):
             try:
-                self._lan.resolver.names.add(card, hostname, (card.lease.ipv4, card.lease.ipv6))
+                self._lan.resolver.names.add(card, name, card.addresses)
             except UsageError as error:
-                self._log(f"{hostname}: {error.message}")
+                self._log(f"{name}: {error.message}")
 
     def _pull(self, card: _Card) -> None:
         """Pull a card out."""

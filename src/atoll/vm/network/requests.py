@@ -19,10 +19,9 @@ from atoll.vm.control import ControlServer, Method
 from atoll.vm.network.attachment import Reverse
 from atoll.vm.streams import LocalStream
 
-__all__ = ["Card", "NetworkControl", "Plug", "Plugged", "Status", "StatusRead", "control_server"]
-
-
 T = TypeVar("T")
+
+__all__ = ["Card", "NetworkControl", "Plug", "Plugged", "Status", "StatusRead", "control_server"]
 
 
 class Plug(Request, frozen=True, tag="network.plug"):
@@ -44,6 +43,9 @@ class Plug(Request, frozen=True, tag="network.plug"):
         there: it must be plugged in already.
         strict: a port that cannot be had is an error.
         egress: lines of the policy that its guest is held to (``network.policy.parsing``).
+        aliases: what others on the network call the VM, too.
+        trusted: it may use all ports of this host, at any of its addresses.
+        proxy_ports: ports of the host's loopback that it may use while it is held to no policy.
     """
 
     socket: str
@@ -60,6 +62,9 @@ class Plug(Request, frozen=True, tag="network.plug"):
     there: bool = False
     strict: bool = True
     egress: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    trusted: bool = False
+    proxy_ports: tuple[int, ...] = ()
 
 
 class Plugged(msgspec.Struct, frozen=True):
@@ -125,7 +130,7 @@ def control_server(
     Args:
         plug: plugs a card in; raises ``NetworkError``.
         status: what there is.
-        more: what answers other requests.
+        more: what answers other requests, by their tags.
     """
 
     async def answer_plug(payload: bytes, stream: LocalStream) -> None:

@@ -28,11 +28,12 @@ from atoll.network.destinations import Destinations
 from atoll.network.lan import Lan
 from atoll.paths import NetworkPaths, Paths
 from atoll.vm.logs import LogStream, say
-from atoll.vm.network import capture, managing, shape
+from atoll.vm.network import capture, managing, naming, shape
 from atoll.vm.network.attachment import BUILT_IN, SANDBOXES
 from atoll.vm.network.auditing import written_down
 from atoll.vm.network.cards import Cards
 from atoll.vm.network.chosen import Chosen
+from atoll.vm.network.hostnames import HostView
 from atoll.vm.network.policing import policing
 from atoll.vm.network.porting import port_methods
 from atoll.vm.network.records import DOMAIN, Leases, Network, Numbers, new_network
@@ -119,11 +120,13 @@ async def _run(
     numbers = Numbers(len(addressing.machines), _leases(place))
     chosen = Chosen(place.ports, log)
     cards = Cards(lan, numbers, chosen, keep=keep, pulled=pulled, log=log)
+    view = HostView(place, cards, DOMAIN, log)
     more = {
         **port_methods(cards.held),
         **policing(cards.follow, lambda: lan.flows),
         **capture.methods(cards.find),
         **shape.methods(cards.find),
+        **naming.methods(lan, cards, view),
     }
     server = control_server(cards.plug, lambda: Status(os.getpid(), cards.listed), more)
     ended = asyncio.Event()
@@ -137,6 +140,7 @@ async def _run(
     watching = asyncio.create_task(_watch(lock, network.linger, is_used, ended))
     async with written_down(lan.trail, place.audit):
         try:
+            await view.renew()
             server.listen(listen(place.control))
             if client is not None:
                 server.add(client)
@@ -147,6 +151,7 @@ async def _run(
             watching.cancel()
             place.control.unlink(missing_ok=True)
             cards.close()
+            await view.close()
             await server.close()
             lan.close()
 

@@ -1,0 +1,1 @@
+"""What guests take over of their host: certificates of authorities, and proxies."""
