@@ -184,7 +184,7 @@ class Guard:
         self._arriving = TokenBucket(each, each, time.monotonic()) if each else None
         self._pace(rate)
         for connection in list(self.ledger.connections):
-            if not connection.is_free and not self._may_go_on(connection):
+            if not self._may_go_on(connection, is_free):
                 connection.is_denied = True
                 connection.reset()
         datagrams = self._datagrams()
@@ -193,9 +193,11 @@ class Guard:
                 if not is_free(peer.address, peer.port) and not self._may_hear(peer):
                     datagrams.forget(association, peer)
 
-    def _may_go_on(self, connection: Connection) -> bool:
+    def _may_go_on(self, connection: Connection, is_free: Freedom) -> bool:
         """Whether a connection that is open may stay so. One whose first bytes are awaited is asked then."""
         ends = connection.ends
+        if connection.is_free:
+            return connection.inbound or is_free(ends.other, ends.other_port)
         now = time.monotonic()
         verdict = self._judge.decide(self._guest, Protocol.TCP, ends.other, ends.other_port, now)
         stream = connection.stream

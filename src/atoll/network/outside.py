@@ -23,6 +23,9 @@ __all__ = ["Outside"]
 
 _DNS = 53
 
+#: Seconds for which it is remembered which addresses are this host's, and how many.
+_FRESH, _MOST_KNOWN = 1.0, 1024
+
 Ask = Callable[[bytes, Callable[[bytes], None]], None]
 
 
@@ -51,6 +54,8 @@ class Outside:
         self._ask = ask
         self._unreachable = unreachable
         self._loop = asyncio.get_running_loop()
+        self._own: dict[str, bool] = {}
+        self._forget_at = 0.0
 
     def open(self, ends: Ends) -> Dialling | None:
         """See ``tcp.flows.Opener``."""
@@ -103,11 +108,24 @@ class Outside:
         target = self.destinations.target(address, port)
         if target is None or target.is_host or self.destinations.trusted:
             return target
-        return None if is_own(target.address) else target
+        return None if self._is_own(target.address) else target
+
+    def _is_own(self, address: str) -> bool:
+        """Whether an address is this host's, as it was a moment ago: each datagram is asked about."""
+        now = time.monotonic()
+        if now >= self._forget_at:
+            self._own.clear()
+            self._forget_at = now + _FRESH
+        found = self._own.get(address)
+        if found is None:
+            if len(self._own) >= _MOST_KNOWN:
+                self._own.clear()
+            found = self._own[address] = _can_be_bound(address)
+        return found
 
 
-def is_own(address: str) -> bool:
-    """Whether an address is one of this host's, or of a group that it could be in: it can be bound."""
+def _can_be_bound(address: str) -> bool:
+    """Whether an address is one of this host's, or of a group that it could be in."""
     family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.bind((address, 0))

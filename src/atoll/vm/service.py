@@ -74,7 +74,7 @@ class Service:
             "vm.share.remove": self._share_remove,
             "vm.share.list": self._share_list,
             "vm.network.join": self._network_join,
-            **port_methods(self._supervisor.ports),
+            **port_methods(self._supervisor.card.ports),
         }
 
     def status(self) -> messages.Status:
@@ -211,7 +211,7 @@ class Service:
         stream.reply(messages.Resized(await resize(vm, agent, self._supervisor.plan.setup, request)))
 
     async def _egress(self, payload: bytes, stream: LocalStream) -> None:
-        await self._supervisor.follow(_parse(payload, messages.EgressSet).egress)
+        await self._supervisor.card.follow(_parse(payload, messages.EgressSet).egress)
         stream.reply(Empty())
 
     async def _share_add(self, payload: bytes, stream: LocalStream) -> None:

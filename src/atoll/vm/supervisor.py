@@ -31,22 +31,17 @@ from atoll.guest.agent import Agent
 from atoll.guest.channel import Channel
 from atoll.hypervisor.model import Port
 from atoll.hypervisor.port import Frozen, Resident, ResidentHypervisor, sweep
-from atoll.paths import NetworkPaths, VmPaths
+from atoll.paths import VmPaths
 from atoll.process import boot_id, identify
 from atoll.vm import clock, restart
 from atoll.vm.bootplan import Beginning, BootPlan
 from atoll.vm.branching import Branch, finish_switch
 from atoll.vm.bringup import BringUp, attached, hypervisor_said
 from atoll.vm.capturing import Taken, branch, capture, thaw
+from atoll.vm.card import VmCard
 from atoll.vm.folding import compact
 from atoll.vm.messages import Files, Stopped, StopStep
-from atoll.vm.network.attachment import Attachment, elsewhere
-from atoll.vm.network.cable import Cable
-from atoll.vm.network.moving import move, tell
-from atoll.vm.network.reaching import ensure
-from atoll.vm.network.requests import Plugged
 from atoll.vm.outputs import Outputs
-from atoll.vm.ports import VmPorts
 from atoll.vm.reasons import ended, failure_of
 from atoll.vm.shares import Shares
 from atoll.vm.state import Cause, Failure, Phase, State, StateError, advance, truth
@@ -90,14 +85,13 @@ class Supervisor:
         self.outputs = Outputs(place)
         self.shares = Shares(place, self.emit)
         self.vsock = VsockDevice(self.name, self.emit, place)
-        self.ports = VmPorts(self.name, read_plan, lambda: self.agent, self.emit)
+        self.card = VmCard(place, read_plan, lambda: self.agent, self._free_card, self.emit)
         self.changed = asyncio.Event()
         self.on_channel: Callable[[Channel | None], None] = lambda _: None
         self._hypervisor = hypervisor
         self._read_plan = read_plan
         self._emit_to = emit
         self._channel: Channel | None = None
-        self._cable: Cable | None = None
         self._lock = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -317,9 +311,7 @@ class Supervisor:
             self._began = time.monotonic()
             self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid) or self.state.vm))
             self._connect(vm)
-            self._plug()
-            if self._cable is not None:
-                self._cable.begin(fresh=False)
+            self.card.take_over()
             if self.state.phase is Phase.STARTING:
                 self._starting = self._spawn(self._boot_on())
                 return
@@ -361,7 +353,7 @@ class Supervisor:
         if running:
             self._spawn(self._set_clock())
             await self.vsock.restore()
-        await self.ports.begin()
+        await self.card.ports.begin()
         await self.shares.recover(again=running and await thaw(self.agent))
 
     @property
@@ -386,7 +378,7 @@ class Supervisor:
             self._channel.close()
         self.shares.leave()
         await self.vsock.forget()
-        await self._unplug()
+        await self.card.leave()
         if self.vm is not None:
             await self.vm.leave()
         self.outputs.close()
@@ -498,7 +490,7 @@ class Supervisor:
         self._keep(msgspec.structs.replace(self.state, vm=identify(vm.process.pid)))
         self.emit(VmSpawned(vm=self.name, pid=vm.process.pid))
         self._connect(vm)
-        self._plug()
+        self.card.lay()
         return vm
 
     async def _boot_on(self) -> None:
@@ -545,7 +537,7 @@ class Supervisor:
             self.emit,
             cloned=cloned,
             beginning=beginning,
-            cable=self._cable,
+            cable=self.card.cable,
         )
 
     async def join(self, network: str) -> None:
@@ -559,80 +551,12 @@ class Supervisor:
             NetworkError: the network cannot be had: the VM is on its former one.
         """
         async with self._unheld():
-            vm, agent, former = self.require(Phase.RUNNING, "moved"), self.agent, self._cable
-            plan = self._read_plan()
-            if plan.attachment is None or former is None or agent is None:
-                hint = f"`atoll restart {self.name}`"
-                raise StateError(f"{self.name} runs without such a card", code="network", hint=hint)
-            attachment = elsewhere(plan.attachment, network)
-            if attachment == plan.attachment:
-                return
-            await asyncio.to_thread(ensure, NetworkPaths(attachment.network))  # before anything is changed
-            try:
-                await former.close()
-                self._cable = self.ports.cable = cable = self._cable_to(attachment, plan.machine.mac)
-                cable.succeed(former)
-                await move(former, cable, agent, plan.machine.mac, vm.free_card)
-                told = msgspec.structs.replace(attachment, renew=False)
-                self._keep_plan(msgspec.structs.replace(plan, attachment=told))
-            except BaseException:
-                await self._unplug()
-                self._plug()
-                if self._cable is not None:
-                    self._cable.begin(fresh=False)  # as for one whose supervisor was killed
-                await self.ports.begin()
-                raise
+            await self.card.join(network, self.require(Phase.RUNNING, "moved").free_card)
 
-    def _keep_plan(self, plan: BootPlan) -> None:
-        store.write_record(self.place.boot, plan, parents=False)
-
-    def _plug(self) -> None:
-        """Be ready to keep the VM's network card plugged in."""
-        try:
-            plan = self._read_plan()
-        except StoreError as error:  # a VM that was taken over goes on without
-            self.emit(Warned(message=f"{self.name}: its network card stays unplugged: {error.message}"))
-            return
-        if plan.attachment is not None and plan.machine.card is not None:
-            self._cable = self.ports.cable = self._cable_to(plan.attachment, plan.machine.mac)
-
-    def _cable_to(self, attachment: Attachment, mac: str) -> Cable:
-        async def free() -> None:
-            async with self._lock:
-                if self.vm is not None and self.state.phase is Phase.RUNNING:
-                    await self.vm.free_card()
-
-        async def moved(plugged: Plugged) -> None:
-            if self.agent is not None:
-                await tell(self.agent, mac, plugged)
-
-        return Cable(
-            attachment,
-            vm=self.name,
-            mac=mac,
-            socket=self.place.socket(Port.NETWORK),
-            emit=self.emit,
-            free=free,
-            moved=moved,
-            current=self._attachment,
-        )
-
-    async def follow(self, egress: tuple[str, ...]) -> None:
-        """Hold the guest to a policy that the machine's plan has already. Raises as ``Cable.follow``."""
-        if self._cable is not None:
-            await self._cable.follow(egress)
-
-    def _attachment(self) -> Attachment:
-        """Where the card is plugged in, as it is on record by now."""
-        attachment = self._read_plan().attachment
-        assert attachment is not None
-        return attachment
-
-    async def _unplug(self) -> None:
-        cable, self._cable = self._cable, None
-        await self.ports.end()
-        if cable is not None:
-            await cable.close()
+    async def _free_card(self) -> None:
+        async with self._lock:
+            if self.vm is not None and self.state.phase is Phase.RUNNING:
+                await self.vm.free_card()
 
     async def _come_up(self, plan: BootPlan, start: BringUp | None = None) -> None:
         """From the spawn to a machine that runs."""
@@ -643,7 +567,7 @@ class Supervisor:
         await start.run(self._began)
         self._advance(Cause.BOOTED)
         start.reached("running")
-        self._spawn(self.ports.begin())
+        self._spawn(self.card.ports.begin())
         self._spawn(self._watch(vm))
         self._spawn(self._keep_time())
 
@@ -655,7 +579,7 @@ class Supervisor:
         self.on_channel(None)
         if channel is not None:
             channel.close()
-        await self._unplug()
+        await self.card.leave()
         if vm is not None:
             await vm.close()
             self.emit(VmExited(vm=self.name, status=vm.process.poll() or 0))
