@@ -1,4 +1,4 @@
-"""The network card of a VM that a supervisor looks after: plugged in, moved, and the ports that lead to it."""
+"""The network card of a VM that a supervisor looks after: plugged in, moved, and ports that lead to it."""
 
 from __future__ import annotations
 
