@@ -149,7 +149,7 @@ def test_a_published_port_answers_by_tcp_and_udp_and_is_known(docker, web, cli):
 
 def names(cli):
     """What machines are called on their network, by the name."""
-    (network,) = json.loads(cli("dns", "show", "--json"))
+    (network,) = json.loads(cli("dns", "show", "--network", "default", "--json"))
     return {one["name"].removesuffix(".atoll.internal"): one for one in network["names"]}
 
 

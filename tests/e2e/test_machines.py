@@ -599,7 +599,7 @@ def test_an_edit_takes_effect_at_the_next_start(succeed, cli, data):
         "network +own",
     ):
         assert re.search(f"^{words}", shown, re.MULTILINE), shown
-    for change in ("nonesuch=1", "cpus", "cpus=none", "env=A", "workdir=here", "network=maybe", "restart=x"):
+    for change in ("nonesuch=1", "cpus", "cpus=none", "env=A", "workdir=here", "network=May be", "restart=x"):
         before = (data / "machines" / "edited" / "machine.json").read_bytes()
         done = cli("edit", "edited", change)
         assert done.returncode == 2, change

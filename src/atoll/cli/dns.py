@@ -20,7 +20,7 @@ from atoll.errors import AtollError, NetworkError, UsageError
 from atoll.machine import naming
 from atoll.machine.machine import Machine
 from atoll.paths import NetworkPaths
-from atoll.vm.network import hostsetup
+from atoll.vm.network import hostsetup, names
 from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.network.hostnames import ADDRESS, HostListener
 from atoll.vm.network.naming import Answered, NamesTold, Tables
@@ -85,12 +85,7 @@ def _port(text: str) -> int:
 
 
 def _place(name: str) -> NetworkPaths:
-    paths = load().config.paths
-    known = {DEFAULT, *naming.networks(paths)}
-    if name not in known:
-        hint = f"known: {', '.join(sorted(known))}"
-        raise UsageError(f"there is no network {name!r}", code="network", hint=hint)
-    return paths.network(name)
+    return names.require(load().config.paths, name)
 
 
 # What there is.
@@ -98,10 +93,10 @@ def _place(name: str) -> NetworkPaths:
 
 def _show(arguments: argparse.Namespace) -> int:
     paths = load().config.paths
-    names = (
+    wanted = (
         naming.networks(paths) if arguments.network is None else (_place(arguments.network).directory.name,)
     )
-    found = [(name, running(naming.read(paths.network(name)))) for name in names]
+    found = [(name, running(naming.read(paths.network(name)))) for name in wanted]
     if arguments.json:
         print_json([_described(name, read) for name, read in found])
         return 0

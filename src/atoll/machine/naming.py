@@ -16,7 +16,7 @@ from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec, parse_alias
 from atoll.paths import NetworkPaths, Paths
 from atoll.vm.bootplan import BootPlan
-from atoll.vm.network import naming, reaching
+from atoll.vm.network import names, naming, reaching
 from atoll.vm.network.naming import Answered, NamesTold, Tables
 from atoll.vm.network.requests import NetworkControl
 
@@ -63,11 +63,8 @@ async def rename(machine: Named, spec: MachineSpec) -> None:
 
 
 def networks(paths: Paths) -> tuple[str, ...]:
-    """The networks that were ever used, in order."""
-    try:
-        return tuple(sorted(place.name for place in paths.networks.iterdir() if place.is_dir()))
-    except FileNotFoundError:
-        return ()
+    """The networks that were ever used, those that are made by themselves first."""
+    return tuple(name for name in names.known(paths.networks) if paths.network(name).record.exists())
 
 
 async def read(place: NetworkPaths) -> tuple[NamesTold, Tables] | None:

@@ -62,6 +62,10 @@ _IDLE: Final = 600.0
 _ASK_EVERY: Final = 30.0
 _ASK_FOR_ROOM: Final = 5.0
 
+#: Seconds between two answers to segments without data that are out of the window: two ends of which each
+#: takes the other's for such would answer one another for ever.
+_ANSWER_EVERY: Final = 0.5
+
 #: Bytes of a guest's that hosts' sides may keep to themselves, in all of its flows.
 MOST_HELD: Final = 16 << 20
 
@@ -137,6 +141,7 @@ class Flow:
 
     __slots__ = (
         "_again_at",
+        "_answer_at",
         "_asked",
         "_duplicates",
         "_early",
@@ -197,7 +202,7 @@ class Flow:
         self._ended = False
         self._duplicates = 0
         self._recover: int | None = None
-        self._heard = self._asked = self._progress = now
+        self._heard = self._asked = self._progress = self._answer_at = now
         self._timeout = _FIRST_TIMEOUT
         self._again_at = now + _FIRST_TIMEOUT
 
@@ -284,7 +289,8 @@ class Flow:
             return
         if payload or flags & FIN:
             self._take_payload(sequence, payload, fin=bool(flags & FIN))
-        elif (sequence - self._inbox.next) & _MASK > self._inbox.fits():
+        elif (sequence - self._inbox.next) & _MASK > self._inbox.fits() and now >= self._answer_at:
+            self._answer_at = now + _ANSWER_EVERY
             self._owe(at_once=True)  # a question whether this end is still there
         self._close_if_done()
 
