@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import msgspec
@@ -13,7 +14,7 @@ __all__ = ["Addressing"]
 _GATEWAY, _RESOLVER, _FIRST = 2, 3, 15
 
 
-class Addressing(msgspec.Struct, frozen=True):
+class Addressing(msgspec.Struct, frozen=True, dict=True):
     """The addresses of one network.
 
     Attributes:
@@ -30,27 +31,32 @@ class Addressing(msgspec.Struct, frozen=True):
         assert 8 <= self.ipv4.prefixlen <= 28
         assert self.ipv6.prefixlen == 64
 
-    @property
+    @cached_property
     def gateway(self) -> IPv4Address:
         """Where packets to the outside go."""
         return self.ipv4[_GATEWAY]
 
-    @property
+    @cached_property
     def resolver(self) -> IPv4Address:
         """The name server."""
         return self.ipv4[_RESOLVER]
 
-    @property
+    @cached_property
     def gateway6(self) -> IPv6Address:
         """The gateway's address that others may be told of."""
         return self.ipv6[_GATEWAY]
 
-    @property
+    @cached_property
     def resolver6(self) -> IPv6Address:
         """The name server's."""
         return self.ipv6[_RESOLVER]
 
-    @property
+    @cached_property
+    def gateways(self) -> frozenset[bytes]:
+        """The gateway's addresses."""
+        return frozenset({self.gateway.packed, self.gateway6.packed})
+
+    @cached_property
     def resolvers(self) -> frozenset[bytes]:
         """Where guests may ask for names: the gateway answers, too."""
         own = (self.gateway, self.resolver, self.gateway6, self.resolver6)

@@ -17,7 +17,7 @@ from atoll.network.tcp.flow import Flow
 __all__ = ["TcpSocket"]
 
 #: Bytes read at once, before others get a turn: four of the largest segments.
-_BURST: Final = 4 * 65480
+_BURST: Final = 4 * 65470
 
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 

@@ -55,12 +55,13 @@ class Destinations(msgspec.Struct, frozen=True):
         This host's loopback, what is on the same link as it, and groups of hosts are nobody's to reach from a
         guest: there is more than the outside there, as the data of a cloud's own service about the host.
         """
-        found = ip_address(address)
-        mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
-        if mapped is not None or not port:
+        if not port:
             return None
-        if found in {self.addressing.gateway, self.addressing.gateway6}:
+        if address in self.addressing.gateways:
             return self._of_host(port)
+        found = ip_address(address)
+        if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+            return None
         if not self.outside or self._is_special(found):
             return None
         return Target(str(found), port, is_host=False)

@@ -447,16 +447,14 @@ class Flow:
         self._outstanding.add(data)
         mss, sequence, size = self._mss, self._next, len(data)
         flags = ACK if more else ACK | PSH
-        if size <= mss:
-            parts: list[bytes | memoryview]
-            parts = [self._head(flags, sequence, size, piece_sum(data, 0, size)), data]
-        else:
-            parts = []
-            view = memoryview(data)
-            for start in range(0, size, mss):
-                piece = view[start : start + mss]
-                length, at = len(piece), (sequence + start) & _MASK
-                parts += (self._head(flags, at, length, piece_sum(data, start, length)), piece)
+        window, acknowledged, head = self._told_window(), self._inbox.next, self._template.head
+        parts: list[bytes | memoryview] = []
+        view = memoryview(data)
+        for start in range(0, size, mss):
+            piece = view[start : start + mss]
+            length, at = len(piece), (sequence + start) & _MASK
+            total = piece_sum(data, start, length)
+            parts += (head(at, acknowledged, flags, window, size=length, total=total), piece)
         self._next = (sequence + size) & _MASK
         self._guest.transmit(parts)
 
@@ -606,7 +604,11 @@ class Flow:
             self._every = max(1, self._every // 2)
         return self._head(ACK, self._next)
 
-    def _head(self, flags: int, sequence: int, size: int = 0, total: int = 0) -> bytes:
+    def _told_window(self) -> int:
+        """The window as it is written down, in a segment that acknowledges, too."""
         self._owes = self._owes_at_once = False
-        window = self._inbox.offer() >> _SHIFT if self._scaled else self._inbox.offer(_FIRST_WINDOW)
+        return self._inbox.offer() >> _SHIFT if self._scaled else self._inbox.offer(_FIRST_WINDOW)
+
+    def _head(self, flags: int, sequence: int, size: int = 0, total: int = 0) -> bytes:
+        window = self._told_window()
         return self._template.head(sequence, self._inbox.next, flags, window, size=size, total=total)

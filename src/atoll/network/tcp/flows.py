@@ -22,6 +22,10 @@ _ALLOWANCE: Final = 32 << 20
 _FIRST_PORT: Final = 49152
 _PORTS: Final = 65536 - _FIRST_PORT
 
+#: Bytes of the largest packet: with its Ethernet header and virtio's (12 bytes, VIRTIO 1.2, section 5.1.6) it
+#: fills 16 pages of the guest's, and a few bytes more would take another one.
+_LARGEST: Final = 16 * 4096 - 12 - ethernet.HEADER
+
 #: Ticks of the clock of initial sequence numbers in a second (RFC 6528, section 3).
 _ISN_RATE: Final = 250_000
 
@@ -185,7 +189,7 @@ class Flows:
             self._template(ends),
             self,
             host,
-            mss=self._mtu - (60 if is_6 else 40),
+            mss=min(self._mtu, _LARGEST) - (60 if is_6 else 40),
             isn=self._isn(key),
             now=self._clock(),
         )
