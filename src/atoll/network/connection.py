@@ -192,27 +192,37 @@ class TcpSocket:
     def _readable(self) -> None:
         flow = self._flow
         assert flow is not None
+        room = self._room(flow)
+        if room:
+            self._receive(flow, min(room, _BURST))
+
+    def _room(self, flow: Flow) -> int:
+        """Bytes that may be read now; where it is none, nothing is read until there is room."""
         if self._link.is_full:
             self._pause()
             self._link.when_room(self.resume)
-            return
+            return 0
         room = flow.room()
         if room <= 0:
             self._pause()
-            return
-        most = min(room, _BURST)
+            return 0
+        return room
+
+    def _receive(self, flow: Flow, most: int) -> int:
+        """Read at most so many bytes, for the guest; how many there were."""
         try:
             data = self._sock.recv(most, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return
+            return 0
         except OSError:
             flow.reset()
-            return
+            return 0
         if data:
             flow.send(data, time.monotonic(), more=len(data) == most)
         else:
             self._pause()
             flow.end(time.monotonic())
+        return len(data)
 
     def _pause(self) -> None:
         if self._is_reading:

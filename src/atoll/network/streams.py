@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -132,33 +131,16 @@ class _PacedStream(Stream):
     def _readable(self) -> None:
         flow = self._flow
         assert flow is not None
-        if self._link.is_full:
-            self._pause()
-            self._link.when_room(self.resume)
-            return
-        room = min(flow.room(), _MOST)
-        if room <= 0:
-            self._pause()
+        room = min(self._room(flow), _MOST)
+        if not room:
             return
         _, down = self._lanes
         granted = down.grant(room)
-        if not granted:
-            self._pause()
-            down.wait(self._read_on)
-            return
-        try:
-            data = self._sock.recv(granted, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            flow.reset()
-            return
-        down.spend(len(data))
-        if data:
-            flow.send(data, time.monotonic())
+        if granted:
+            down.spend(self._receive(flow, granted))
         else:
             self._pause()
-            flow.end(time.monotonic())
+            down.wait(self._read_on)
 
     def _read_on(self) -> None:
         if self._flow is not None:
