@@ -9,7 +9,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Final
 
 from atoll.network.udp.associations import MOST_PEERS, Association, Peer
@@ -113,8 +112,3 @@ class DatagramSocket:
         reason = _REASONS.get(number)
         if reason is not None:
             self._unreachable(self._association.guest, peer, reason)
-
-
-def place_of(peer: Peer) -> tuple[str, int]:
-    """As ``sendto`` takes it."""
-    return str(ip_address(peer.address)), peer.port

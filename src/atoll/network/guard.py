@@ -57,11 +57,6 @@ class Guard:
         """These are the guest's datagrams."""
         self._associations = associations
 
-    @property
-    def is_bound(self) -> bool:
-        """Whether the guest has a policy."""
-        return self._judge.has_policy(self._guest)
-
     # Connections
 
     def admit(self, ends: Ends, *, is_free: bool) -> tuple[Connection, Judgement] | Dialling | None:

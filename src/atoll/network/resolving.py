@@ -160,11 +160,6 @@ class Resolver:
         self._carry_out(self._forwarder.tick(time.monotonic()))
 
 
-def _any(_machine: Hashable, _name: str) -> int | None:
-    """The outside's names may be asked for."""
-    return None
-
-
 def _none(_machine: Hashable, _name: str) -> int | None:
     """There is no outside."""
     return Rcode.NXDOMAIN
