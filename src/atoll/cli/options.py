@@ -18,6 +18,7 @@ __all__ = [
     "add_json",
     "add_network_option",
     "add_port_options",
+    "add_reverse_option",
     "add_vm_options",
     "auto_ports",
     "parse_environment",
@@ -125,15 +126,20 @@ def add_port_options(parser: argparse.ArgumentParser) -> None:
         metavar="[ADDRESS:]HOST[:GUEST][/udp]",
         help="forward a port, or unix:PATH:GUEST; see `atoll port`",
     )
+    add_reverse_option(parser)
+    add_auto_ports_options(parser)
+
+
+def add_reverse_option(parser: argparse.ArgumentParser) -> None:
+    """Ports that lead from the guest to this host."""
     parser.add_argument(
         "--reverse",
         "-R",
         action="append",
         default=[],
         metavar="PORT[:HOST]",
-        help="a port of host.atoll.internal that leads it to 127.0.0.1:HOST, or to PORT:unix:PATH",
+        help="a port of host.atoll.internal that leads the machine to 127.0.0.1:HOST, or to PORT:unix:PATH",
     )
-    add_auto_ports_options(parser)
 
 
 def add_auto_ports_options(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from atoll.cli.main import report
-from atoll.cli.options import add_json
+from atoll.cli.options import add_json, add_reverse_option
 from atoll.cli.output import print_json, print_table
 from atoll.cli.parts import running
 from atoll.config import Config, load
@@ -42,14 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _add_ports(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("machine", metavar="NAME")
     parser.add_argument("ports", nargs="*", metavar="SPEC", help=f"{what}: {_SPEC}")
-    parser.add_argument(
-        "--reverse",
-        "-R",
-        action="append",
-        default=[],
-        metavar="PORT[:HOST]",
-        help="a port of host.atoll.internal that leads the machine to 127.0.0.1:HOST, or to PORT:unix:PATH",
-    )
+    add_reverse_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import msgspec
 
@@ -15,7 +15,6 @@ from atoll.config import Config, load, override
 from atoll.errors import ChannelError
 from atoll.events import Emit, ignore
 from atoll.guest.copying import Copied, receive_tree, send_tree
-from atoll.guest.opening import opening
 from atoll.image.catalog import ImageManifest
 from atoll.machine import editing, live, naming, networks, registry
 from atoll.machine.checkpoints import Checkpoints
@@ -24,19 +23,16 @@ from atoll.machine.porting import Ported
 from atoll.machine.spec import Share, check_guest_path
 from atoll.machine.supervised import AT_REST
 from atoll.machine.vsock import reach_vsock
-from atoll.network.pcapng import LARGEST
+from atoll.paths import NetworkPaths
 from atoll.vm.messages import MemoryState, Stats, Status
 from atoll.vm.network.egress import parse_egress, require_own
+from atoll.vm.network.linked import Linked
 from atoll.vm.state import Phase, State, StateError
-
-if TYPE_CHECKING:
-    from atoll.vm.network.saving import Capture
-    from atoll.vm.network.shape import Lanes
 
 __all__ = ["Machine"]
 
 
-class Machine(Ported, Checkpoints):
+class Machine(Linked, Ported, Checkpoints):
     """A machine of this user, by its name. Nothing is done before a method is called.
 
     Args:
@@ -332,61 +328,12 @@ class Machine(Ported, Checkpoints):
         """
         return await reach_vsock(self.find(), port)
 
-    # The link to it.
-
-    @opening
-    async def capture(self, path: str | Path, *, snap: int = LARGEST) -> Capture:
-        """Write what passes at its network card to a pcapng file: to be awaited, or entered.
-
-        It ends with ``close``, at the end of the block, and when the card is pulled.
-
-        Args:
-            path: of the file, which is for its owner's eyes; what is there already is written over.
-            snap: bytes of each frame that are kept; all of them by default.
-
-        Raises:
-            UsageError: ``usage.capture``: so many bytes cannot be kept.
-            NetworkError: ``network.unplugged``: it has no card on a network of Atoll's, or does not run.
-            StoreError: the file cannot be written.
-        """
-        from atoll.machine import lines  # noqa: PLC0415 - rarely wanted
-        from atoll.vm.network.saving import begin_capture  # noqa: PLC0415
-
-        return await begin_capture(lines.frames_of(self._config, [self.find()], snap=snap), path)
-
-    async def shape(
-        self,
-        *,
-        latency: str | float | None = None,
-        jitter: str | float | None = None,
-        loss: str | float | None = None,
-        rate: str | float | None = None,
-        direction: str = "both",
-    ) -> Lanes:
-        """Have the link to it be worse than it is, from now on; with nothing but a direction, as it is.
-
-        What is not said is as it is. It lasts until its card is pulled: until it stops, or its network's
-        process is killed.
-
-        Args:
-            latency: seconds, or such as ``"50ms"``, that each frame takes.
-            jitter: seconds by which that differs at most.
-            loss: part of the frames that is lost, such as ``0.01`` or ``"1%"``.
-            rate: bits in a second, or such as ``"10Mbit"``.
-            direction: ``in`` is to it, ``out`` from it; ``both`` by default.
-
-        Raises:
-            UsageError: ``usage.shape``: one of them cannot be.
-            NetworkError: ``network.unplugged``: it has no card on a network of Atoll's, or does not run.
-        """
+    async def _link(self) -> tuple[NetworkPaths, str]:
+        """See ``Linked``."""
         from atoll.machine.lines import network_of  # noqa: PLC0415 - rarely wanted
-        from atoll.network.shapewords import parse_shape  # noqa: PLC0415
-        from atoll.vm.network.shape import ask_shape, shape_order  # noqa: PLC0415
 
-        shape = parse_shape(latency=latency, jitter=jitter, loss=loss, rate=rate)
         machine = self.find()
-        order = shape_order(machine.spec.id, shape, direction)
-        return await ask_shape(network_of(self._config, machine), self.name, order)
+        return network_of(self._config, machine), machine.spec.id
 
     async def wait(self, *phases: Phase, timeout: float | None = None) -> State:  # noqa: ASYNC109
         """Wait until it is in one of ``phases``; at rest by default.

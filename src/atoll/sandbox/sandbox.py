@@ -17,8 +17,7 @@ from atoll.errors import AtollError, ChannelError, UsageError, innermost
 from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
-from atoll.guest.opening import opening
-from atoll.network.pcapng import LARGEST
+from atoll.paths import NetworkPaths
 from atoll.sandbox import limits, warm
 from atoll.sandbox.keeping import Keeper
 from atoll.sandbox.limits import OnIdle
@@ -28,6 +27,7 @@ from atoll.vm.forking import fork
 from atoll.vm.life import Vm
 from atoll.vm.network.attachment import SANDBOXES
 from atoll.vm.network.egress import parse_egress, require_own
+from atoll.vm.network.linked import Linked
 from atoll.vm.spawning import Spawned
 from atoll.vm.state import StateError
 
@@ -35,14 +35,12 @@ if TYPE_CHECKING:
     from atoll.snapshot.catalog import Snapshot
     from atoll.vm.bootplan import AutoPorts
     from atoll.vm.following import Following
-    from atoll.vm.network.saving import Capture
-    from atoll.vm.network.shape import Lanes
     from atoll.vm.vsock import VsockDevice
 
 __all__ = ["Sandbox"]
 
 
-class Sandbox(Commands):
+class Sandbox(Linked, Commands):
     """A fresh Linux VM with a root of its own, removed when it is closed or when this process ends.
 
     Args:
@@ -335,60 +333,10 @@ class Sandbox(Commands):
             raise StateError(f"{self.name} has no virtio socket", code="vsock", hint=hint)
         return await self._device.reach(port)
 
-    @opening
-    async def capture(self, path: str | Path, *, snap: int = LARGEST) -> Capture:
-        """Write what passes at its network card to a pcapng file: to be awaited, or entered.
-
-        It ends with ``close``, at the end of the block, and when the card is pulled.
-
-        Args:
-            path: of the file, which is for its owner's eyes; what is there already is written over.
-            snap: bytes of each frame that are kept; all of them by default.
-
-        Raises:
-            UsageError: ``usage.capture``: so many bytes cannot be kept.
-            NetworkError: ``network.unplugged``: it has no card on a network of Atoll's.
-            StoreError: the file cannot be written.
-        """
-        from atoll.vm.network.capture import Frames  # noqa: PLC0415 - rarely wanted
-        from atoll.vm.network.saving import begin_capture  # noqa: PLC0415
-
+    async def _link(self) -> tuple[NetworkPaths, str]:
+        """See ``Linked``."""
         await self._reach()
-        place, owner = self.vm.card_place
-        return await begin_capture(Frames(place, [(owner, self.name)], snap=snap), path)
-
-    async def shape(
-        self,
-        *,
-        latency: str | float | None = None,
-        jitter: str | float | None = None,
-        loss: str | float | None = None,
-        rate: str | float | None = None,
-        direction: str = "both",
-    ) -> Lanes:
-        """Have the link to it be worse than it is, from now on; with nothing but a direction, as it is.
-
-        What is not said is as it is. It lasts until its card is pulled: until it is closed, or the process of
-        the sandboxes' network is killed.
-
-        Args:
-            latency: seconds, or such as ``"50ms"``, that each frame takes.
-            jitter: seconds by which that differs at most.
-            loss: part of the frames that is lost, such as ``0.01`` or ``"1%"``.
-            rate: bits in a second, or such as ``"10Mbit"``.
-            direction: ``in`` is to it, ``out`` from it; ``both`` by default.
-
-        Raises:
-            UsageError: ``usage.shape``: one of them cannot be.
-            NetworkError: ``network.unplugged``: it has no card on a network of Atoll's.
-        """
-        from atoll.network.shapewords import parse_shape  # noqa: PLC0415 - rarely wanted
-        from atoll.vm.network.shape import ask_shape, shape_order  # noqa: PLC0415
-
-        shape = parse_shape(latency=latency, jitter=jitter, loss=loss, rate=rate)
-        await self._reach()
-        place, owner = self.vm.card_place
-        return await ask_shape(place, self.name, shape_order(owner, shape, direction))
+        return self.vm.card_place
 
     def _require_copyable(self) -> None:
         if self._vsock is not None:
