@@ -20,7 +20,8 @@ debian     building the root images of Debian and Ubuntu
 machine    what an image for machines has beside: systemd, trimmed (pure)
 archive    reading tar archives that nobody vouches for
 layers     the tree that archives make, laid over one another (pure)
-oci        OCI image layouts
+layouts    OCI image layouts
+oci        OCI images: references, documents, sources, layers as one root
 rootfs     importing the root file systems of others
 catalog    the root images on this host
 ========== ==========================================================================

@@ -17,6 +17,7 @@ from typing import IO, Protocol, cast
 
 from atoll.errors import ImageError, PreflightError
 from atoll.image import compression
+from atoll.image.refusing import refuse
 
 __all__ = [
     "CHUNK",
@@ -27,7 +28,6 @@ __all__ = [
     "damage_named",
     "decompressed",
     "entries",
-    "refuse",
 ]
 
 #: Bytes that are copied at once.
@@ -44,11 +44,6 @@ _DAMAGE = (
     *(tarfile.TarError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError),
     *(lzma.LZMAError, zlib.error, gzip.BadGzipFile),
 )
-
-
-def refuse(message: str, *, hint: str = "") -> ImageError:
-    """The error for an archive that is not taken in."""
-    return ImageError(message, code="archive", hint=hint or "nothing was imported")
 
 
 class Readable(Protocol):

@@ -19,6 +19,7 @@ from atoll.errors import AtollError, ImageError, StoreError
 from atoll.events import Emit, ignore
 from atoll.image import engine, erofs
 from atoll.image.kernel import host_architecture
+from atoll.image.oci.runconfig import RunConfig
 from atoll.image.programs import Program, wanting
 from atoll.paths import Paths
 
@@ -76,6 +77,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
         shell: what runs where no command is given.
         init: path of the program that can be process 1; "" if it has none.
         programs: what was found of the programs that an image of this name must have, or may.
+        run: how it wants to be run; None for an image that says nothing of it.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -93,6 +95,7 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
     shell: str = "/bin/bash"
     init: str = ""
     programs: tuple[Program, ...] = ()
+    run: RunConfig | None = None
 
 
 class Flavour(StrEnum):

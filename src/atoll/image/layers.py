@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from atoll.image.archive import refuse
+from atoll.image.refusing import refuse
 
 __all__ = ["Node", "Tree", "parts_of"]
 

@@ -21,11 +21,12 @@ import msgspec
 from atoll import process, store
 from atoll.errors import ImageError, ProcessError
 from atoll.events import Emit, TaskAdvanced, Warned, task
-from atoll.image import archive, erofs, oci, packing
-from atoll.image.archive import Budget, refuse
+from atoll.image import archive, erofs, layouts, packing
+from atoll.image.archive import Budget
 from atoll.image.catalog import ImageManifest
 from atoll.image.layers import Node, Tree
 from atoll.image.programs import measure
+from atoll.image.refusing import refuse
 
 __all__ = ["build"]
 
@@ -45,13 +46,13 @@ class _Layer(msgspec.Struct, frozen=True):
     """One archive of entries: a part of a file, perhaps compressed."""
 
     path: Path
-    span: oci.Span
+    span: layouts.Span
     name: str
 
     @contextmanager
     def entries(self, budget: Budget) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
         with ExitStack() as stack:
-            view = stack.enter_context(oci.View(self.path, self.span))
+            view = stack.enter_context(layouts.View(self.path, self.span))
             stream = stack.enter_context(archive.decompressed(cast("IO[bytes]", view)))
             yield archive.entries(stream, self.name, budget)
 
@@ -143,14 +144,14 @@ def _copied(stream: archive.Readable, target: Path, most: int) -> Path:
 
 def _layers(whole: Path, name: str, architecture: str, most: int) -> tuple[tuple[_Layer, ...], bool]:
     """What the archive consists of: itself, or the layers of the OCI image in it, which have whiteouts."""
-    outer = _Layer(whole, oci.Span(0, whole.stat().st_size), name)
+    outer = _Layer(whole, layouts.Span(0, whole.stat().st_size), name)
     files = {}
     with outer.entries(Budget(most_bytes=most)) as found:
         for member, _ in found:
             if member.isreg():
-                files[member.name.removeprefix("./")] = oci.Span(member.offset_data, member.size)
-    if oci.is_layout(files):
-        spans = oci.layers_of(whole, files, architecture)
+                files[member.name.removeprefix("./")] = layouts.Span(member.offset_data, member.size)
+    if layouts.is_layout(files):
+        spans = layouts.layers_of(whole, files, architecture)
         return tuple(_Layer(whole, span, f"layer {n} of {name}") for n, span in enumerate(spans, 1)), True
     if "manifest.json" in files and any(path.endswith("/layer.tar") for path in files):
         hint = "use `docker export` of a container, or save it as an OCI layout"

@@ -14,7 +14,8 @@ from typing import Self
 import msgspec
 
 from atoll.image.architectures import PACKAGED
-from atoll.image.archive import CHUNK, refuse
+from atoll.image.archive import CHUNK
+from atoll.image.refusing import refuse
 
 __all__ = ["Span", "View", "is_layout", "layers_of"]
 
