@@ -16,6 +16,7 @@ from atoll.hypervisor.model import Architecture, CardNetwork, Machine, UserNetwo
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory, inspect_host
 from atoll.image import catalog, kernel
+from atoll.image.manifest import Image
 from atoll.paths import NetworkPaths
 from atoll.template import cache
 from atoll.template.cache import Template
@@ -112,7 +113,7 @@ class Prepared(msgspec.Struct, frozen=True):
     """
 
     base: Foundation
-    image: catalog.Image
+    image: Image
     machine: Machine
 
 
@@ -156,7 +157,7 @@ def found(config: Config, *, emit: Emit = ignore) -> Foundation:
     )
 
 
-def ensure_image(config: Config, name: str, emit: Emit = ignore) -> catalog.Image:
+def ensure_image(config: Config, name: str, emit: Emit = ignore) -> Image:
     """The image ``name``, built if it is not here. Raises as ``catalog.ensure``."""
     return catalog.ensure(
         config.paths, name, architecture=host_architecture(), mirror=config.ubuntu_mirror, emit=emit

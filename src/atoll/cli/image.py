@@ -10,6 +10,7 @@ from atoll.cli.options import add_json
 from atoll.cli.output import listener, print_json, print_table, size
 from atoll.config import Config, load
 from atoll.image import catalog, kernel
+from atoll.image.manifest import Listed
 
 __all__ = ["configure", "run"]
 
@@ -92,7 +93,7 @@ def _list(arguments: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _described(entry: catalog.Listed) -> dict[str, object]:
+def _described(entry: Listed) -> dict[str, object]:
     if entry.image is None:
         return {"directory": str(entry.directory), "error": str(entry.error)}
     manifest = entry.image.manifest
