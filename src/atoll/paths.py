@@ -335,7 +335,7 @@ class Paths(msgspec.Struct, frozen=True):
 
     @property
     def references(self) -> Path:
-        """Which image a reference of a registry means: ``references/<registry>/<path>/<tag>+<architecture>.json``."""
+        """Which image a reference means: ``references/<registry>/<path>/<tag>+<architecture>.json``."""
         return self.data / "references"
 
     @property

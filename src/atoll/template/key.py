@@ -7,7 +7,6 @@ down with a template, and one for which it reads otherwise is stale.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -142,6 +141,8 @@ def _word(image: str) -> str:
     word = image.replace(":", "+").replace("/", "=").replace("@", "=")
     if len(word) <= _LONGEST_WORD:
         return word
+    import hashlib  # noqa: PLC0415 - few images have such names
+
     return f"{word[:_LONGEST_WORD]}~{hashlib.sha256(image.encode()).hexdigest()[:8]}"
 
 

@@ -1,7 +1,7 @@
 """Which image of this host a reference means: small records beside the images. Light.
 
-A record is ``references/<registry>/<path of the repository>/<tag>+<architecture>.json``. An image without one can
-be named by its digest only, until it is pruned.
+A record is ``references/<registry>/<path of the repository>/<tag>+<architecture>.json``. An image without one
+can be named by its digest only, until it is pruned.
 """
 
 from __future__ import annotations
