@@ -15,6 +15,7 @@ import channel
 import density
 import docker
 import forks
+import images
 import machine
 import network
 import packs
@@ -37,6 +38,7 @@ BENCHES = {
     "snapshots": snapshots.main,
     "docker": docker.main,
     "network": network.main,
+    "images": images.main,
 }
 
 

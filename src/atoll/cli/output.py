@@ -85,7 +85,7 @@ class _Progress:
         self._stream = stream
         self._verbose = verbose
         self._live = stream.isatty()
-        self._titles: dict[str, tuple[str, float]] = {}
+        self._tasks: dict[str, tuple[events.TaskStarted, float]] = {}
         self._announced: set[str] = set()
         self._starting: set[str] = set()
         self._shown = False
@@ -100,7 +100,7 @@ class _Progress:
     def __call__(self, event: Event) -> None:
         match event:
             case events.TaskStarted():
-                self._titles[event.task] = (event.title, time.monotonic())
+                self._tasks[event.task] = (event, time.monotonic())
                 self._show(f"{event.title} ...")
             case events.TaskAdvanced():
                 self._advance(event)
@@ -118,16 +118,16 @@ class _Progress:
                 pass
 
     def _advance(self, event: events.TaskAdvanced) -> None:
-        title, began = self._titles.get(event.task, (event.task, time.monotonic()))
-        elapsed = time.monotonic() - began
+        started, began = self._tasks.get(event.task, (_untitled(event.task), time.monotonic()))
+        title, elapsed = started.title, time.monotonic() - began
         if self._live:
-            self._show(f"{title} ({elapsed:.0f} s) {event.note}")
+            self._show(f"{title} ({elapsed:.0f} s) {_amount(started, event.done)}{event.note}")
         elif elapsed >= _BRIEF and event.task not in self._announced:
             self._announced.add(event.task)
             self._say(f"{title} ...")
 
     def _end(self, event: events.TaskEnded) -> None:
-        title, _ = self._titles.pop(event.task, (event.task, 0.0))
+        title = self._tasks.pop(event.task, (_untitled(event.task), 0.0))[0].title
         if event.elapsed >= _BRIEF or event.task in self._announced:
             self._say(f"{title}: {event.elapsed:.1f} s" if event.ok else f"{title}: failed")
         elif self._shown:
@@ -204,6 +204,18 @@ class _Progress:
         self._shown = False
         self._stream.write(f"{start}{text}\n")
         self._stream.flush()
+
+
+def _untitled(task: str) -> events.TaskStarted:
+    """Work of whose beginning nothing was said."""
+    return events.TaskStarted(task=task, title=task)
+
+
+def _amount(started: events.TaskStarted, done: int) -> str:
+    """How much of some bytes is done; empty for work of another kind."""
+    if started.unit != "bytes":
+        return ""
+    return f"{size(done)} of {size(started.total)}, " if started.total else f"{size(done)}, "
 
 
 def require_terminal(hint: str) -> None:

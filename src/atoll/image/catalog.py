@@ -278,13 +278,15 @@ def installed(paths: Paths) -> list[Listed]:
     return found
 
 
-def inspect(paths: Paths, name: str, *, architecture: str | None = None) -> tuple[Image, erofs.Superblock]:
+def inspect(
+    paths: Paths, name: str, *, architecture: str | None = None, default: str = HUB
+) -> tuple[Image, erofs.Superblock]:
     """An image and its checked superblock.
 
     Raises:
         ImageError: as ``find``.
     """
-    image = find(paths, name, architecture=architecture)
+    image = find(paths, name, architecture=architecture, default=default)
     return image, erofs.check_file(image.root)
 
 
@@ -312,7 +314,7 @@ def verify(image: Image) -> None:
         raise ImageError(message, code="corrupt", hint=hint)
 
 
-def remove(paths: Paths, name: str, *, architecture: str | None = None) -> None:
+def remove(paths: Paths, name: str, *, architecture: str | None = None, default: str = HUB) -> None:
     """Remove an image, also a damaged one; one that has other references loses this one only.
 
     Machines, sandboxes and snapshots that use it have its root for themselves.
@@ -326,7 +328,7 @@ def remove(paths: Paths, name: str, *, architecture: str | None = None) -> None:
         with store.lock(lock_of(directory)):
             _remove(directory)
         return
-    reference = parse_reference(name).tagged()
+    reference = parse_reference(name, default=default).tagged()
     digest = _referred(paths, reference, machine)
     if not digest:
         raise ImageError(f"the image {name} is not here", code="missing", hint="see `atoll image ls`")

@@ -48,8 +48,8 @@ class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
         init: path of the program that can be process 1; "" if it has none.
         programs: what was found of the programs that an image of this name must have, or may.
         run: how it wants to be run; None for an image that says nothing of it.
-        origin: where it is from, if it consists of layers. Its digest then is one of its file system's
-            metadata and of the layers' digests.
+        origin: where it is from, if it consists of layers. Its digest then is ``origin.system``, unless
+            programs were looked for in it.
     """
 
     SCHEMA: ClassVar[int] = 1

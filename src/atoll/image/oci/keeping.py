@@ -14,16 +14,15 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from atoll import store, threads
 from atoll.errors import AtollError, ImageError
-from atoll.events import Emit, TaskAdvanced, TaskEnded, TaskStarted, ignore
-from atoll.image import catalog
+from atoll.events import Emit, TaskAdvanced, ignore, task
+from atoll.image import catalog, packing
 from atoll.image.architectures import PACKAGED
 from atoll.image.manifest import MANIFEST, ROOT, Image, ImageManifest, load
 from atoll.image.oci import documents, layer, names, relocating, surveying
@@ -48,6 +47,9 @@ MOST_BYTES = 64 << 30
 _AT_ONCE = 4
 
 _SPARE = 64 << 20
+
+#: Seconds between two words on progress.
+_INTERVAL = 0.1
 
 #: Files by which programs take the guest for a container; exported containers have them.
 _TRACES = (b".dockerenv", b"run/.containerenv")
@@ -154,7 +156,9 @@ def _make(
     root = staged / ROOT
     with root.open("x+b") as file:
         space = Space(file.fileno(), staged, start=BLOCK, most=most)
-        layers = _Taking(paths, staged, space, emit).all(sources)
+        total = sum(source.size or 0 for source in sources)
+        with task(emit, "layers", f"Unpacking {name}", total=total, unit="bytes"):
+            layers = _Taking(paths, staged, space, _Progress(len(sources), emit)).all(sources)
         tree = Tree(whiteouts=offered.whiteouts)
         for number in range(len(layers)):
             tree.add_layer(layer.read_index(place_of(staged, number)))
@@ -164,7 +168,7 @@ def _make(
         found = surveying.survey(tree, file.fileno(), programs)
         config, document = _documents(offered, layers, platform, found.architecture)
         start = blocks(space.end)
-        digest = _finish(file.fileno(), tree, start, layers)
+        system = _finish(file.fileno(), tree, start, layers)
     (staged / CONFIG).write_bytes(config)
     (staged / DOCUMENT).write_bytes(document)
     decoded = documents.config_of(config)
@@ -173,7 +177,7 @@ def _make(
         architecture=_ARCHITECTURES.get(decoded.architecture, decoded.architecture),
         distribution=found.distribution,
         suite=found.suite,
-        digest=digest,
+        digest=packing.digest_of(root) if programs else system,
         size=root.stat().st_size,
         created=time.time(),
         shell=found.shell,
@@ -186,6 +190,7 @@ def _make(
             index=offered.index_digest,
             layers=layers,
             metadata=start,
+            system=system,
         ),
     )
     store.write_record(staged / MANIFEST, manifest)
@@ -208,16 +213,53 @@ def _with_diff_ids(offered: Offered) -> tuple[LayerSource, ...]:
     )
 
 
+class _Progress:
+    """How far all layers together are, told a few times a second.
+
+    Args:
+        layers: how many there are.
+        emit: told.
+    """
+
+    def __init__(self, layers: int, emit: Emit) -> None:
+        self._layers = layers
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._done = self._finished = 0
+        self._settled = 0  # bytes of those that are there
+        self._told = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """So many bytes more have come."""
+        with self._lock:
+            self._done += count
+            now = time.monotonic()
+            if now - self._told > _INTERVAL:
+                self._told = now
+                self._tell()
+
+    def finish(self, size: int) -> None:
+        """One more is there, of so many bytes, whether they came or were here."""
+        with self._lock:
+            self._finished += 1
+            self._settled += size
+            self._done = max(self._done, self._settled)
+            self._tell()
+
+    def _tell(self) -> None:
+        note = f"{self._finished} of {self._layers} layers"
+        self._emit(TaskAdvanced(task="layers", done=self._done, note=note))
+
+
 class _Taking:
     """All layers of an image, several at once."""
 
-    def __init__(self, paths: Paths, staged: Path, space: Space, emit: Emit) -> None:
+    def __init__(self, paths: Paths, staged: Path, space: Space, progress: _Progress) -> None:
         self._staged = staged
         self._space = space
-        self._emit = emit
+        self._progress = progress
         self._budget = Budget()
         self._stop = threading.Event()
-        self._lock = threading.Lock()
         self._here = _layers_here(paths)
 
     def all(self, sources: Sequence[LayerSource]) -> tuple[Layer, ...]:
@@ -228,6 +270,7 @@ class _Taking:
             try:
                 for number, source in numbered:
                     taken[number] = self._take(number, source)
+                    self._progress.finish(source.size or 0)
             except BaseException:
                 self._stop.set()
                 raise
@@ -250,36 +293,9 @@ class _Taking:
             except (ImageError, FileNotFoundError):  # damaged, or removed just now: it is had anew
                 for left in place.parent.glob(f"{place.name}.*"):
                     left.unlink()
-        with self._shown(number, source) as advance:
-            return layer.receive(source, self._space, place, self._budget, advance=advance, stop=self._stop)
-
-    @contextmanager
-    def _shown(self, number: int, source: LayerSource) -> Iterator[Callable[[int], None]]:
-        """A task for people; the function is told of bytes."""
-        task = f"layer {number + 1}"
-        title = f"{task} {source.digest.partition(':')[2][:12]}".strip()
-        begun, done = time.monotonic(), 0
-        shown = begun
-
-        def tell(event: TaskStarted | TaskAdvanced | TaskEnded) -> None:
-            with self._lock:
-                self._emit(event)
-
-        def advance(count: int) -> None:
-            nonlocal done, shown
-            done += count
-            now = time.monotonic()
-            if now - shown > 0.1:
-                shown = now
-                tell(TaskAdvanced(task=task, done=done))
-
-        tell(TaskStarted(task=task, title=title, total=source.size or 0, unit="bytes"))
-        ok = False
-        try:
-            yield advance
-            ok = True
-        finally:
-            tell(TaskEnded(task=task, ok=ok, elapsed=time.monotonic() - begun))
+        return layer.receive(
+            source, self._space, place, self._budget, advance=self._progress.advance, stop=self._stop
+        )
 
 
 def _layers_here(paths: Paths) -> dict[str, tuple[Image, int]]:

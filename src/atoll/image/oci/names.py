@@ -6,7 +6,6 @@ can be named by its digest only, until it is pruned.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import ClassVar
@@ -81,7 +80,4 @@ def remove(paths: Paths, reference: Reference, architecture: str) -> bool:
         return False
     file.unlink(missing_ok=True)
     store.sync_directory(file.parent)
-    for directory in file.relative_to(paths.references).parents:
-        with contextlib.suppress(OSError):  # it has others
-            (paths.references / directory).rmdir()
     return True

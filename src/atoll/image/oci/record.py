@@ -34,6 +34,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
         index: digest of the index that it was chosen from; empty if of none.
         layers: the lowest first.
         metadata: byte of the root at which the file system's metadata begin; before it are the contents.
+        system: digest of the layers' digests, the first block and the metadata, as hexadecimal digits.
     """
 
     manifest: str
@@ -41,3 +42,4 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     index: str = ""
     layers: tuple[Layer, ...] = ()
     metadata: int = 0
+    system: str = ""

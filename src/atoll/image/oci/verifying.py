@@ -37,6 +37,6 @@ def verify(image: Image) -> None:
         while data := os.pread(root.fileno(), 1 << 20, at):
             whole.update(data)
             at += len(data)
-    if whole.hexdigest() != image.manifest.digest:
+    if whole.hexdigest() != origin.system:
         message = f"the file system of {image.manifest.name} is not what it was when it was made"
         raise ImageError(message, code="corrupt", hint=hint)
