@@ -11,6 +11,9 @@ tokens       tokens of registries, kept for as long as they hold
 session      requests with authentication, redirections and patience
 blobs        a blob as a stream that goes on behind what broke off
 pulling      an image as it lies in a registry; tags of a repository
+packed       a layer on its way there (pure)
+uploads      blobs into a repository
 pushing      an image into a registry
+carrying     images between registries and this host's own
 ============ ========================================================================
 """

@@ -141,13 +141,13 @@ def tags(
     patience: Patience | None = None,
     emit: Emit = ignore,
 ) -> tuple[str, ...]:
-    """The tags of a repository, in the registry's order.
+    """The tags of a repository, sorted.
 
     Raises:
         RegistryError: they cannot be had.
     """
     with Session(registries, keyring=keyring, patience=patience, emit=emit) as session:
-        return tuple(_tags(session, own_place(reference), pages=_MOST_PAGES))
+        return tuple(sorted(_tags(session, own_place(reference), pages=_MOST_PAGES)))
 
 
 def document_at(session: Session, place: Place, name: str) -> Tagged:

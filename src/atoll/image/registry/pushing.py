@@ -166,7 +166,7 @@ class _Push:
                 self._there.add(form.digest)
                 return form
         for form in forms:
-            if layer.digest == form.digest:
+            if layer.digest == form.digest and form.media_type != documents.LAYER:
                 self._uploads.send(form.digest, form.size, lambda: pieces_of(layer))
                 return form
         with layer.open() as stream:
