@@ -327,6 +327,36 @@ def test_a_host_that_is_not_there_is_said_to_be_unreachable(tmp_path):
     assert caught.value.code == "registry.unreachable"
 
 
+def test_the_environment_s_proxy_is_asked_for_other_hosts_than_this(plain, tmp_path, monkeypatch):
+    asked = Meddler(plain)
+    asked.refused = {"CONNECT": [407] * 9}
+    with serving(asked) as port:
+        for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        options = {"registries": {}, "keyring": nobody(tmp_path), "patience": QUICK}
+        with pytest.raises(RegistryError, match="407") as caught:
+            inspect(parse("registry.invalid/a:1"), PLATFORM, **options)
+        assert pulled(plain, place=tmp_path)[0] == LAYERS[0]
+    assert caught.value.code == "registry.unreachable"
+    assert {path for _, path, _ in asked.seen} == {"registry.invalid:443"}
+
+
+def test_what_a_registry_says_cannot_steer_a_terminal(tmp_path):
+    words = json.dumps({"errors": [{"code": "X", "message": "\x1b[2Jgone"}]}).encode()
+    with (
+        serving(lambda handler: handler.answer(404, {}, words)) as port,
+        pytest.raises(RegistryError, match="gone") as caught,
+    ):
+        pulled(port, "a:1", place=tmp_path)
+    assert "\x1b" not in caught.value.message
+    listed = json.dumps({"tags": ["good", "\x1b[2J", "-bad"]}).encode()
+    with serving(lambda handler: handler.answer(200, {}, listed)) as port:
+        found = tags(parse(f"127.0.0.1:{port}/x"), registries={}, keyring=nobody(tmp_path))
+    assert found == ("good",)
+
+
 def test_passwords_are_asked_for_and_checked(paths, tmp_path):
     passwords = tmp_path / "passwords"
     passwords.write_text(HTPASSWD)

@@ -229,6 +229,7 @@ class TestSettings:
         assert not is_lenient({"localhost": RegistrySettings(insecure=False)}, "localhost:1")
         assert not is_lenient({"localhost": RegistrySettings(ca=Path("/c"))}, "localhost:1")
         assert is_lenient({"a.b": RegistrySettings(insecure=True, ca=Path("/c"))}, "a.b")
+        assert is_lenient({"docker.io": RegistrySettings(insecure=True)}, "registry-1.docker.io")
         assert api_host("docker.io") == "registry-1.docker.io"
         assert is_host("a.b:1")
         assert not is_host("a.b/c")

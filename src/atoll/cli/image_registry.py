@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from atoll.cli.options import add_json
-from atoll.cli.output import listener, print_json, size
+from atoll.cli.output import listener, print_json, quoted, size
 from atoll.config import Config
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ def inspect_remote(arguments: argparse.Namespace, config: Config) -> int:
     print(f"architecture  {found.config.architecture}")
     print(f"size          {size(sum(layer.size for layer in found.manifest.layers))}, compressed")
     print(f"layers        {len(found.manifest.layers)}")
-    print(f"created       {found.config.created or 'unknown'}")
+    print(f"created       {quoted(found.config.created or 'unknown')}")
     if found.platforms:
-        print(f"platforms     {', '.join(found.platforms)}")
+        print(f"platforms     {quoted(', '.join(found.platforms))}")
     return 0
 
 

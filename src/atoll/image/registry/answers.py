@@ -40,7 +40,8 @@ def said_in(body: bytes) -> Said:
         first = next(iter(msgspec.json.decode(body, type=_Errors).errors or ()), Said())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Said()
-    return Said(first.code[:60], " ".join(first.message.split())[:_MOST_WORDS])
+    words = " ".join(first.message.split())[:_MOST_WORDS]
+    return Said(first.code[:60], "".join(char for char in words if char.isprintable()))
 
 
 def login_hint(registry: str, notes: tuple[str, ...] = ()) -> str:

@@ -56,7 +56,8 @@ def api_host(registry: str) -> str:
 
 
 def said_of(registries: Registries, host: str) -> RegistrySettings:
-    """What is said of ``HOST:PORT``, or else of ``HOST``."""
+    """What is said of ``HOST:PORT``, or else of ``HOST``; of the registry, for the host behind its name."""
+    host = HUB if host == _HUB_HOST and host not in registries else host
     name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
     return registries.get(host) or registries.get(name) or RegistrySettings()
 

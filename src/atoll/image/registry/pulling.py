@@ -18,7 +18,7 @@ from atoll.errors import ImageError, RegistryError
 from atoll.events import Emit, Warned, ignore
 from atoll.image.oci import documents
 from atoll.image.oci.documents import Descriptor, ImageConfig, Manifest, Platform
-from atoll.image.oci.reference import Reference
+from atoll.image.oci.reference import Reference, is_tag
 from atoll.image.oci.source import LayerSource, Offered
 from atoll.image.registry.blobs import Blob, hasher_of, read_whole
 from atoll.image.registry.credentials import Keyring
@@ -35,8 +35,8 @@ _SCHEMA_1: Final = (
 )
 _ACCEPTED: Final = ", ".join((*documents.INDEXES, *documents.MANIFESTS))
 
-#: Pages of tags that are read, and tags of a page that are asked for.
-_MOST_PAGES, _PAGE = 1000, 1000
+#: Pages of tags that are read, tags of a page that are asked for, and tags that are taken.
+_MOST_PAGES, _PAGE, _MOST_TAGS = 1000, 1000, 200_000
 
 T = TypeVar("T")
 
@@ -313,8 +313,8 @@ def _tags(session: Session, place: Place, *, pages: int) -> list[str]:
             place=place, what=f"the repository {place.repository}", address=address, parameters=parameters
         )
         more, following = session.have(ask, take)
-        found += more
-        if not following or not more:
+        found += filter(is_tag, more)
+        if not following or not more or len(found) > _MOST_TAGS:
             break
         address, parameters = following, ()
     return found

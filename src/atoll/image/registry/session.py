@@ -23,9 +23,10 @@ from atoll.image.registry.places import Place, api_host
 from atoll.image.registry.tokens import TokenAsk, TokenReply, Tokens
 from atoll.registries import Registries
 
-__all__ = ["Answer", "Ask", "Session"]
+__all__ = ["REDIRECTIONS", "Answer", "Ask", "Session"]
 
-_REDIRECTIONS: Final = frozenset({301, 302, 303, 307, 308})
+#: Statuses of an answer that sends elsewhere (RFC 9110, 15.4).
+REDIRECTIONS: Final = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTIONS: Final = 10
 
 #: Bytes that are read of an answer that is an error, and of a token.
@@ -225,7 +226,7 @@ class Session:
             except httpx2.TransportError as error:
                 raise broken(target, error) from error
             target.answered = True
-            if answer.status_code not in _REDIRECTIONS or ask.method not in {"GET", "HEAD"}:
+            if answer.status_code not in REDIRECTIONS or ask.method != "GET":
                 return Answer(target, answer)
             answer.close()
             ask = msgspec.structs.replace(ask, parameters=())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from atoll.errors import AtollError, RegistryError
 from atoll.image.oci.documents import Descriptor
@@ -17,7 +17,7 @@ from atoll.image.oci.source import LayerSource
 from atoll.image.registry.packed import Packed
 from atoll.image.registry.patience import AttemptError
 from atoll.image.registry.places import Place
-from atoll.image.registry.session import Answer, Ask, Session
+from atoll.image.registry.session import REDIRECTIONS, Answer, Ask, Session
 
 __all__ = ["Uploads", "pieces_of"]
 
@@ -67,8 +67,9 @@ class Uploads:
     def has(self, digest: str) -> bool:
         """Whether the repository has a blob, or has got it from a neighbour. Raises ``RegistryError``."""
         address = self._place.path("blobs", digest)
-        ask = self._ask(f"the blob {digest}", address, "HEAD", good={200, 404})
-        if self._session.have(ask, lambda answer: answer.status == 200):
+        # Whoever sends elsewhere for it has it; an address that is signed for GET is no good for HEAD.
+        ask = self._ask(f"the blob {digest}", address, "HEAD", good={200, 404, *REDIRECTIONS})
+        if self._session.have(ask, lambda answer: answer.status != 404):
             return True
         return any(self._mounted(digest, neighbour) for neighbour in self._neighbours)
 
@@ -162,6 +163,8 @@ class Uploads:
             try:
                 with self._session.open(ask) as answer:
                     begun = _location(answer)
+                if not begun:
+                    self._refuse("an upload without an address")
                 return attempt(begun)
             except AttemptError as trouble:
                 self._cancel(begun)
@@ -169,6 +172,10 @@ class Uploads:
             except AtollError:
                 self._cancel(begun)
                 raise
+
+    def _refuse(self, what: str) -> NoReturn:
+        message = f"{self._place.registry} does not keep to the protocol: it gave {what}"
+        raise RegistryError(message, code="protocol", hint="is it a registry? ask who runs it")
 
     def _end(self, begun: str, digest: str, size: int, body: Callable[[], Iterable[bytes]]) -> None:
         """End an upload with the blob's digest, and with its bytes if they were not sent before."""
