@@ -158,8 +158,11 @@ def free_port():
 
 
 @contextlib.contextmanager
-def registry(program, place, *, certificate=None, key=None):
-    """Debian's registry on this host's loopback, which keeps what it gets in ``place``; its port."""
+def registry(program, place, *, certificate=None, key=None, auth=None):
+    """Debian's registry on this host's loopback, which keeps what it gets in ``place``; its port.
+
+    ``auth`` is what its settings say of who is let in; without it everybody is.
+    """
     port = free_port()
     place.mkdir()
     settings = place / "settings.json"
@@ -167,9 +170,8 @@ def registry(program, place, *, certificate=None, key=None):
     http = {"addr": f"127.0.0.1:{port}"}
     if certificate is not None:
         http["tls"] = {"certificate": str(certificate), "key": str(key)}
-    settings.write_text(
-        json.dumps({"version": 0.1, "log": {"level": "error"}, "storage": storage, "http": http})
-    )
+    said = {"version": 0.1, "log": {"level": "error"}, "storage": storage, "http": http}
+    settings.write_text(json.dumps(said if auth is None else {**said, "auth": auth}))
     with (place / "log").open("wb") as log:
         child = subprocess.Popen(
             [program, "serve", settings], stdout=log, stderr=log, stdin=subprocess.DEVNULL

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         GuestError,
         ImageError,
         PreflightError,
+        RegistryError,
         StoreError,
         UsageError,
     )
@@ -87,6 +88,7 @@ __all__ = [
     "PreflightError",
     "Process",
     "Reader",
+    "RegistryError",
     "Result",
     "Sandbox",
     "StateError",

@@ -17,6 +17,7 @@ import msgspec
 
 from atoll.errors import ConfigError
 from atoll.paths import SYSTEM_CONFIG, Paths, default_paths, user_config
+from atoll.registries import RegistrySettings, is_host, parse_registries
 
 __all__ = [
     "SETTINGS",
@@ -35,7 +36,7 @@ _MIB = 1 << 20
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PREFIX = "ATOLL_"
 
-#: The one section that a file may have.
+#: The section of a file whose settings have its name before their own.
 _SECTION = "docker"
 
 
@@ -74,6 +75,8 @@ class Config(msgspec.Struct, frozen=True):
     network_host_ports: tuple[int, ...]
     ca: bool
     ca_files: tuple[Path, ...]
+    default_registry: str
+    registries: dict[str, RegistrySettings]
     docker_cpus: int
     docker_memory: int
     docker_disk: int
@@ -227,6 +230,12 @@ def _parse_table(value: Any) -> dict[str, Any]:
     return value
 
 
+def _parse_host(value: Any) -> str:
+    if not isinstance(value, str) or not is_host(value):
+        raise ValueError("write HOST or HOST:PORT")
+    return value
+
+
 def _parse_flag(value: Any) -> bool:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
     try:
@@ -276,6 +285,8 @@ SETTINGS: tuple[Setting, ...] = (
         "VMs with a network get this host's added certificates, and its proxies",
     ),
     Setting("ca_files", _parse_paths, tuple, "more files of certificates that VMs believe, PEM"),
+    Setting("default_registry", _parse_host, lambda: "docker.io", "registry of images whose name has none"),
+    Setting("registries", parse_registries, dict, "mirrors, transport and certificates of registries"),
     Setting("docker_cpus", _parse_cpus, _engine_cpus, "vCPUs of the Docker engine"),
     Setting("docker_memory", parse_memory, _engine_memory, "memory that the Docker engine may use"),
     Setting("docker_disk", parse_memory, lambda: 65536 * _MIB, "disk that the Docker engine may use"),

@@ -7,6 +7,7 @@
      +-- ConfigError           a configuration file or variable is wrong
      +-- PreflightError        the host lacks something: a program, a permission, space
      +-- ImageError            a kernel bundle or root image cannot be found, built or trusted
+     +-- RegistryError         a registry of images is not reached, refuses, or breaks its protocol
      +-- StoreError            a record on disk is missing, taken, corrupt or newer than this program
      +-- ProcessError          a program that Atoll ran failed
      +-- StateError            a machine is in a state in which this cannot be done (atoll.vm.state)
@@ -46,6 +47,7 @@ __all__ = [
     "PreflightError",
     "ProcessError",
     "ProtocolError",
+    "RegistryError",
     "StoreError",
     "UsageError",
     "innermost",
@@ -98,6 +100,12 @@ class ImageError(AtollError):
     """A kernel bundle or root image cannot be found, built or trusted."""
 
     family = "image"
+
+
+class RegistryError(AtollError):
+    """A registry of images is not reached, refuses, or breaks its protocol."""
+
+    family = "registry"
 
 
 class StoreError(AtollError):

@@ -58,7 +58,8 @@ def test_the_first_word_is_a_command(candidates):
 
 
 def test_the_second_word_of_some_commands_is_an_action(candidates):
-    assert candidates("image", "") == ["build", "import", "inspect", "ls", "rm"]
+    actions = ["build", "history", "inspect", "ls", "prune", "pull", "push", "rm", "tag", "tags", "verify"]
+    assert candidates("image", "") == actions
     assert candidates("config", "s") == ["show"]
     assert candidates("completion", "") == ["bash", "fish", "zsh"]
 

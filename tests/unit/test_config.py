@@ -52,6 +52,8 @@ class TestPrecedence:
             network_host_ports=(),
             ca=True,
             ca_files=(),
+            default_registry="docker.io",
+            registries={},
             docker_cpus=min(os.cpu_count() or 1, 2),
             docker_memory=2048 * MIB,
             docker_disk=65536 * MIB,

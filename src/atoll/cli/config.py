@@ -47,7 +47,7 @@ def _readable(name: str, value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     if isinstance(value, dict):
-        import json
+        import msgspec
 
-        return json.dumps(value) if value else ""
+        return msgspec.json.encode(value, enc_hook=str).decode() if value else ""
     return str(value)

@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import Any
 
+from atoll.cli import image_registry
 from atoll.cli.options import add_json
 from atoll.cli.output import listener, print_json, print_table, size
 from atoll.config import Config, load
@@ -50,6 +51,10 @@ def _configure_one(commands: Any) -> None:
     inspect = commands.add_parser("inspect", help="show what an image holds and check it")
     inspect.add_argument("image")
     inspect.add_argument("--packages", action="store_true", help="list the packages too")
+    inspect.add_argument(
+        "--remote", action="store_true", help="ask its registry, and have nothing of it here"
+    )
+    inspect.add_argument("--platform", help="with --remote: which of several platforms, as linux/arm64")
     add_json(inspect, "the manifest")
     inspect.set_defaults(act=_inspect)
     history = commands.add_parser("history", help="show how an image came to be, the newest first")
@@ -65,6 +70,7 @@ def _configure_one(commands: Any) -> None:
     tag.add_argument("image")
     tag.add_argument("reference", metavar="REFERENCE")
     tag.set_defaults(act=_tag)
+    image_registry.configure(commands)
     remove = commands.add_parser("rm", help="remove images; running VMs keep theirs until they end")
     remove.add_argument("images", nargs="+", metavar="image")
     remove.set_defaults(act=_remove)
@@ -142,6 +148,8 @@ def _described(entry: Listed, meaning: dict[str, list[str]]) -> dict[str, object
 
 
 def _inspect(arguments: argparse.Namespace, config: Config) -> int:
+    if arguments.remote:
+        return image_registry.inspect_remote(arguments, config)
     image, superblock = catalog.inspect(config.paths, arguments.image, default=config.default_registry)
     catalog.verify(image)
     manifest = image.manifest

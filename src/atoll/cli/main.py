@@ -195,7 +195,7 @@ def report(error: AtollError) -> None:
         print(f"  | {_printable(line)}", file=sys.stderr)
     print(f"error[{error.code}]: {_printable(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {_printable(error.hint)}", file=sys.stderr)
 
 
 def _printable(text: str) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from atoll.errors import ImageError
 
-__all__ = ["HUB", "LATEST", "Reference", "check_tag", "parse"]
+__all__ = ["HUB", "LATEST", "Reference", "check_tag", "is_tag", "parse"]
 
 #: The registry of a name that has none.
 HUB: Final = "docker.io"
@@ -118,6 +118,11 @@ def parse(text: str, *, default: str = HUB) -> Reference:
     return Reference(domain, path, tag, digest)
 
 
+def is_tag(text: str) -> bool:
+    """Whether it is a tag."""
+    return re.fullmatch(_TAG, text) is not None
+
+
 def check_tag(tag: str) -> str:
     """``tag``, which is one. Raises ``ImageError``: ``image.name``."""
     _check_tag(tag, 0, tag)
@@ -139,7 +144,7 @@ def _split(name: str, default: str) -> tuple[str, str, int]:
 
 def _check_tag(text: str, offset: int, tag: str) -> None:
     hint = "a tag has letters, digits, _, . and -, 128 at most, and begins with none of the last two"
-    if not re.fullmatch(_TAG, tag):
+    if not is_tag(tag):
         _refuse(text, offset, "no tag is here", hint)
 
 
