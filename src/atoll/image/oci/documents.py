@@ -102,10 +102,10 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     platform: Platform | None = None
 
 
-class Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
     """Several images under one name, most often one for each platform."""
 
-    schema_version: int = 2
+    schema_version: int
     media_type: str = ""
     manifests: tuple[Descriptor, ...] = ()
 
