@@ -19,7 +19,13 @@ from atoll.image.kernel import host_architecture
 from atoll.paths import Paths
 
 #: What a program of a package is called there.
-FILES = {"busybox-static": "bin/busybox", "docker-registry": "usr/bin/docker-registry"}
+FILES = {
+    "buildah": "usr/bin/buildah",
+    "busybox-static": "bin/busybox",
+    "docker-registry": "usr/bin/docker-registry",
+    "skopeo": "usr/bin/skopeo",
+    "umoci": "usr/bin/umoci",
+}
 
 
 def packaged(paths: Paths, package: str) -> Path:
