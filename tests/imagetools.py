@@ -124,10 +124,11 @@ def raw(name, data=b"", *, kind=b"0", link=b"", size=None, mode=b"0000644\0", ui
 def pax(**records):
     """An extended header for the next entry, of records as bytes."""
     body = b""
-    for key, value in records.items():
+    for name, value in records.items():
+        key = name.replace("__", ".").encode()
         rest = len(key) + len(value) + 3
         length = next(size for size in range(rest, rest + 9) if rest + len(str(size)) == size)
-        body += b"%d %s=%s\n" % (length, key.replace("__", ".").encode(), value)
+        body += b"%d %s=%s\n" % (length, key, value)
     return raw(b"pax", body, kind=b"x")
 
 
