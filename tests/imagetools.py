@@ -133,8 +133,8 @@ def pax(**records):
 
 
 def gnu_sparse(name, pieces, size):
-    """A sparse file in GNU's old form: ``pieces`` are (offset, data), four of them at most."""
-    data = b"".join(part + bytes(-len(part) % 512) for _, part in pieces)
+    """A sparse file in GNU's old form: ``pieces`` are (offset, data), all but the last of whole blocks."""
+    data = b"".join(part for _, part in pieces)
     block = bytearray(raw(name, kind=b"S", size=b"%011o\0" % len(data), magic=b"ustar  \0"))
     at = 386
     for offset, part in pieces:
@@ -143,7 +143,7 @@ def gnu_sparse(name, pieces, size):
     block[483:495] = b"%011o\0" % size
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block) + data
+    return bytes(block) + data + bytes(-len(data) % 512)
 
 
 def pax_sparse(name, pieces, size):
@@ -151,7 +151,7 @@ def pax_sparse(name, pieces, size):
     numbers = [len(pieces), *(number for offset, part in pieces for number in (offset, len(part)))]
     table = b"".join(b"%d\n" % number for number in numbers)
     table += bytes(-len(table) % 512)
-    data = table + b"".join(part + bytes(-len(part) % 512) for _, part in pieces)
+    data = table + b"".join(part for _, part in pieces)
     head = pax(
         GNU__sparse__major=b"1",
         GNU__sparse__minor=b"0",
@@ -340,6 +340,11 @@ class Tools:
 
     def umoci_unpack(self, layout, target, name="latest"):
         """The root that umoci makes of an image, as root with all owners, devices and attributes."""
+        self.umoci("raw", "unpack", "--image", f"{layout}:{name}", target)
+        return Path(target)
+
+    def umoci_bundle(self, layout, target, name="latest"):
+        """The same with all that umoci needs to repack it."""
         self.umoci("unpack", "--image", f"{layout}:{name}", target)
         return Path(target) / "rootfs"
 

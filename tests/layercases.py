@@ -214,8 +214,15 @@ HONEST = {
         )
     ],
     "many-in-a-directory": [layer(*(entry(f"d/a-file-of-some-number-{number:04}") for number in range(700)))],
+    "named-like-a-magic": [layer(entry("BZh-is-no-bzip2", b"x")), layer(raw(b"]", b"x"))],
     "empty-layers": [layer(), BASE, layer()],
 }
+
+#: Those that fit upon one another, as many things at once.
+TOGETHER = (
+    *("plain", "hard-links", "nodes", "xattrs", "modes", "owners"),
+    *("times", "pax-names", "bytes-in-names", "opaque-deep", "sizes", "many-in-a-directory"),
+)
 
 _PIECES = [(8192, b"middle" * 256), (50_000, b"end")]
 _SPARSE = bytes(8192) + b"middle" * 256 + bytes(50_000 - 8192 - 1536) + b"end"
@@ -239,6 +246,10 @@ ALONE = {
         [layer(entry("a", b"old"), entry("b", kind="link", link="a")), layer(entry("a", b"new"))],
         {b"a": b"new", b"b": b"old"},
     ),
+    "whiteouts-of-no-name": (
+        [layer(entry("d/f", b"x")), layer(entry("d/.wh."), entry("d/.wh..."), entry("d/.wh.."))],
+        {b"d/f": b"x"},
+    ),
 }
 
 #: Directories that umoci dates anew when it writes into them through a link.
@@ -247,6 +258,7 @@ DATED_ANEW = {"through-a-link": {b"usr/lib", b"usr/lib/deep"}}
 #: Images that are refused, as layers from the lowest up, with what the error names.
 HOSTILE = {
     "upward": ([layer(entry("../evil", b"x"))], "evil"),
+    "absolute": ([layer(entry("/etc/passwd", b"evil"))], "/etc/passwd"),
     "upward-within": ([layer(entry("a/../../evil", b"x"))], "evil"),
     "hard-link-upward": ([layer(entry("evil", kind="link", link="../../etc/passwd"))], "evil"),
     "hard-link-to-nothing": ([layer(entry("evil", kind="link", link="nothing"))], "evil"),
@@ -280,14 +292,11 @@ HOSTILE = {
     "empty-link": ([layer(raw(b"evil", kind=b"2"))], "evil"),
     "huge-owner": ([layer(pax(uid=b"99999999999999") + raw(b"evil"))], "evil"),
     "bad-pax-record": ([layer(raw(b"pax", b"99 path=evil\n", kind=b"x"), raw(b"x"))], ""),
-    "bad-whiteout": ([layer(entry("d/.wh."))], ""),
-    "whiteout-of-dots": ([layer(entry("d/f", b"x")), layer(entry("d/.wh..."))], ""),
     "huge-sparse": ([layer(gnu_sparse(b"evil", [((1 << 33) - 4096, b"x")], 1 << 33))] * 9, ""),
 }
 
 #: Names that lead elsewhere on a host that would follow them, and are within the image here.
 CONFINED = {
-    "absolute": ([layer(entry("/etc/passwd", b"evil"))], b"etc/passwd"),
     "link-then-through-it": (
         [
             layer(

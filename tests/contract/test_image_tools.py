@@ -77,7 +77,7 @@ def test_what_buildah_builds_is_taken(tools, tmp_path):
 
 def test_what_umoci_repacks_is_taken(tools, layout, tmp_path):
     bundle = tmp_path / "bundle"
-    root = tools.umoci_unpack(layout, bundle)
+    root = tools.umoci_bundle(layout, bundle)
     (root / "var" / "data").unlink()
     (root / "added").write_text("x")
     tools.umoci("repack", "--image", f"{layout}:changed", bundle)
@@ -105,28 +105,14 @@ def test_others_read_what_is_exported(tools, layout, tmp_path, form, as_skopeo_s
 
 
 def test_a_directory_of_the_host_is_the_root_that_umoci_unpacks(tools, tmp_path):
-    tree = tools.umoci_unpack(layercases.write_image(tmp_path / "source", _together()), tmp_path / "unpacked")
+    layers = [layer for name in layercases.TOGETHER for layer in layercases.HONEST[name]]
+    source = layercases.write_image(tmp_path / "source", layers)
+    tree = tools.umoci_unpack(source, tmp_path / "unpacked")
     out = tmp_path / "exported"
     with offer(tree, platform=OWN, emit=ignore) as offered:
         export(offered, out, form="oci-dir", names=("latest",), emit=ignore)
     found = tools.umoci_unpack(out, tmp_path / "found")
     assert erofsreader.differences(erofsreader.tree_of(tree), erofsreader.tree_of(found)) == []
-
-
-def _together():
-    """The layers of honest images one upon the other; a few of them undo what others do."""
-    names = (
-        "plain",
-        "hard-links",
-        "nodes",
-        "xattrs",
-        "modes",
-        "owners",
-        "times",
-        "pax-names",
-        "bytes-in-names",
-    )
-    return [one for name in names for one in layercases.HONEST[name]]
 
 
 def test_the_same_export_is_the_same_file(layout, tmp_path):
