@@ -20,11 +20,11 @@ import msgspec
 from atoll import store
 from atoll.errors import StoreError
 from atoll.events import Emit, progress, task
-from atoll.image import archive
+from atoll.image.decompressing import CHUNK, HEAD, decompressed, kind_of
 from atoll.image.kernel import host_architecture
-from atoll.image.local import inflating, naming
+from atoll.image.local import naming
 from atoll.image.local.squeezing import Compression, squeezed
-from atoll.image.local.tarheaders import BLOCK, DIRECTORY, END, Entry, header, padding
+from atoll.image.local.tarheaders import DIRECTORY, END, Entry, header, padding
 from atoll.image.oci import documents
 from atoll.image.oci.documents import (
     CONFIG,
@@ -40,6 +40,7 @@ from atoll.image.oci.documents import (
     Platform,
     RootFs,
 )
+from atoll.image.oci.reference import parse
 from atoll.image.oci.source import LayerSource, Offered, Stream
 from atoll.image.refusing import refuse
 
@@ -101,7 +102,7 @@ def export(
         offered: it.
         out: a new file or directory, which has its name when it is whole; or a stream, such as a pipe.
         form: of what is written.
-        names: references that it has there; by default those that it has.
+        names: references that it has there; by default those that it has. Those without a tag are left out.
         layers: how they are compressed; by default plain for ``docker``, else gzip. One that is compressed
             so already keeps its bytes, and if all do the manifest does, too.
         emit: told of progress.
@@ -110,12 +111,13 @@ def export(
         The digest of its manifest there.
 
     Raises:
-        ImageError: ``image.archive``: the image is not what its digests say.
+        ImageError: ``image.archive``: the image is not what its digests say; ``image.name``: a name is none.
         StoreError: ``store.already_exists``, ``store.full``, ``store.unwritable`` or ``store.io``.
         OSError: the stream takes no more.
     """
     how: Compression = layers or ("none" if form == "docker" else "gzip")
-    named = tuple(dict.fromkeys(naming.full(name) for name in names or offered.names))
+    references = [parse(name).tagged() for name in names or offered.names]
+    named = tuple(dict.fromkeys(str(each) for each in references if each.tag))
     with task(emit, _TASK, f"Exporting {named[0] if named else 'the image'}", unit="B"), ExitStack() as stack:
         sink: _Sink
         if form == "oci-dir":
@@ -135,9 +137,8 @@ def _write(
     done: dict[str, _Written] = {}
     written = []
     before = 0
-    for number, layer in enumerate(offered.layers, 1):
-        with archive.damage_named(f"layer {number}"):
-            one = _layer(layer, sink, how, done)
+    for layer in offered.layers:
+        one = _layer(layer, sink, how, done)
         written.append(one)
         before += one.descriptor.size
         told(before)
@@ -154,7 +155,7 @@ def _write(
     sink.add("index.json", documents.encode(index))
     if docker:
         paths = tuple(_path(one.descriptor.digest) for one in written)
-        own = _Loadable(_path(descriptor.digest), tuple(map(naming.familiar, names)), paths)
+        own = _Loadable(_path(descriptor.digest), tuple(parse(name).familiar for name in names), paths)
         sink.add("manifest.json", msgspec.json.encode((own,)))
     return digest
 
@@ -166,9 +167,7 @@ def _path(digest: str) -> str:
 def _entries(image: Descriptor, names: tuple[str, ...]) -> tuple[Descriptor, ...]:
     """The image once for each of its names, as Docker and containerd have it."""
     return tuple(
-        msgspec.structs.replace(
-            image, annotations={naming.FULL_NAME: name, naming.REF_NAME: naming.tag_of(name)}
-        )
+        msgspec.structs.replace(image, annotations={naming.FULL_NAME: name, naming.REF_NAME: parse(name).tag})
         for name in names
     ) or (image,)
 
@@ -216,9 +215,9 @@ def _layer(layer: LayerSource, sink: _Sink, how: Compression, done: dict[str, _W
 def _kind(layer: LayerSource) -> Compression | None:
     with layer.open() as stream:
         head = b""
-        while len(head) < BLOCK and (data := stream.read(BLOCK - len(head))):
+        while len(head) < HEAD and (data := stream.read(HEAD - len(head))):
             head += data
-    return _KINDS.get(inflating.kind_of(head))
+    return _KINDS.get(kind_of(head))
 
 
 def _passed_on(layer: LayerSource, sink: _Sink, how: Compression, digest: str, size: int) -> _Written:
@@ -226,7 +225,7 @@ def _passed_on(layer: LayerSource, sink: _Sink, how: Compression, digest: str, s
     sums = hashlib.sha256()
     total = 0
     with layer.open() as stream, sink.pass_on(digest, size) as file:
-        while data := stream.read(archive.CHUNK):
+        while data := stream.read(CHUNK):
             total += len(data)
             if total > size:
                 break
@@ -258,14 +257,14 @@ def _made(layer: LayerSource, sink: _Sink, how: Compression) -> _Written:
     """A layer whose bytes are made anew."""
     with ExitStack() as stack:
         given = _Summed(stack.enter_context(layer.open()))
-        plain = _Summed(stack.enter_context(inflating.inflated(given)))
+        plain = _Summed(decompressed(given))
         file = stack.enter_context(sink.spool())
         sums, size = hashlib.sha256(), 0
         for piece in squeezed(plain, how):
             file.write(piece)
             sums.update(piece)
             size += len(piece)
-        while given.read(archive.CHUNK):  # what follows a compressed stream counts
+        while given.read(CHUNK):  # what follows a compressed stream counts
             pass
         for said, found in ((layer.digest, given.digest), (layer.diff_id, plain.digest)):
             if said.startswith("sha256:") and said != found:
@@ -336,7 +335,7 @@ class _Tar:
     def keep(self, file: BinaryIO, digest: str, size: int) -> None:
         file.seek(0)
         with self._entry(_path(digest), size) as out:
-            shutil.copyfileobj(file, out, archive.CHUNK)
+            shutil.copyfileobj(file, out, CHUNK)
 
     def pass_on(self, digest: str, size: int) -> AbstractContextManager[BinaryIO]:
         return self._entry(_path(digest), size)

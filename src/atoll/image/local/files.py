@@ -18,7 +18,7 @@ from typing import IO, Protocol, cast
 
 import msgspec
 
-from atoll.image.archive import CHUNK, damage_named
+from atoll.image.decompressing import CHUNK
 from atoll.image.oci.documents import MOST_JSON
 from atoll.image.oci.source import Stream
 from atoll.image.refusing import refuse
@@ -74,6 +74,15 @@ class Range:
             raise refuse("the file ends within what it holds", hint="get it again")
         self._at += len(data)
         return data
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Tell what tarfile raises on hostile input, by experience, as one error."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        raise refuse(f"{name} is no tar archive, or damaged: {error}") from error
 
 
 @contextmanager
@@ -209,7 +218,7 @@ def index(stream: Positioned, name: str) -> dict[str, tuple[int, int] | str] | N
     """
     careful = _Careful(stream)
     members: dict[str, tuple[int, int] | str] = {}
-    with damage_named(name):
+    with _damage_named(name):
         tar = tarfile.TarFile(fileobj=cast("IO[bytes]", careful), encoding="utf-8", errors="surrogateescape")
         for _ in range(_MOST_ENTRIES):
             member = tar.next()

@@ -57,7 +57,9 @@ def offered(files: Files, *, platform: Platform, name: str = "") -> Offered:
     listed = documents.index_of(content(part, "index.json")).manifests
     found = _named(listed, name)
     same = [one for one in listed if one.digest in {each.digest for each in found}]
-    names = tuple(dict.fromkeys(naming.full(each) for one in same for each in _full_names(one)))
+    names = tuple(
+        dict.fromkeys(filter(None, (naming.full(each) for one in same for each in _full_names(one))))
+    )
     index_digest = ""
     for _ in range(_DEEPEST):
         indexes = [one for one in found if one.media_type in documents.INDEXES]

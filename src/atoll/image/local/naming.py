@@ -5,46 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from atoll.errors import ImageError
+from atoll.image.oci.reference import parse
 
-__all__ = ["FULL_NAME", "REF_NAME", "familiar", "full", "matches", "several", "tag_of", "unknown"]
+__all__ = ["FULL_NAME", "REF_NAME", "full", "matches", "several", "unknown"]
 
 #: Annotations that name an image in an index: the specification's, and containerd's, which is never short.
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"
 
-_HUB = "docker.io/"
-_OFFICIAL = f"{_HUB}library/"
 _SHOWN = 20
 
 
 def full(name: str) -> str:
-    """A reference with its registry and its tag: ``docker.io/library/debian:latest`` for ``debian``."""
-    first, slash, _ = name.partition("/")
-    if not slash:
-        name = f"{_OFFICIAL}{name}"
-    elif not ("." in first or ":" in first or first == "localhost"):
-        name = f"{_HUB}{name}"
-    last = name.rpartition("/")[2]
-    return name if ":" in last or "@" in last else f"{name}:latest"
-
-
-def familiar(name: str) -> str:
-    """A full reference as people write it: ``debian:12``."""
-    for start in (_OFFICIAL, _HUB):
-        if name.startswith(start):
-            return name.removeprefix(start)
-    return name
-
-
-def tag_of(name: str) -> str:
-    """The tag of a full reference."""
-    return name.rpartition("/")[2].partition("@")[0].partition(":")[2] or "latest"
+    """The canonical reference that ``name`` is short for; empty if it is none."""
+    try:
+        return str(parse(name).tagged())
+    except ImageError:
+        return ""
 
 
 def matches(wanted: str, names: Iterable[str], digest: str) -> bool:
     """Whether an image is meant: by a name that it has, or by its digest, which may be shortened."""
     known = tuple(names)
-    if wanted in known or (full(wanted) in map(full, known)):
+    if wanted in known or (full(wanted) and full(wanted) in map(full, known)):
         return True
     short = wanted.removeprefix("sha256:")
     return len(short) >= 12 and digest.removeprefix("sha256:").startswith(short)

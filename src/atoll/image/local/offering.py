@@ -17,8 +17,8 @@ from typing import BinaryIO
 from atoll import store
 from atoll.errors import ImageError
 from atoll.events import Emit, progress, task
-from atoll.image import archive
-from atoll.image.local import engines, files, inflating, layout, saved, walking
+from atoll.image.decompressing import CHUNK, HEAD, decompressed, kind_of
+from atoll.image.local import engines, files, layout, saved, walking
 from atoll.image.oci.documents import Platform
 from atoll.image.oci.source import LayerSource, Offered, Stream
 from atoll.image.refusing import refuse
@@ -27,6 +27,9 @@ __all__ = ["INPUT", "offer"]
 
 #: The place that means standard input.
 INPUT = "-"
+
+#: Bytes of an archive at most.
+MOST_BYTES = 64 << 30
 
 _SPARE = 64 << 20
 _TASK = "spool"
@@ -41,7 +44,7 @@ def offer(
     emit: Emit,
     sockets: Sequence[Path] = (),
     environment: Mapping[str, str] = os.environ,
-    most: int = archive.MOST_BYTES,
+    most: int = MOST_BYTES,
 ) -> Iterator[Offered]:
     """The image at a place, for as long as the block lasts; what is kept of it meanwhile is gone then.
 
@@ -160,7 +163,7 @@ def _spooled(source: AbstractContextManager[Stream], name: str, most: int, emit:
         with source as stream, task(emit, _TASK, f"Reading {name}", unit="B"):
             told = progress(emit, _TASK)
             tee = _Tee(stream, copy, most)
-            while tee.read(archive.CHUNK):
+            while tee.read(CHUNK):
                 told(tee.tell())
         copy.flush()
         yield copy.fileno()
@@ -183,7 +186,7 @@ class _Tee:
         return self._at
 
     def seek(self, position: int, /) -> int:
-        while self._at < position and self.read(min(archive.CHUNK, position - self._at)):
+        while self._at < position and self.read(min(CHUNK, position - self._at)):
             pass
         return self._at
 
@@ -222,7 +225,7 @@ class _Whole:
 def _archive(fd: int, name: str, platform: Platform, wanted: str, most: int, stack: ExitStack) -> Offered:
     """What a file is. A copy without compression is made if images are in it; ``stack`` closes that."""
     size = os.fstat(fd).st_size
-    if inflating.kind_of(os.pread(fd, 512, 0)):
+    if kind_of(os.pread(fd, HEAD, 0)):
         inside = _compressed(fd, name, most, stack)
     else:
         members = files.index(_Whole(fd), name)
@@ -239,8 +242,7 @@ def _compressed(fd: int, name: str, most: int, stack: ExitStack) -> files.InTar 
     """The images in a compressed archive; None as soon as it is seen that it is none of images."""
     with ExitStack() as undo:
         copy = undo.enter_context(_temporary())
-        with archive.damage_named(name), inflating.inflated(_Whole(fd)) as stream:
-            members = files.index(_Tee(stream, copy, 2 * most), name)
+        members = files.index(_Tee(decompressed(_Whole(fd)), copy, 2 * most), name)
         if members is None:
             return None
         copy.flush()

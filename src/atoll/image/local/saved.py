@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from atoll.image.archive import CHUNK
+from atoll.image.decompressing import CHUNK
 from atoll.image.local import naming
 from atoll.image.local.files import Files, Part, content
 from atoll.image.local.layout import check_platform, checked
@@ -90,7 +90,7 @@ def offered(files: Files, *, platform: Platform, name: str = "") -> Offered:
     if len(config.rootfs.diff_ids) != len(paths):
         raise refuse(f"the image has {len(paths)} layers, and names {len(config.rootfs.diff_ids)}")
     layers = tuple(_layer(files, *each) for each in zip(paths, config.rootfs.diff_ids, strict=True))
-    names = tuple(naming.full(tag) for tag in image.repo_tags or ())
+    names = tuple(filter(None, map(naming.full, image.repo_tags or ())))
     return Offered(layers=layers, config=text, names=names)
 
 
@@ -128,7 +128,7 @@ def _old(files: Files, *, platform: Platform, name: str) -> Offered:
         raise naming.unknown(name, tags)
     if len(set(chosen.values())) > 1:
         raise naming.several(chosen)
-    names = tuple(naming.full(tag) for tag in chosen)
+    names = tuple(filter(None, map(naming.full, chosen)))
     chain = _chain(files, next(iter(chosen.values())))
     parts = [_old_part(files, one.id) for one in chain]
     diff_ids = tuple(map(_digest, parts))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from atoll.errors import ImageError
 from atoll.events import Emit, Warned
-from atoll.image.archive import CHUNK
+from atoll.image.decompressing import CHUNK
 from atoll.image.local.tarheaders import (
     CHARACTER,
     DEVICE,
