@@ -3,6 +3,7 @@
 The root's EROFS is read by the tests' own reader; fsck.erofs has a say on whether it is sound.
 """
 
+import functools
 import gzip
 import os
 import shutil
@@ -150,13 +151,29 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(home, tmp_path):
     assert left(home) == []
 
 
-def test_more_entries_than_anybody_has_are_refused(home, tmp_path):
-    one = imagetools.entry("many")
-    block = gzip.compress(one * 50_000, 1)
-    data = block * 41 + gzip.compress(imagetools.END)
-    files = imagetools.layout_files([b""], squeeze=lambda _layer: data)
+def limited(monkeypatch, **limits):
+    """Have the store take less than it does."""
+    monkeypatch.setattr(keeping, "Budget", functools.partial(keeping.Budget, **limits))
+
+
+def test_more_entries_than_are_allowed_are_refused(home, tmp_path, monkeypatch):
+    limited(monkeypatch, entries=5000)
+    file = tmp_path / "root.tar.gz"
+    file.write_bytes(gzip.compress(imagetools.entry("many") * 5001) + gzip.compress(imagetools.END))
     with pytest.raises(ImageError) as caught:
-        kept(home, imagetools.write_files(tmp_path / "layout", files))
+        kept(home, file)
     assert caught.value.code == "image.archive"
-    assert "entries" in caught.value.message
+    assert "more than 5000 entries, at 'many'" in caught.value.message
     assert left(home) == []
+
+
+def test_headers_count_once_however_many_stand_together(home, tmp_path, monkeypatch):
+    limited(monkeypatch, headers=5000 * 512 + 1024)
+    entries = b"".join(imagetools.raw(b"l%d" % number, kind=b"2", link=b"x") for number in range(100))
+    file = tmp_path / "root.tar.gz"
+    file.write_bytes(gzip.compress(entries * 50) + gzip.compress(imagetools.END))
+    assert len(root_of(kept(home, file))) == 101
+    file.write_bytes(gzip.compress(entries * 51) + gzip.compress(imagetools.END))
+    with pytest.raises(ImageError) as caught:
+        kept(home, file)
+    assert "its headers have more" in caught.value.message

@@ -73,8 +73,8 @@ def _export(arguments: argparse.Namespace, config: Config) -> int:
     from atoll.image.architectures import PACKAGED
     from atoll.image.kernel import host_architecture
     from atoll.image.local.exporting import export
-    from atoll.image.oci import keeping
     from atoll.image.oci.documents import parse_platform
+    from atoll.image.oci.offering import offer
 
     architecture = host_architecture()
     if arguments.platform:
@@ -82,7 +82,7 @@ def _export(arguments: argparse.Namespace, config: Config) -> int:
         architecture = next(name for name, other in PACKAGED.items() if other == packaged)
     image = catalog.find(config.paths, arguments.image, architecture=architecture)
     digest = export(
-        keeping.offer(image),
+        offer(image),
         _output(arguments),
         form=arguments.format,
         names=(arguments.image,),

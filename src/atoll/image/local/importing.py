@@ -11,7 +11,7 @@ from atoll.events import Emit
 from atoll.image import catalog
 from atoll.image.local.offering import offer
 from atoll.image.manifest import Image
-from atoll.image.oci import keeping, names
+from atoll.image.oci import keeping
 from atoll.image.oci.documents import Platform
 from atoll.image.oci.reference import HUB, parse
 from atoll.image.recipes import RECIPES, canonical, is_recipe
@@ -58,16 +58,9 @@ def bring(
         raise ImageError(f"{name!r} has a digest, which says what an image is", code="name", hint=hint)
     shown = canonical(name, default=default)
     with offer(place, platform=platform, name=pick, emit=emit, sockets=_sockets(paths)) as offered:
-        image = keeping.add(paths, offered, name=shown, platform=platform, emit=emit)
-    names.point(paths, reference, image.manifest.architecture, _digest(image))
-    return image
+        return keeping.add(paths, offered, name=shown, platform=platform, references=(reference,), emit=emit)
 
 
 def _sockets(paths: Paths) -> Sequence[Path]:
     """The socket of Atoll's own engine, if it has one."""
     return (paths.docker.socket,) if os.path.exists(paths.docker.socket) else ()
-
-
-def _digest(image: Image) -> str:
-    assert image.manifest.origin is not None, "it has just been taken in"
-    return image.manifest.origin.manifest
