@@ -98,8 +98,8 @@ def _output(arguments: argparse.Namespace) -> Any:
     if arguments.file != "-":
         return Path(arguments.file)
     if arguments.format == "oci-dir":
-        raise UsageError("a directory cannot be written to standard output", code="file", hint="name one")
+        raise UsageError("a directory cannot be written to standard output", code="output", hint="name one")
     if os.isatty(1):
         hint = "name a file, or write to a pipe: atoll image export NAME - | docker load"
-        raise UsageError("an image is nothing for a terminal", code="file", hint=hint)
+        raise UsageError("an image is nothing for a terminal", code="output", hint=hint)
     return sys.stdout.buffer
