@@ -75,6 +75,7 @@ def _export(arguments: argparse.Namespace, config: Config) -> int:
     from atoll.image.local.exporting import export
     from atoll.image.oci.documents import parse_platform
     from atoll.image.oci.offering import offer
+    from atoll.image.oci.reference import parse
 
     architecture = host_architecture()
     if arguments.platform:
@@ -85,7 +86,7 @@ def _export(arguments: argparse.Namespace, config: Config) -> int:
         offer(image),
         _output(arguments),
         form=arguments.format,
-        names=(arguments.image,),
+        names=(str(parse(arguments.image).tagged()),),
         layers=arguments.compression,
         emit=listener(),
     )
