@@ -58,8 +58,10 @@ def test_the_first_word_is_a_command(candidates):
 
 
 def test_the_second_word_of_some_commands_is_an_action(candidates):
-    actions = ["build", "history", "inspect", "ls", "prune", "pull", "push", "rm", "tag", "tags", "verify"]
-    assert candidates("image", "") == actions
+    assert candidates("image", "") == [
+        *("build", "export", "history", "import", "inspect"),
+        *("ls", "prune", "pull", "push", "rm", "tag", "tags", "verify"),
+    ]
     assert candidates("config", "s") == ["show"]
     assert candidates("completion", "") == ["bash", "fish", "zsh"]
 

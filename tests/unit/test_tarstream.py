@@ -112,7 +112,8 @@ def test_it_reads_what_was_written_however_it_is_cut(listed, kind, step):
         assert entry.link.decode() == member.linkname
         assert entry.mtime == 1_700_000_000
         if kind == tarfile.PAX_FORMAT:
-            assert dict(entry.xattrs) == {key.encode(): value.encode() for key, value in xattrs.items()}
+            kept = {key.encode(): value.encode() for key, value in xattrs.items() if value}
+            assert dict(entry.xattrs) == kept
 
 
 @given(st.binary(max_size=3000), st.integers(0, 1400), st.integers(0, 255))

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from atoll.cli import image_registry
+from atoll.cli import image_registry, image_transfer
 from atoll.cli.options import add_json
 from atoll.cli.output import listener, print_json, print_table, size
 from atoll.config import Config, load
@@ -33,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--verbose", "-v", action="store_true", help="show the programs that are run")
     add_json(build, "events and the result")
     build.set_defaults(act=_build)
+    image_transfer.configure(commands)
     listing = commands.add_parser("ls", help="list what is here")
     add_json(listing, "the list")
     listing.set_defaults(act=_list)

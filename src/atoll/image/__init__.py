@@ -22,6 +22,7 @@ archive    reading tar archives that nobody vouches for
 layers     the tree that archives make, laid over one another (pure)
 layouts    OCI image layouts
 oci        OCI images: references, documents, sources, layers as one root
+local      images that are at hand: archives, directories, engines; and giving images away
 rootfs     importing the root file systems of others
 catalog    the root images on this host
 ========== ==========================================================================

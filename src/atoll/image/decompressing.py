@@ -15,14 +15,16 @@ from atoll.errors import PreflightError
 from atoll.image import compression
 from atoll.image.refusing import refuse
 
-__all__ = ["CHUNK", "Readable", "decompressed"]
+__all__ = ["CHUNK", "HEAD", "Readable", "decompressed", "kind_of"]
 
 #: Bytes that are read at once.
 CHUNK = 1 << 18
 
+#: Bytes that tell what an archive is: a header of tar.
+HEAD = 512
+
 _XZ_MEMORY = 256 << 20  # xz -9 needs 65 MiB
 _ZSTD_WINDOW = 1 << 27  # what zstd itself accepts without being asked
-_MAGIC = 8
 
 
 class Readable(Protocol):
@@ -149,6 +151,11 @@ class _Watched:
         return self._rest.read(CHUNK if size < 0 else size)
 
 
+def kind_of(head: bytes) -> str:
+    """What compresses an archive that begins so; a tar may begin with a name that looks like one of those."""
+    return "" if head[257:262] == b"ustar" else compression.kind_of(head)
+
+
 def decompressed(stream: Readable) -> Readable:
     """``stream`` unpacked, if it is compressed, as its first bytes say.
 
@@ -157,9 +164,9 @@ def decompressed(stream: Readable) -> Readable:
         PreflightError: it is zstd, and the Python module for that is missing.
     """
     head = b""
-    while len(head) < _MAGIC and (data := stream.read(_MAGIC - len(head))):
+    while len(head) < HEAD and (data := stream.read(HEAD - len(head))):
         head += data
-    kind = compression.kind_of(head)
+    kind = kind_of(head)
     begun = _Begun(head, stream)
     match kind:
         case "":

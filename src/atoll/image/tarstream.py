@@ -199,8 +199,10 @@ class TarStream:
         for key, value in self._records(data):
             if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
                 self._pieces.append(self._decimal(value))
-            else:
+            elif value:
                 self._pax[key] = value
+            else:  # as if it had never been said (pax(1))
+                self._pax.pop(key, None)
 
     def _take(self, block: bytes) -> None:
         """A block that is no content: a header, or more of the map of a sparse file."""
@@ -224,7 +226,8 @@ class TarStream:
         elif kind in _KINDS:
             self._take_entry(block, size)
         else:
-            raise self._broken(f"an entry is of kind {kind!r}")
+            name = self._named(block, self._pax)[:100].decode(errors="backslashreplace")
+            raise self._broken(f"{name!r} is of kind {kind!r}")
 
     def _take_entry(self, block: bytes, size: int) -> None:
         if block[156:157] == b"S":

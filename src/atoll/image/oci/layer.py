@@ -71,10 +71,12 @@ class _Receiver:
         self._budget = budget
         self._pieces: Iterator[tuple[int, int]] = iter(())
         self._at = self._left = 0
+        self._spent = 0
 
     def begin(self, entry: Entry) -> None:
         """See ``Visitor``."""
-        self._budget.spend(entry.name, len(self.raw))
+        self._budget.spend(entry.name, len(self.raw) - self._spent)
+        self._spent = len(self.raw)
         offset = 0
         if entry.size:
             try:
@@ -128,6 +130,7 @@ class _Receiver:
     def _record(self, pieces: Pieces) -> None:
         self._tape.add(self.raw, pieces)
         self.raw.clear()
+        self._spent = 0
 
 
 class _Counted:

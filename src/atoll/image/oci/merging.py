@@ -199,8 +199,8 @@ class Tree:
         )
 
     def _linked(self, item: Item) -> Node:
-        parts = _parts_of(item.link.lstrip(b"/"))
-        parent = self.find(parts[:-1])
+        parts = [part for part in item.link.split(b"/") if part not in {b"", b"."}]
+        parent = self.find(parts[:-1]) if b".." not in parts else None
         siblings = parent.children if parent is not None else None
         found = siblings.get(parts[-1]) if siblings is not None and parts else None
         if found is None or found.is_directory:

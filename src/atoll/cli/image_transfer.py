@@ -1,0 +1,108 @@
+"""``atoll image import`` and ``export``: images from and to files, directories, pipes and other engines."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from atoll.cli.options import add_json
+from atoll.cli.output import listener, print_json, size
+from atoll.config import Config
+from atoll.errors import UsageError
+
+__all__ = ["configure"]
+
+_FORMS = ("oci", "docker", "oci-dir")
+_COMPRESSIONS = ("gzip", "zstd", "none")
+
+
+def configure(commands: Any) -> None:
+    """Add the two actions."""
+    importing = commands.add_parser("import", help="make an image of what is at hand")
+    importing.add_argument(
+        "place",
+        metavar="PLACE",
+        help="a tar of a root, an OCI layout or `docker save`, plain or compressed; a directory; - for "
+        "standard input; docker://IMAGE or container:NAME of a running engine",
+    )
+    importing.add_argument("image", metavar="NAME[:TAG]")
+    importing.add_argument("--name", default="", help="which image of an archive that has several")
+    importing.add_argument("--platform", help="which of several platforms, as linux/arm64")
+    importing.add_argument("--verbose", "-v", action="store_true", help="show the programs that are run")
+    add_json(importing, "events and the result")
+    importing.set_defaults(act=_import)
+    exporting = commands.add_parser("export", help="write an image to a file or a directory")
+    exporting.add_argument("image")
+    exporting.add_argument(
+        "file", metavar="FILE", help="a new file, or a new directory; - for standard output"
+    )
+    exporting.add_argument(
+        "--format", choices=_FORMS, default="oci", help="a layout as a tar, for `docker load`, or a directory"
+    )
+    exporting.add_argument("--compression", choices=_COMPRESSIONS, help="of the layers (gzip; docker: none)")
+    exporting.add_argument("--platform", help="that of the image, if not this host's")
+    exporting.set_defaults(act=_export)
+
+
+def _import(arguments: argparse.Namespace, config: Config) -> int:
+    from atoll.image.kernel import host_architecture
+    from atoll.image.local.importing import bring
+    from atoll.image.oci.documents import parse_platform, platform_of
+
+    wanted = arguments.platform
+    image = bring(
+        config.paths,
+        arguments.place,
+        arguments.image,
+        platform=parse_platform(wanted) if wanted else platform_of(host_architecture()),
+        pick=arguments.name,
+        default=config.default_registry,
+        emit=listener(json=arguments.json, verbose=arguments.verbose),
+    )
+    if arguments.json:
+        print_json(image.manifest)
+    else:
+        print(f"{arguments.image}: {size(image.manifest.size)}, init {image.manifest.init or 'none'}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace, config: Config) -> int:
+    from atoll.image import catalog
+    from atoll.image.architectures import PACKAGED
+    from atoll.image.kernel import host_architecture
+    from atoll.image.local.exporting import export
+    from atoll.image.oci.documents import parse_platform
+    from atoll.image.oci.offering import offer
+    from atoll.image.oci.reference import parse
+
+    architecture = host_architecture()
+    if arguments.platform:
+        packaged = parse_platform(arguments.platform).architecture
+        architecture = next(name for name, other in PACKAGED.items() if other == packaged)
+    default = config.default_registry
+    image = catalog.find(config.paths, arguments.image, architecture=architecture, default=default)
+    digest = export(
+        offer(image),
+        _output(arguments),
+        form=arguments.format,
+        names=(str(parse(arguments.image, default=default).tagged()),),
+        layers=arguments.compression,
+        emit=listener(),
+    )
+    print(digest, file=sys.stderr if arguments.file == "-" else sys.stdout)
+    return 0
+
+
+def _output(arguments: argparse.Namespace) -> Any:
+    """Where it goes: a path, or a stream."""
+    if arguments.file != "-":
+        return Path(arguments.file)
+    if arguments.format == "oci-dir":
+        raise UsageError("a directory cannot be written to standard output", code="output", hint="name one")
+    if os.isatty(1):
+        hint = "name a file, or write to a pipe: atoll image export NAME - | docker load"
+        raise UsageError("an image is nothing for a terminal", code="output", hint=hint)
+    return sys.stdout.buffer
