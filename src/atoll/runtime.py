@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from atoll.config import Config, NetworkKind
-from atoll.errors import AtollError, BootError, PreflightError, StoreError, UsageError
+from atoll.errors import AtollError, BootError, ImageError, PreflightError, StoreError, UsageError
 from atoll.events import Emit, Warned, ignore
-from atoll.hypervisor.model import Architecture, CardNetwork, Machine, UserNetwork, parse_architecture
+from atoll.hypervisor.model import (
+    Accelerator,
+    Architecture,
+    CardNetwork,
+    Machine,
+    UserNetwork,
+    parse_architecture,
+)
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory, inspect_host
-from atoll.image import catalog, kernel
+from atoll.image import catalog, emulation, kernel
+from atoll.image.foreign import FOREIGN, PLATFORMS
+from atoll.image.recipe import EMULATION
 from atoll.paths import NetworkPaths
 from atoll.template import cache
 from atoll.template.cache import Template
@@ -66,6 +75,9 @@ __all__ = [
     "template_recipe",
 ]
 
+
+#: The architectures of images by their platforms.
+_ARCHITECTURES = {platform: name for name, platform in PLATFORMS.items()}
 
 #: What the names of templates have in them, by the network that clones have a card for.
 _TEMPLATES = {NetworkKind.NONE: "", NetworkKind.SLIRP: ".network", NetworkKind.OWN: ".own"}
@@ -126,13 +138,14 @@ def host_architecture() -> Architecture:
         raise PreflightError(message, hint="use x86_64 or aarch64") from None
 
 
-def found(config: Config, *, emit: Emit = ignore) -> Foundation:
+def found(config: Config, *, root: str = "", emit: Emit = ignore) -> Foundation:
     """Everything but a root that must be there before a VM is spawned, built where it is missing.
 
     Quick once all is cached: some files are stat-ed and four small records read. Builds take tens of seconds.
 
     Args:
-        config: size, accelerator, kernel and directories.
+        config: size, accelerator, kernel and directories, and whether a VM is of its root's architecture.
+        root: architecture of the root that it is to have; the host's by default.
         emit: told of progress.
 
     Raises:
@@ -141,26 +154,78 @@ def found(config: Config, *, emit: Emit = ignore) -> Foundation:
         StoreError: a directory is full or cannot be written.
     """
     native = host_architecture()
-    tested = candidate(config, native, emit)
+    wanted = _architecture_of(root) if root else native
+    guest = wanted if config.full else native
+    # What the user has to install is said before a kernel is fetched.
+    emulator = (
+        emulation.ensure(config.paths, wanted, native=guest, emit=emit) if wanted is not guest else None
+    )
+    tested = candidate(config, guest, emit)
+    files = tested.files
+    if emulator is not None:
+        _require_emulation(tested, wanted)
+        files = msgspec.structs.replace(files, emulator=emulator.disk)
     least = smallest_memory(_size(tested.files.kernel), _size(tested.files.initramfs))
     check_memory(config.memory, least=least, most=host_memory())
     chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
+    if files.emulator is not None and chosen.accelerator is Accelerator.TCG:
+        message = f"programs of {PLATFORMS[wanted]} are slow here: without KVM they are emulated twice over"
+        emit(Warned(message=message, hint="--full runs a whole VM of it, which is many times faster here"))
     return Foundation(
         hypervisor=QemuHypervisor(tested.host, config.paths.network(SANDBOXES).cards),
         host=tested.host,
-        files=tested.files,
-        shape=Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz),
+        files=files,
+        shape=Shape(guest, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz),
         devices=tested.devices,
         identity=tested.identity,
         least=least,
     )
 
 
+def _architecture_of(root: str) -> Architecture:
+    try:
+        return parse_architecture(root)
+    except ValueError:
+        hint = f"use one of {', '.join(_ARCHITECTURES)}"
+        raise ImageError(f"images of {root} cannot be run", code="platform", hint=hint) from None
+
+
+def _require_emulation(tested: accelerator.Candidate, root: Architecture) -> None:
+    """See that a guest's kernel can call what runs programs of a root of another architecture."""
+    if tested.files.modules is not None and EMULATION not in tested.devices:
+        message = f"programs of {PLATFORMS[root]} cannot be run: the kernel lacks the module {EMULATION}"
+        hint = "use Debian's kernel (leave out --kernel), or run a whole VM of it: --full"
+        raise PreflightError(message, hint=hint)
+
+
 def ensure_image(config: Config, name: str, emit: Emit = ignore) -> catalog.Image:
-    """The image ``name``, built if it is not here. Raises as ``catalog.ensure``."""
-    return catalog.ensure(
-        config.paths, name, architecture=host_architecture(), mirror=config.ubuntu_mirror, emit=emit
-    )
+    """The image ``name`` for the platform of the settings, or else the host's; built if it is not here.
+
+    One that is here for another platform only, and cannot be built, is taken where none was said; that is
+    told.
+
+    Raises:
+        ImageError: as ``catalog.ensure``; ``image.platform``: it is here for another platform than was said.
+    """
+    native = host_architecture()
+    wanted = _ARCHITECTURES[config.platform] if config.platform else native
+    try:
+        return catalog.ensure(config.paths, name, architecture=wanted, mirror=config.ubuntu_mirror, emit=emit)
+    except ImageError as error:
+        if error.code != "image.unknown":
+            raise
+        try:
+            other = catalog.find(config.paths, name, architecture=FOREIGN[wanted])
+        except ImageError:
+            raise error from None
+    there = PLATFORMS[other.manifest.architecture]
+    if config.platform:
+        message = f"the image {name} is not here for {config.platform}"
+        raise ImageError(message, code="platform", hint=f"it is here for {there}")
+    if not config.full:
+        hint = f"`--platform {there}` says that it is meant; with --full a whole VM of it is run"
+        emit(Warned(message=f"{name} is here for {there} only: its programs are emulated", hint=hint))
+    return other
 
 
 def prepare(
@@ -177,7 +242,7 @@ def prepare(
         ImageError: the image is unknown, corrupt, or cannot be built; else as ``found``.
     """
     found_image = ensure_image(config, image, emit)
-    base = found(config, emit=emit)
+    base = found(config, root=found_image.manifest.architecture, emit=emit)
     files = msgspec.structs.replace(base.files, root=found_image.root)
     machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex())
     return Prepared(base, found_image, _with_card(machine, network, new_mac()))
@@ -405,7 +470,7 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     network = network_of(prepared.machine)
     machine, modules = original_of(prepared, network=network, smaller=True)
     shape = msgspec.structs.replace(base.shape, memory=machine.memory)
-    kind = image.name + _TEMPLATES[network]
+    kind = image.name + _TEMPLATES[network] + (".emulated" if base.files.emulator is not None else "")
     identity = identity_of(
         base.hypervisor.vector(machine), (*host_identity(base.host), base.identity, image.digest)
     )
@@ -450,19 +515,19 @@ def host_identity(host: QemuHost) -> tuple[str, ...]:
     return host.identity, host.version, cpu_identity()
 
 
-def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:
-    """QEMU and the kernel bundle that a guest would get. Raises as ``prepare``."""
-    host = inspect_host(native, config.cache_dir)
+def candidate(config: Config, architecture: Architecture, emit: Emit = ignore) -> accelerator.Candidate:
+    """QEMU and the kernel bundle that a guest of that architecture would get. Raises as ``prepare``."""
+    host = inspect_host(architecture, config.cache_dir)
     if config.kernel is not None and not os.path.exists(config.kernel):
         raise UsageError(f"there is no kernel {config.kernel}", code="kernel", hint="check the path")
-    bundle = kernel.ensure(config.paths, architecture=native, kernel=config.kernel, emit=emit)
+    bundle = kernel.ensure(config.paths, architecture=architecture, kernel=config.kernel, emit=emit)
     return accelerator.Candidate(
         hypervisor=QemuHypervisor(host, config.paths.network(SANDBOXES).cards),
         host=host,
         files=Bootable(bundle.vmlinux, bundle.initramfs, bundle.modules),
         identity=bundle.manifest.key,
-        architecture=native,
-        native=native,
+        architecture=architecture,
+        native=kernel.host_architecture(),
         devices=bundle.manifest.devices,
     )
 
@@ -526,7 +591,7 @@ def spawn_held(
 
 def _held(config: Config, base: Foundation, machine: Machine, kind: str, emit: Emit) -> Template | None:
     """The template of a boot that is held, made if it is not here; None if VMs cannot go on from it now."""
-    if config.cold or base.shape.architecture is not Architecture.X86_64:
+    if config.cold:
         return None
     held = plan_held(machine)
     manifest = draft(

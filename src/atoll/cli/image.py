@@ -10,6 +10,7 @@ from atoll.cli.options import add_json
 from atoll.cli.output import listener, print_json, print_table, size
 from atoll.config import Config, load
 from atoll.image import catalog, kernel
+from atoll.image.foreign import FOREIGN, PLATFORMS
 
 __all__ = ["configure", "run"]
 
@@ -22,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "image", help="debian, debian-machine, ubuntu, ubuntu-machine or engine; or NAME:SUITE"
     )
     build.add_argument("--force", "-f", action="store_true", help="build it also if it is here already")
+    _add_platform(build)
     build.add_argument("--refresh-kernel", action="store_true", help="ask apt for a newer kernel")
     build.add_argument("--verbose", "-v", action="store_true", help="show the programs that are run")
     add_json(build, "events and the result")
@@ -39,25 +41,53 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(act=_list)
     inspect = commands.add_parser("inspect", help="show what an image holds and check it")
     inspect.add_argument("image")
+    _add_platform(inspect)
     inspect.add_argument("--packages", action="store_true", help="list the packages too")
     add_json(inspect, "the manifest")
     inspect.set_defaults(act=_inspect)
     remove = commands.add_parser("rm", help="remove images; running VMs keep theirs until they end")
     remove.add_argument("images", nargs="+", metavar="image")
+    _add_platform(remove)
     remove.set_defaults(act=_remove)
+    emulator = commands.add_parser(
+        "emulator",
+        help="fetch what runs programs of another platform, without root",
+    )
+    emulator.add_argument("--verbose", "-v", action="store_true", help="show the programs that are run")
+    emulator.set_defaults(act=_emulator)
+
+
+def _add_platform(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--platform", metavar="PLATFORM", help="of the image, as linux/arm64 (default this host's)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the chosen action."""
-    status: int = arguments.act(arguments, load().config)
+    flags = {"platform": getattr(arguments, "platform", None)}
+    status: int = arguments.act(arguments, load(flags).config)
     return status
+
+
+def _architecture(config: Config) -> str:
+    """Of the images that are meant, by uname(1)'s name of it."""
+    native = kernel.host_architecture()
+    return next((name for name, platform in PLATFORMS.items() if platform == config.platform), native)
 
 
 def _build(arguments: argparse.Namespace, config: Config) -> int:
     emit = listener(json=arguments.json, verbose=arguments.verbose)
     kernel.ensure(config.paths, kernel=config.kernel, refresh=arguments.refresh_kernel, emit=emit)
     mirror = config.ubuntu_mirror
-    image = catalog.build(config.paths, arguments.image, force=arguments.force, mirror=mirror, emit=emit)
+    image = catalog.build(
+        config.paths,
+        arguments.image,
+        architecture=_architecture(config),
+        force=arguments.force,
+        mirror=mirror,
+        emit=emit,
+    )
     if arguments.json:
         print_json(image.manifest)
     else:
@@ -107,7 +137,7 @@ def _described(entry: catalog.Listed) -> dict[str, object]:
 
 
 def _inspect(arguments: argparse.Namespace, config: Config) -> int:
-    image, superblock = catalog.inspect(config.paths, arguments.image)
+    image, superblock = catalog.inspect(config.paths, arguments.image, architecture=_architecture(config))
     catalog.verify(image)
     manifest = image.manifest
     if arguments.json:
@@ -129,6 +159,17 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> int:
 
 def _remove(arguments: argparse.Namespace, config: Config) -> int:
     for name in arguments.images:
-        catalog.remove(config.paths, name)
+        catalog.remove(config.paths, name, architecture=_architecture(config))
         print(name)
+    return 0
+
+
+def _emulator(arguments: argparse.Namespace, config: Config) -> int:
+    from atoll.image import emulation
+
+    native = kernel.host_architecture()
+    emit = listener(verbose=arguments.verbose)
+    emulation.fetch(config.paths, FOREIGN[native], native=native, emit=emit)
+    made = emulation.ensure(config.paths, FOREIGN[native], native=native, emit=emit)
+    print(f"programs of {PLATFORMS[FOREIGN[native]]} run by {made.program}")
     return 0
