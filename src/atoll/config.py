@@ -151,10 +151,10 @@ def _parse_accel(value: Any) -> str:
 def _parse_platform(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("write linux/amd64 or linux/arm64")  # noqa: TRY004 - as every parser
-    name = value.strip().lower().removeprefix("linux/")
-    if name and name.removesuffix("/v8") not in _PLATFORMS:
+    name = value.strip().lower().removeprefix("linux/").removesuffix("/v8")
+    if value and name not in _PLATFORMS:
         raise ValueError("write linux/amd64 or linux/arm64")
-    return _PLATFORMS[name.removesuffix("/v8")] if name else ""
+    return _PLATFORMS[name] if value else ""
 
 
 def _parse_network(value: Any) -> NetworkKind:

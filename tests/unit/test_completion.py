@@ -58,7 +58,7 @@ def test_the_first_word_is_a_command(candidates):
 
 
 def test_the_second_word_of_some_commands_is_an_action(candidates):
-    assert candidates("image", "") == ["build", "import", "inspect", "ls", "rm"]
+    assert candidates("image", "") == ["build", "emulator", "import", "inspect", "ls", "rm"]
     assert candidates("config", "s") == ["show"]
     assert candidates("completion", "") == ["bash", "fish", "zsh"]
 

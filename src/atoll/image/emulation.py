@@ -9,11 +9,8 @@ read-only disk (EROFS), never from their image, so that an image without any pro
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import struct
-import uuid
 from pathlib import Path
 from typing import ClassVar
 
@@ -101,7 +98,7 @@ def is_usable(program: Path, native: str) -> bool:
             size, count = struct.unpack_from("<HH", head, 54)
             file.seek(at)
             table = file.read(size * count)
-    except OSError:
+    except (OSError, OverflowError, ValueError):  # of what it says of itself, too
         return False
     kinds = [table[start : start + 4] for start in range(0, len(table), size)] if size else []
     return machine == _MACHINES[native] and struct.pack("<I", _PT_INTERP) not in kinds
@@ -157,7 +154,11 @@ def _known(record: Path, program: Path) -> Emulator | None:
 
 
 def _make(paths: Paths, architecture: str, native: str, program: Path, emit: Emit) -> Emulator:
-    from atoll.image import erofs  # noqa: PLC0415 - once for each interpreter
+    import hashlib  # noqa: PLC0415 - once for each interpreter, as all of these
+    import shutil  # noqa: PLC0415
+    import uuid  # noqa: PLC0415
+
+    from atoll.image import erofs  # noqa: PLC0415
 
     name = interpreter(architecture)
     line = registration(architecture, f"{_PLACE}/{name}").encode()
