@@ -23,7 +23,7 @@ from atoll.hypervisor.model import (
 )
 from atoll.hypervisor.qemu.host import QemuHost
 from atoll.image import qcow2
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine.spec import MachineSpec
 from atoll.sandbox.snapshots import Record
 from atoll.snapshot import archive, catalog

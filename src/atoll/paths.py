@@ -334,6 +334,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.data / "images"
 
     @property
+    def references(self) -> Path:
+        """Which image a reference means: ``references/<registry>/<path>/<tag>+<architecture>.json``."""
+        return self.data / "references"
+
+    @property
     def kernels(self) -> Path:
         """Kernel bundles: ``kernels/<key>/``."""
         return self.cache / "kernels"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from atoll.config import Config, NetworkKind
-from atoll.errors import AtollError, BootError, ImageError, PreflightError, StoreError, UsageError
+from atoll.errors import AtollError, BootError, PreflightError, StoreError, UsageError
 from atoll.events import Emit, Warned, ignore
 from atoll.hypervisor.model import (
     Accelerator,
@@ -22,10 +22,10 @@ from atoll.hypervisor.model import (
 )
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory, inspect_host
-from atoll.image import catalog, emulation, kernel
-from atoll.image.foreign import FOREIGN, PLATFORMS
-from atoll.image.recipe import EMULATION
+from atoll.image import emulation, kernel
+from atoll.image.manifest import Image
 from atoll.paths import NetworkPaths
+from atoll.platforms import architecture_of, ensure_image, require_emulation, warn_of_slowness
 from atoll.template import cache
 from atoll.template.cache import Template
 from atoll.template.key import (
@@ -76,9 +76,6 @@ __all__ = [
 ]
 
 
-#: The architectures of images by their platforms.
-_ARCHITECTURES = {platform: name for name, platform in PLATFORMS.items()}
-
 #: What the names of templates have in them, by the network that clones have a card for.
 _TEMPLATES = {NetworkKind.NONE: "", NetworkKind.SLIRP: ".network", NetworkKind.OWN: ".own"}
 
@@ -124,7 +121,7 @@ class Prepared(msgspec.Struct, frozen=True):
     """
 
     base: Foundation
-    image: catalog.Image
+    image: Image
     machine: Machine
 
 
@@ -154,7 +151,7 @@ def found(config: Config, *, root: str = "", emit: Emit = ignore) -> Foundation:
         StoreError: a directory is full or cannot be written.
     """
     native = host_architecture()
-    wanted = _architecture_of(root) if root else native
+    wanted = architecture_of(root) if root else native
     guest = wanted if config.full else native
     # What the user has to install is said before a kernel is fetched.
     emulator = (
@@ -163,14 +160,13 @@ def found(config: Config, *, root: str = "", emit: Emit = ignore) -> Foundation:
     tested = candidate(config, guest, emit)
     files = tested.files
     if emulator is not None:
-        _require_emulation(tested, wanted)
+        require_emulation(tested, wanted)
         files = msgspec.structs.replace(files, emulator=emulator.disk)
     least = smallest_memory(_size(tested.files.kernel), _size(tested.files.initramfs))
     check_memory(config.memory, least=least, most=host_memory())
     chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
     if files.emulator is not None and chosen.accelerator is Accelerator.TCG:
-        message = f"programs of {PLATFORMS[wanted]} are slow here: without KVM they are emulated twice over"
-        emit(Warned(message=message, hint="--full runs a whole VM of it, which is many times faster here"))
+        warn_of_slowness(wanted, emit)
     return Foundation(
         hypervisor=QemuHypervisor(tested.host, config.paths.network(SANDBOXES).cards),
         host=tested.host,
@@ -180,52 +176,6 @@ def found(config: Config, *, root: str = "", emit: Emit = ignore) -> Foundation:
         identity=tested.identity,
         least=least,
     )
-
-
-def _architecture_of(root: str) -> Architecture:
-    try:
-        return parse_architecture(root)
-    except ValueError:
-        hint = f"use one of {', '.join(_ARCHITECTURES)}"
-        raise ImageError(f"images of {root} cannot be run", code="platform", hint=hint) from None
-
-
-def _require_emulation(tested: accelerator.Candidate, root: Architecture) -> None:
-    """See that a guest's kernel can call what runs programs of a root of another architecture."""
-    if tested.files.modules is not None and EMULATION not in tested.devices:
-        message = f"programs of {PLATFORMS[root]} cannot be run: the kernel lacks the module {EMULATION}"
-        hint = "use Debian's kernel (leave out --kernel), or run a whole VM of it: --full"
-        raise PreflightError(message, hint=hint)
-
-
-def ensure_image(config: Config, name: str, emit: Emit = ignore) -> catalog.Image:
-    """The image ``name`` for the platform of the settings, or else the host's; built if it is not here.
-
-    One that is here for another platform only, and cannot be built, is taken where none was said; that is
-    told.
-
-    Raises:
-        ImageError: as ``catalog.ensure``; ``image.platform``: it is here for another platform than was said.
-    """
-    native = host_architecture()
-    wanted = _ARCHITECTURES[config.platform] if config.platform else native
-    try:
-        return catalog.ensure(config.paths, name, architecture=wanted, mirror=config.ubuntu_mirror, emit=emit)
-    except ImageError as error:
-        if error.code != "image.unknown":
-            raise
-        try:
-            other = catalog.find(config.paths, name, architecture=FOREIGN[wanted])
-        except ImageError:
-            raise error from None
-    there = PLATFORMS[other.manifest.architecture]
-    if config.platform:
-        message = f"the image {name} is not here for {config.platform}"
-        raise ImageError(message, code="platform", hint=f"it is here for {there}")
-    if not config.full:
-        hint = f"`--platform {there}` says that it is meant; with --full a whole VM of it is run"
-        emit(Warned(message=f"{name} is here for {there} only: its programs are emulated", hint=hint))
-    return other
 
 
 def prepare(

@@ -25,8 +25,8 @@ from atoll.config import load
 from atoll.errors import StoreError
 from atoll.hypervisor.model import Disk as VmDisk
 from atoll.image import qcow2
-from atoll.image.catalog import ImageManifest
 from atoll.image.extents import Extent, read_range
+from atoll.image.manifest import ImageManifest
 from atoll.image.qcow2 import CLUSTER
 from atoll.machine import registry, undoing
 from atoll.machine.checkpoints import _disk_at_rest, _fill_before

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from atoll import store
 from atoll.errors import StoreError
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine import editing, registry
 from atoll.paths import Paths
 from atoll.vm.bootplan import BootPlan

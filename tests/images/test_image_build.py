@@ -6,6 +6,7 @@ from builds import take_kernel
 from atoll import process
 from atoll.errors import ImageError, ProcessError
 from atoll.image import catalog, debian, erofs, kernel, machine, vmlinux
+from atoll.image.recipes import RECIPES
 from atoll.paths import Paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -105,7 +106,7 @@ def test_two_builds_give_the_same_bytes(image, tmp_path_factory):
         name=image.manifest.name,
         suite=image.manifest.suite,
         architecture=image.manifest.architecture,
-        recipe=catalog.RECIPES[image.manifest.name.partition(":")[0]],
+        recipe=RECIPES[image.manifest.name.partition(":")[0]],
     )
     if manifest.packages != image.manifest.packages:
         pytest.skip("the archive has newer packages than the cached image")

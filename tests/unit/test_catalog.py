@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from atoll import store
 from atoll.errors import ImageError, PreflightError, StoreError
-from atoll.image import catalog, debian, machine
-from atoll.image.catalog import ImageManifest, InstalledPackage
+from atoll.image import catalog, debian, machine, recipes
+from atoll.image.manifest import ImageManifest, InstalledPackage
 from atoll.image.programs import Program
+from atoll.image.recipes import RECIPES, Flavour
 from atoll.paths import Paths
 
 MIRROR = "http://mirror.example/ubuntu"
@@ -45,7 +46,7 @@ def manifest(name, suite, data):
 
 def put(home, name="debian:trixie", data=None):
     data = data or root()
-    reference = catalog.parse(name)
+    reference = recipes.parse(name)
     directory = catalog.directory_of(home, reference, "x86_64")
     directory.mkdir(parents=True)
     (directory / "root.erofs").write_bytes(data)
@@ -60,7 +61,7 @@ def builds(monkeypatch):
 
     def build(output, *, name, suite, architecture, recipe, mirror, emit):
         asked.append((name, suite, architecture))
-        assert recipe is catalog.RECIPES[name.partition(":")[0]]
+        assert recipe is RECIPES[name.partition(":")[0]]
         assert mirror == ("" if recipe.distribution == "debian" else MIRROR)
         output.write_bytes(root())
         return manifest(name, suite, root())
@@ -81,7 +82,7 @@ def test_an_image_is_found_by_its_name_with_and_without_tag(home):
 
 def test_a_name_means_the_same_directory_everywhere(home):
     assert (
-        catalog.directory_of(home, catalog.parse("debian:bookworm"), "aarch64").name
+        catalog.directory_of(home, recipes.parse("debian:bookworm"), "aarch64").name
         == "debian+bookworm+aarch64"
     )
 
@@ -107,28 +108,29 @@ def test_a_name_means_the_same_directory_everywhere(home):
 )
 def test_a_name_that_could_be_a_path_is_refused(name):
     with pytest.raises(ImageError) as caught:
-        catalog.parse(name)
+        recipes.parse(name)
     assert caught.value.code == "image.name"
 
 
 @given(st.text(max_size=80))
 def test_any_name_is_safe_as_a_directory_or_refused(name):
     try:
-        reference = catalog.parse(name)
+        reference = recipes.parse(name)
     except ImageError:
         return
     directory = f"{reference.name}+{reference.tag}+x86_64"
     assert "/" not in directory
     assert not directory.startswith(".")
     assert len(directory) < 255
-    assert catalog.parse(str(reference)) == reference
+    assert recipes.parse(str(reference)) == reference
 
 
 def test_an_unknown_image_is_answered_with_the_nearest_known_name(home):
     put(home, "mybox:1")
     with pytest.raises(ImageError) as caught:
         find(home, "debain")
-    assert caught.value.code == "image.unknown"
+    assert caught.value.code == "image.missing"
+    assert "atoll image pull debain" in caught.value.hint
     assert "did you mean debian?" in caught.value.hint
     assert "mybox:1" in caught.value.hint
 
@@ -282,7 +284,7 @@ def test_the_tool_is_told_everything_that_makes_the_image_the_same_everywhere(tm
 
 def test_the_engines_image_has_neither_apt_nor_docker_client(tmp_path):
     argv = debian.arguments(
-        "trixie", "amd64", tmp_path, mode="auto", sources=(), options=(), flavour=catalog.Flavour.ENGINE
+        "trixie", "amd64", tmp_path, mode="auto", sources=(), options=(), flavour=Flavour.ENGINE
     )
     assert "--variant=essential" in argv
     packages = next(word for word in argv if word.startswith("--include=")).partition("=")[2].split(",")
@@ -296,7 +298,7 @@ def test_an_image_that_lacks_a_program_is_named_with_what_brings_it(home):
     record = manifest("engine:trixie", "trixie", root())
     found = tuple(
         Program(name, f"/usr/bin/{name}", 1, 0o100755, "00")
-        for name in catalog.RECIPES["engine"].programs
+        for name in RECIPES["engine"].programs
         if name != "runc"
     )
     with pytest.raises(ImageError) as caught:
@@ -344,7 +346,7 @@ def machine_arguments(tmp_path):
         mode="auto",
         sources=(),
         options=(),
-        flavour=catalog.Flavour.MACHINE,
+        flavour=Flavour.MACHINE,
         overlay=tmp_path / "a b.tar",
     )
 
@@ -400,7 +402,7 @@ def test_ubuntu_without_a_mirror_is_refused_with_the_setting_that_is_missing(mir
             name="ubuntu:noble",
             suite="noble",
             architecture="x86_64",
-            recipe=catalog.RECIPES["ubuntu"],
+            recipe=RECIPES["ubuntu"],
             mirror=mirror,
         )
     assert caught.value.code == "image.mirror"

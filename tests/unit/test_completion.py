@@ -11,7 +11,7 @@ from machines import hosted_spec
 
 from atoll.cli.completion import complete
 from atoll.cli.main import COMMANDS, main
-from atoll.image.catalog import RECIPES
+from atoll.image.recipes import RECIPES
 from atoll.machine import registry
 from atoll.paths import Paths
 from atoll.snapshot import catalog, storing

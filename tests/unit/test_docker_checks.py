@@ -19,10 +19,10 @@ from atoll.containers.mounts import Unshared
 from atoll.containers.ports import Port
 from atoll.containers.publishing import Publication
 from atoll.hypervisor.port import listen
-from atoll.image import catalog
-from atoll.image.catalog import ImageManifest
+from atoll.image import catalog, recipes
 from atoll.image.engine import OPTIONAL, REQUIRED
 from atoll.image.kernel import host_architecture
+from atoll.image.manifest import ImageManifest
 from atoll.image.programs import Program
 from atoll.vm.state import Failure
 
@@ -56,7 +56,7 @@ def install(place, name, script="echo Docker version 1.2"):
 
 def make_image(place, names):
     programs = tuple(Program(name, f"/usr/bin/{name}", 1, 0o100755, "0") for name in names)
-    reference = catalog.parse("engine")
+    reference = recipes.parse("engine")
     where = catalog.directory_of(
         load({"data_dir": place / "data"}).config.paths, reference, host_architecture()
     )

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from atoll import runtime, store
+from atoll import platforms, runtime, store
 from atoll.config import load
 from atoll.errors import ConfigError, ImageError, PreflightError
 from atoll.hypervisor.model import Accelerator, Architecture, Disk, DiskFormat
-from atoll.image import bundle, catalog, emulation, erofs, foreign
+from atoll.image import bundle, catalog, emulation, erofs, foreign, recipes
 from atoll.image.kernel import host_architecture
+from atoll.image.manifest import ImageManifest
 from atoll.image.modules import Module, Tree
 from atoll.vm import accelerator
 from atoll.vm.cloning import identity_of
@@ -163,9 +164,9 @@ def candidate(**said):
 
 
 def test_a_kernel_that_cannot_call_it_is_refused_with_the_module_that_it_lacks():
-    runtime._require_emulation(candidate(devices={"binfmt_misc": ()}), Architecture(OTHER))
+    platforms.require_emulation(candidate(devices={"binfmt_misc": ()}), Architecture(OTHER))
     with pytest.raises(PreflightError, match="the kernel lacks the module binfmt_misc") as caught:
-        runtime._require_emulation(candidate(), Architecture(OTHER))
+        platforms.require_emulation(candidate(), Architecture(OTHER))
     assert "--full" in caught.value.hint
 
 
@@ -207,12 +208,12 @@ def shelf(bare, tmp_path, monkeypatch):
     (tmp_path / "tree").mkdir()
 
     def add(name, architecture):
-        directory = catalog.directory_of(bare.paths, catalog.parse(name), architecture)
+        directory = catalog.directory_of(bare.paths, recipes.parse(name), architecture)
         directory.mkdir(parents=True)
         root = directory / "root.erofs"
         erofs.make(tmp_path / "tree", root, epoch=0, identity=uuid.UUID(int=1), compression="")
-        manifest = catalog.ImageManifest(
-            name=str(catalog.parse(name)),
+        manifest = ImageManifest(
+            name=str(recipes.parse(name)),
             architecture=architecture,
             distribution="",
             suite="",
@@ -247,6 +248,6 @@ def test_an_image_that_is_not_here_for_the_platform_that_was_named_is_refused(sh
         runtime.ensure_image(replace(config, platform=PLATFORM), "tool")
     assert caught.value.code == "image.platform"
     assert foreign.PLATFORMS[NATIVE] in caught.value.hint
-    with pytest.raises(ImageError, match="there is no image toll") as caught:
+    with pytest.raises(ImageError, match="the image toll is not here") as caught:
         runtime.ensure_image(config, "toll")
-    assert caught.value.code == "image.unknown"
+    assert caught.value.code == "image.missing"

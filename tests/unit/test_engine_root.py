@@ -10,17 +10,16 @@ from machines import hosted_spec
 from atoll import store
 from atoll.containers import root
 from atoll.errors import ImageError
-from atoll.image import catalog
-from atoll.image.catalog import ImageManifest
+from atoll.image import catalog, recipes
 from atoll.image.kernel import host_architecture
+from atoll.image.manifest import ImageManifest
 from atoll.image.programs import Program
+from atoll.image.recipes import RECIPES
 from atoll.machine import registry
 from atoll.machine.spec import Service
 from atoll.paths import Paths
 
-PROGRAMS = tuple(
-    Program(name, f"/usr/bin/{name}", 1, 0o100755, "00") for name in catalog.RECIPES["engine"].programs
-)
+PROGRAMS = tuple(Program(name, f"/usr/bin/{name}", 1, 0o100755, "00") for name in RECIPES["engine"].programs)
 
 
 def erofs(content):
@@ -61,7 +60,7 @@ def machine(paths):
 
 
 def publish(paths, content):
-    directory = catalog.directory_of(paths, catalog.parse("engine"), host_architecture())
+    directory = catalog.directory_of(paths, recipes.parse("engine"), host_architecture())
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "root.erofs").write_bytes(erofs(content))
     store.write_record(directory / "manifest.json", manifest(erofs(content)))

@@ -13,6 +13,7 @@ import pytest
 
 from atoll.errors import ImageError, StoreError
 from atoll.image import archive, catalog, rootfs
+from atoll.image.recipes import RECIPES
 from atoll.paths import Paths
 
 pytestmark = pytest.mark.skipif(
@@ -322,7 +323,7 @@ def engine(**changes):
     """A root with all programs of the engine, but for ``changes``: members, or None to leave one out."""
     members = {
         name: member(f"usr/bin/{name}", b"\x7fELF" + name.encode(), mode=0o755)
-        for name in catalog.RECIPES["engine"].programs
+        for name in RECIPES["engine"].programs
     }
     members |= {name.replace("_", "-"): changed for name, changed in changes.items()}
     return tar(member("etc/hostname", b"x"), *(entry for entry in members.values() if entry is not None))

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.containers.migration.digests import ImageScan, TreeDigest
-from atoll.containers.migration.tarstream import TarStream
-from atoll.errors import EngineError
+from atoll.errors import AtollError, EngineError
+from atoll.image.tarstream import TarStream
 
 KINDS = {
     "file": tarfile.REGTYPE,
@@ -123,8 +123,8 @@ def test_what_is_no_archive_is_refused_in_order(junk, place, value):
         try:
             stream.feed(damaged)
             stream.close()
-        except EngineError as error:
-            assert error.code == "engine.archive"  # noqa: PT017 - either is right, nothing else is
+        except AtollError as error:
+            assert error.code == "image.archive"  # noqa: PT017 - either is right, nothing else is
 
 
 def test_an_archive_that_is_cut_off_anywhere_is_noticed():
@@ -132,7 +132,7 @@ def test_an_archive_that_is_cut_off_anywhere_is_noticed():
     for length in range(0, 512 + 1024 + 1, 128):
         stream = TarStream(Seen())
         stream.feed(data[:length])
-        with pytest.raises(EngineError, match="cut off"):
+        with pytest.raises(AtollError, match="cut off"):
             stream.close()
 
 

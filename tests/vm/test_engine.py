@@ -16,7 +16,7 @@ from atoll.containers import api
 from atoll.containers.engine import IMAGE, NAME, Engine
 from atoll.containers.settings import EngineSettings
 from atoll.errors import EngineError, ImageError, UsageError
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine.machine import Machine
 from atoll.paths import Paths
 from atoll.vm.state import StateError

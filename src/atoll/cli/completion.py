@@ -229,14 +229,15 @@ def _images() -> Iterator[str]:
     from atoll.config import load
     from atoll.errors import AtollError
     from atoll.image import catalog
+    from atoll.image.recipes import RECIPES
 
     try:
         listed = catalog.installed(load().config.paths)
     except AtollError:
         listed = []
-    buildable = {f"{name}:{tag}" for name, recipe in catalog.RECIPES.items() for tag in recipe.tags}
+    buildable = {f"{name}:{tag}" for name, recipe in RECIPES.items() for tag in recipe.tags}
     yield from {
-        *catalog.RECIPES,
+        *RECIPES,
         *buildable,
         *(entry.image.manifest.name for entry in listed if entry.image is not None),
     }

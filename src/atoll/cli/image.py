@@ -11,6 +11,8 @@ from atoll.cli.output import listener, print_json, print_table, size
 from atoll.config import Config, load
 from atoll.image import catalog, kernel
 from atoll.image.foreign import FOREIGN, PLATFORMS
+from atoll.image.manifest import Listed
+from atoll.platforms import image_architecture
 
 __all__ = ["configure", "run"]
 
@@ -70,12 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _architecture(config: Config) -> str:
-    """Of the images that are meant, by uname(1)'s name of it."""
-    native = kernel.host_architecture()
-    return next((name for name, platform in PLATFORMS.items() if platform == config.platform), native)
-
-
 def _build(arguments: argparse.Namespace, config: Config) -> int:
     emit = listener(json=arguments.json, verbose=arguments.verbose)
     kernel.ensure(config.paths, kernel=config.kernel, refresh=arguments.refresh_kernel, emit=emit)
@@ -83,7 +79,7 @@ def _build(arguments: argparse.Namespace, config: Config) -> int:
     image = catalog.build(
         config.paths,
         arguments.image,
-        architecture=_architecture(config),
+        architecture=image_architecture(config),
         force=arguments.force,
         mirror=mirror,
         emit=emit,
@@ -122,7 +118,7 @@ def _list(arguments: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _described(entry: catalog.Listed) -> dict[str, object]:
+def _described(entry: Listed) -> dict[str, object]:
     if entry.image is None:
         return {"directory": str(entry.directory), "error": str(entry.error)}
     manifest = entry.image.manifest
@@ -137,7 +133,9 @@ def _described(entry: catalog.Listed) -> dict[str, object]:
 
 
 def _inspect(arguments: argparse.Namespace, config: Config) -> int:
-    image, superblock = catalog.inspect(config.paths, arguments.image, architecture=_architecture(config))
+    image, superblock = catalog.inspect(
+        config.paths, arguments.image, architecture=image_architecture(config)
+    )
     catalog.verify(image)
     manifest = image.manifest
     if arguments.json:
@@ -159,7 +157,7 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> int:
 
 def _remove(arguments: argparse.Namespace, config: Config) -> int:
     for name in arguments.images:
-        catalog.remove(config.paths, name, architecture=_architecture(config))
+        catalog.remove(config.paths, name, architecture=image_architecture(config))
         print(name)
     return 0
 

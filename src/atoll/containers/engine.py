@@ -32,7 +32,7 @@ from atoll.events import Emit, Warned, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
 from atoll.guest.wire import WINDOW
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine import creation, registry
 from atoll.machine.creation import Wishes
 from atoll.machine.machine import Machine

@@ -10,7 +10,7 @@ import msgspec
 from atoll import store
 from atoll.errors import ImageError, StoreError
 from atoll.image import catalog, foreign, packing
-from atoll.image.catalog import Image, ImageManifest
+from atoll.image.manifest import Image, ImageManifest
 from atoll.machine.registry import Named
 from atoll.paths import Paths, VmPaths
 

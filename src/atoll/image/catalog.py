@@ -1,201 +1,44 @@
 """The root images on this host: found by name, built on first use, checked, removed.
 
-An image is a directory ``images/<name>+<tag>+<architecture>/`` with ``root.erofs``, the read-only root that
-all machines of the image share, and ``manifest.json``, the `ImageManifest` record, written last.
+An image is a directory with ``root.erofs``, the read-only root that all machines of the image share, and
+``manifest.json``, the `ImageManifest` record, written last. Those that Atoll builds are
+``images/<name>+<tag>+<architecture>/``; those that come from elsewhere, of layers, are called by their
+manifest's digest (`atoll.image.oci.keeping`) and have any number of references (`atoll.image.oci.names`).
 """
 
 from __future__ import annotations
 
 import os
-import re
-from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
-
-import msgspec
 
 from atoll import store
 from atoll.errors import AtollError, ImageError, StoreError
 from atoll.events import Emit, ignore
-from atoll.image import engine, erofs
+from atoll.image import erofs
 from atoll.image.kernel import host_architecture
-from atoll.image.oci.runconfig import RunConfig
-from atoll.image.programs import Program, wanting
+from atoll.image.manifest import MANIFEST, ROOT, Image, ImageManifest, Listed, load, rebuild_hint
+from atoll.image.oci import names
+from atoll.image.oci.reference import HUB
+from atoll.image.oci.reference import Reference as OciReference
+from atoll.image.oci.reference import parse as parse_reference
+from atoll.image.programs import wanting
+from atoll.image.recipes import RECIPES, Reference, is_own, is_recipe, parse
 from atoll.paths import Paths
 
 __all__ = [
-    "RECIPES",
-    "Flavour",
-    "Image",
-    "ImageManifest",
-    "InstalledPackage",
-    "Listed",
-    "Recipe",
-    "Reference",
     "build",
+    "directory_by",
     "directory_of",
     "ensure",
     "find",
     "import_rootfs",
     "inspect",
     "installed",
-    "load",
     "lock_of",
-    "parse",
     "remove",
     "require_programs",
     "verify",
 ]
-
-_MANIFEST = "manifest.json"
-_ROOT = "root.erofs"
-_PART = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
-
-
-class InstalledPackage(msgspec.Struct, frozen=True, kw_only=True):
-    """One package in an image."""
-
-    name: str
-    version: str
-    architecture: str
-
-
-class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image is.
-
-    Attributes:
-        schema: version of this record.
-        name: canonical, with its tag: ``debian:trixie``.
-        architecture: ``x86_64`` or ``aarch64``.
-        distribution: ``debian``; of an imported one what its os-release(5) says.
-        suite: of the distribution.
-        digest: sha256 of the root.
-        size: of the root, in bytes.
-        created: seconds since the epoch.
-        packages: what is installed, by name.
-        tools: versions of the programs that built it.
-        shell: what runs where no command is given.
-        init: path of the program that can be process 1; "" if it has none.
-        programs: what was found of the programs that an image of this name must have, or may.
-        run: how it wants to be run; None for an image that says nothing of it.
-    """
-
-    SCHEMA: ClassVar[int] = 1
-
-    schema: int = 1
-    name: str
-    architecture: str
-    distribution: str
-    suite: str
-    digest: str
-    size: int
-    created: float
-    packages: tuple[InstalledPackage, ...] = ()
-    tools: dict[str, str] = {}
-    shell: str = "/bin/bash"
-    init: str = ""
-    programs: tuple[Program, ...] = ()
-    run: RunConfig | None = None
-
-
-class Flavour(StrEnum):
-    """What an image is for: throw-away VMs, machines with systemd, or the machine of Docker's engine."""
-
-    PLAIN = "plain"
-    MACHINE = "machine"
-    ENGINE = "engine"
-
-
-class Recipe(msgspec.Struct, frozen=True):
-    """An image that Atoll can build.
-
-    Attributes:
-        default: the tag that is meant where none is given.
-        tags: tags known to work; others are tried.
-        about: one line for a list.
-        distribution: ``debian`` or ``ubuntu``.
-        flavour: what it is for.
-        programs: which must be in it. An image with such may also be imported under the recipe's name.
-        optional: programs that are looked for and noted, too.
-    """
-
-    default: str
-    tags: tuple[str, ...]
-    about: str
-    distribution: str = "debian"
-    flavour: Flavour = Flavour.PLAIN
-    programs: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-
-
-_DEBIAN = ("trixie", "bookworm")
-_UBUNTU = ("noble", "jammy")
-
-RECIPES = {
-    "debian": Recipe("trixie", _DEBIAN, "Debian with apt, bash, curl, iproute2 and procps"),
-    "debian-machine": Recipe(
-        "trixie", _DEBIAN, "the same with systemd, sshd and sudo", flavour=Flavour.MACHINE
-    ),
-    "ubuntu": Recipe("noble", _UBUNTU, "Ubuntu, as debian", distribution="ubuntu"),
-    "ubuntu-machine": Recipe(
-        "noble", _UBUNTU, "Ubuntu, as debian-machine", distribution="ubuntu", flavour=Flavour.MACHINE
-    ),
-    "engine": Recipe(
-        "trixie",
-        ("trixie",),
-        "Docker's engine with containerd and runc, for `atoll docker`",
-        flavour=Flavour.ENGINE,
-        programs=engine.REQUIRED,
-        optional=engine.OPTIONAL,
-    ),
-}
-
-
-class Reference(msgspec.Struct, frozen=True):
-    """The name of an image, complete and safe as the name of a directory."""
-
-    name: str
-    tag: str
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.tag}"
-
-
-class Image(msgspec.Struct, frozen=True):
-    """A root image on disk, ready to boot."""
-
-    directory: Path
-    manifest: ImageManifest
-
-    @property
-    def root(self) -> Path:
-        """The EROFS."""
-        return self.directory / _ROOT
-
-
-class Listed(msgspec.Struct, frozen=True):
-    """A directory of the catalog: an image, or what is wrong with it."""
-
-    directory: Path
-    image: Image | None
-    error: AtollError | None
-
-
-def parse(name: str) -> Reference:
-    """The image that ``debian`` or ``debian:bookworm`` means.
-
-    Raises:
-        ImageError: ``image.name``: it is malformed.
-    """
-    first, colon, tag = name.partition(":")
-    if not colon and first in RECIPES:
-        tag = RECIPES[first].default
-    elif not colon and _PART.fullmatch(first):
-        tag = "latest"
-    if not _PART.fullmatch(first) or not _PART.fullmatch(tag) or ".." in name:
-        hint = "a name is NAME or NAME:TAG of lower-case letters, digits, dots and dashes, as debian:bookworm"
-        raise ImageError(f"{name!r} is no name of an image", code="name", hint=hint)
-    return Reference(first, tag)
 
 
 def directory_of(paths: Paths, reference: Reference, architecture: str) -> Path:
@@ -208,64 +51,72 @@ def lock_of(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.lock")
 
 
-def _rebuild_hint(reference: object) -> str:
-    if str(reference).partition(":")[0] not in RECIPES:
-        return f"import it again with `atoll image import FILE {reference}`"
-    return f"build it again with `atoll image build --force {reference}`"
-
-
-def load(directory: Path) -> Image:
-    """The image in ``directory``, its root being whole as far as size and superblock tell (0.1 ms).
-
-    Raises:
-        StoreError: ``store.missing``: there is none.
-        ImageError: ``image.corrupt``: its manifest or root is damaged, or of a newer Atoll.
-    """
-    try:
-        manifest = store.read_record(directory / _MANIFEST, ImageManifest)
-    except StoreError as error:
-        if error.code != "store.corrupt":
-            raise
-        hint = _rebuild_hint(_reference_of(directory))
-        raise ImageError(error.message, code="corrupt", hint=hint) from error
-    image = Image(directory, manifest)
-    hint = _rebuild_hint(manifest.name)
-    try:
-        erofs.check_file(image.root, checksum=False)
-    except ImageError as error:
-        raise ImageError(error.message, code="corrupt", hint=hint) from error
-    size = os.stat(image.root).st_size
-    if size != manifest.size:
-        raise ImageError(f"{image.root} has {size} of {manifest.size} bytes", code="corrupt", hint=hint)
-    return image
-
-
-def _reference_of(directory: Path) -> str:
-    return ":".join(directory.name.split("+")[:2])
-
-
-def find(paths: Paths, name: str, *, architecture: str | None = None) -> Image:
+def find(paths: Paths, name: str, *, architecture: str | None = None, default: str = HUB) -> Image:
     """The image that is here under ``name``.
 
+    Args:
+        paths: where images are kept.
+        name: of an image that Atoll builds, or a reference.
+        architecture: of the image; the host's by default.
+        default: the registry of a reference that names none.
+
     Raises:
-        ImageError: ``image.unknown``: nothing of that name is here or can be built. ``image.missing``: it can
-            be built but is not here. ``image.corrupt``: it is here but damaged. ``image.name``: malformed.
+        ImageError: ``image.missing``: it is not here. ``image.corrupt``: it is here but damaged.
+            ``image.name``: malformed.
     """
-    reference = parse(name)
     machine = architecture or host_architecture()
-    directory = directory_of(paths, reference, machine)
-    try:
+    directory = _built(paths, name, machine)
+    if directory is not None:
         return load(directory)
-    except StoreError as error:
-        if error.code != "store.missing":
-            raise
-    if directory.is_dir():
-        message = f"the image {reference} is incomplete: it has no {_MANIFEST}"
-        raise ImageError(message, code="corrupt", hint=_rebuild_hint(reference))
-    if reference.name in RECIPES:
+    if is_recipe(name):
+        reference = parse(name)
         hint = f"build it with `atoll image build {reference}`"
         raise ImageError(f"the image {reference} ({machine}) is not here", code="missing", hint=hint)
-    raise _unknown(paths, name)
+    digest = _referred(paths, parse_reference(name, default=default).tagged(), machine)
+    if digest:
+        try:
+            return load(directory_by(paths, digest))
+        except StoreError as error:
+            if error.code != "store.missing":
+                raise
+    raise _missing(paths, name)
+
+
+def _built(paths: Paths, name: str, architecture: str) -> Path | None:
+    """The directory of an image that was built here under ``name``, perhaps with a tag that is no known one.
+
+    Raises:
+        ImageError: ``image.corrupt``: it is there, but has no manifest.
+    """
+    if not is_own(name):
+        return None
+    reference = parse(name)
+    directory = directory_of(paths, reference, architecture)
+    if not os.path.isdir(directory):
+        return None
+    if not os.path.exists(directory / MANIFEST):
+        message = f"the image {reference} is incomplete: it has no {MANIFEST}"
+        raise ImageError(message, code="corrupt", hint=rebuild_hint(reference))
+    return directory
+
+
+def directory_by(paths: Paths, digest: str) -> Path:
+    """Where the image whose manifest has ``digest`` is kept."""
+    return paths.image(digest.replace(":", "-"))
+
+
+def _referred(paths: Paths, reference: OciReference, architecture: str) -> str:
+    """The digest of the manifest of an image that is here; empty if there is none."""
+    known = names.lookup(paths, reference, architecture)
+    if not known and reference.digest and os.path.isdir(directory_by(paths, reference.digest)):
+        return reference.digest
+    return known
+
+
+def _missing(paths: Paths, name: str) -> ImageError:
+    error = _unknown(paths, name)
+    hint = f"get it with `atoll image pull {name}`; {error.hint}"
+    return ImageError(f"the image {name} is not here", code="missing", hint=hint)
 
 
 def _unknown(paths: Paths, name: str) -> ImageError:
@@ -322,7 +173,7 @@ def build(
 
         with store.staging(paths.images, directory.name) as staged:
             manifest = debian.build(
-                staged / _ROOT,
+                staged / ROOT,
                 name=str(reference),
                 suite=reference.tag,
                 architecture=machine,
@@ -331,7 +182,7 @@ def build(
                 emit=emit,
             )
             require_programs(manifest)
-            store.write_record(staged / _MANIFEST, manifest)
+            store.write_record(staged / MANIFEST, manifest)
             store.publish(staged, directory)
     return load(directory)
 
@@ -349,7 +200,7 @@ def require_programs(manifest: ImageManifest) -> None:
         raise ImageError(
             f"the image {manifest.name} cannot be used: {wrong}",
             code="program",
-            hint=_rebuild_hint(manifest.name),
+            hint=rebuild_hint(manifest.name),
         )
 
 
@@ -381,7 +232,7 @@ def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -
     place = directory_of(paths, reference, "import")  # the architecture is known when the file has been read
     with store.lock(lock_of(place)), store.staging(paths.images, place.name) as staged:
         manifest = rootfs.build(
-            staged / _ROOT,
+            staged / ROOT,
             file,
             name=str(reference),
             architecture=native,
@@ -390,7 +241,7 @@ def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -
             emit=emit,
         )
         require_programs(manifest)
-        store.write_record(staged / _MANIFEST, manifest)
+        store.write_record(staged / MANIFEST, manifest)
         directory = directory_of(paths, reference, manifest.architecture)
         with store.lock(lock_of(directory)):
             store.publish(staged, directory)
@@ -400,7 +251,7 @@ def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -
 def ensure(
     paths: Paths, name: str, *, architecture: str | None = None, mirror: str = "", emit: Emit = ignore
 ) -> Image:
-    """The image that is here under ``name``, or else built now.
+    """The image that is here under ``name``, or else built now, if it is one that Atoll builds.
 
     Raises:
         ImageError: as ``find`` and ``build``; a damaged image is not replaced without being asked.
@@ -408,7 +259,7 @@ def ensure(
     try:
         return find(paths, name, architecture=architecture)
     except ImageError as error:
-        if error.code != "image.missing":
+        if error.code != "image.missing" or not is_recipe(name):
             raise
     return build(paths, name, architecture=architecture, mirror=mirror, emit=emit)
 
@@ -445,7 +296,7 @@ def verify(image: Image) -> None:
     """
     import hashlib  # noqa: PLC0415 - not on the way to a VM
 
-    hint = _rebuild_hint(image.manifest.name)
+    hint = rebuild_hint(image.manifest.name)
     try:
         with image.root.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,8 @@ from atoll.errors import ImageError, PreflightError, ProcessError, StoreError
 from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.image import apt, deb, engine, erofs, machine, packing, programs
 from atoll.image.architectures import PACKAGED
-from atoll.image.catalog import RECIPES, Flavour, ImageManifest, InstalledPackage, Recipe
+from atoll.image.manifest import ImageManifest, InstalledPackage
+from atoll.image.recipes import RECIPES, Flavour, Recipe
 
 __all__ = ["CONTENTS", "PACKAGES", "Contents", "arguments", "build", "installed_packages", "ubuntu_sources"]
 

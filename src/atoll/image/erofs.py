@@ -17,17 +17,32 @@ from atoll import process
 from atoll.errors import ImageError, ProcessError, StoreError
 from atoll.events import Emit, ignore
 
-__all__ = ["HEAD", "INSTALL_HINT", "Superblock", "check_file", "make", "parse", "tool_version"]
+__all__ = [
+    "HAS_CHECKSUM",
+    "HEAD",
+    "INSTALL_HINT",
+    "MAGIC",
+    "OFFSET",
+    "Superblock",
+    "check_file",
+    "make",
+    "parse",
+    "tool_version",
+    "with_checksum",
+]
 
 INSTALL_HINT = "apt install erofs-utils"
 
 #: Bytes from the beginning of an image that ``parse`` wants to see.
 HEAD = 4096
 
-_OFFSET = 1024
-_MAGIC = 0xE0F5E1E2
+#: Where the superblock lies, and what it begins with.
+OFFSET, MAGIC = 1024, 0xE0F5E1E2
+
+#: It has a checksum.
+HAS_CHECKSUM = 1
+
 _SIZE = 128
-_HAS_CHECKSUM = 1
 
 
 class Superblock(msgspec.Struct, frozen=True):
@@ -69,6 +84,16 @@ def _crc32c(data: bytes | bytearray) -> int:
     return crc
 
 
+def _checksum(covered: bytes) -> int:
+    """The checksum of a superblock and what is behind it in its block, with its own field as zeros."""
+    return _crc32c(covered[:4] + bytes(4) + covered[8:])
+
+
+def with_checksum(block: bytes) -> bytes:
+    """A first block whose superblock has a checksum, with that filled in."""
+    return block[: OFFSET + 4] + _checksum(block[OFFSET:]).to_bytes(4, "little") + block[OFFSET + 8 :]
+
+
 def parse(head: bytes, size: int, *, name: str, checksum: bool = True) -> Superblock:
     """Read and check a superblock.
 
@@ -81,28 +106,24 @@ def parse(head: bytes, size: int, *, name: str, checksum: bool = True) -> Superb
     Raises:
         ImageError: ``image.corrupt``: it is truncated, damaged or no EROFS.
     """
-    if len(head) < _OFFSET + _SIZE:
+    if len(head) < OFFSET + _SIZE:
         raise ImageError(f"{name} is truncated: it has {size} bytes", code="corrupt")
     magic, found, compatible, bits, _slots, _root, inodes, built = struct.unpack_from(
-        "<IIIBBHQQ", head, _OFFSET
+        "<IIIBBHQQ", head, OFFSET
     )
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise ImageError(f"{name} is no EROFS image", code="corrupt")
     if not 9 <= bits <= 16:
         raise ImageError(f"{name} is damaged: its block size is 2^{bits}", code="corrupt")
-    (blocks,) = struct.unpack_from("<I", head, _OFFSET + 36)
+    (blocks,) = struct.unpack_from("<I", head, OFFSET + 36)
     if blocks << bits > size:
         message = f"{name} is truncated: it has {size} of {blocks << bits} bytes"
         raise ImageError(message, code="corrupt")
-    if checksum and compatible & _HAS_CHECKSUM:
-        # The checksum covers the rest of the first block, with its own field as zeros.
-        end = max(1 << bits, _OFFSET + _SIZE) if 1 << bits > _OFFSET else _OFFSET + (1 << bits)
-        if len(head) >= end:
-            covered = bytearray(head[_OFFSET:end])
-            covered[4:8] = bytes(4)
-            if _crc32c(covered) != found:
-                raise ImageError(f"{name} is damaged: its superblock fails its checksum", code="corrupt")
-    identity = uuid.UUID(bytes=head[_OFFSET + 48 : _OFFSET + 64])
+    if checksum and compatible & HAS_CHECKSUM:
+        end = max(1 << bits, OFFSET + _SIZE) if 1 << bits > OFFSET else OFFSET + (1 << bits)
+        if len(head) >= end and _checksum(head[OFFSET:end]) != found:
+            raise ImageError(f"{name} is damaged: its superblock fails its checksum", code="corrupt")
+    identity = uuid.UUID(bytes=head[OFFSET + 48 : OFFSET + 64])
     return Superblock(1 << bits, blocks, inodes, built, identity)
 
 

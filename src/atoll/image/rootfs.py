@@ -23,8 +23,8 @@ from atoll.errors import ImageError, ProcessError
 from atoll.events import Emit, TaskAdvanced, Warned, task
 from atoll.image import archive, erofs, layouts, packing
 from atoll.image.archive import Budget
-from atoll.image.catalog import ImageManifest
 from atoll.image.layers import Node, Tree
+from atoll.image.manifest import ImageManifest
 from atoll.image.programs import measure
 from atoll.image.refusing import refuse
 

@@ -18,7 +18,7 @@ from atoll.errors import AtollError
 from atoll.hypervisor.model import Accelerator, Disk, Machine
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image import kernel
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine.planning import attachment_of
 from atoll.machine.spec import MachineSpec, check_user, closed, mac_of
 from atoll.paths import Paths, SnapshotPaths

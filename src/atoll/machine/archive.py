@@ -20,8 +20,8 @@ import msgspec
 from atoll import store
 from atoll.errors import UsageError
 from atoll.events import Emit, Warned, ignore, progress, task
-from atoll.image.catalog import ImageManifest
 from atoll.image.extents import ZEROES, read_range
+from atoll.image.manifest import ImageManifest
 from atoll.machine import registry, undoing
 from atoll.machine.adopting import adopted_spec, check_spec
 from atoll.machine.registry import Named

@@ -15,7 +15,7 @@ from atoll import runtime, store
 from atoll.config import Config, NetworkKind, parse_memory
 from atoll.errors import ImageError, UsageError
 from atoll.events import Emit, ignore
-from atoll.image import catalog, disk
+from atoll.image import disk, recipes
 from atoll.machine import registry
 from atoll.machine.ports import check, parse_forwards, parse_reverse
 from atoll.machine.spec import (
@@ -97,7 +97,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
     require_own(egress, network)
     spec = MachineSpec(
         id=secrets.token_hex(16),
-        image=str(catalog.parse(wishes.image or reference_of(wishes.distro, init))),
+        image=recipes.canonical(wishes.image or reference_of(wishes.distro, init)),
         created=time.time(),
         cpus=config.cpus,
         memory=config.memory,

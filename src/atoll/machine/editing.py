@@ -14,7 +14,7 @@ from atoll import runtime, store
 from atoll.config import Config, NetworkKind, override
 from atoll.errors import StoreError, UsageError
 from atoll.image import disk
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine import registry, undoing
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
 from atoll.machine.ports import (

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from atoll import store
 from atoll.errors import AtollError, StoreError
 from atoll.hypervisor.model import Disk, Machine
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine import registry
 from atoll.machine.creation import take_root
 from atoll.machine.planning import setup_script

@@ -15,7 +15,7 @@ from atoll.config import Config, load, override
 from atoll.errors import ChannelError
 from atoll.events import Emit, ignore
 from atoll.guest.copying import Copied, receive_tree, send_tree
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine import editing, live, naming, networks, registry
 from atoll.machine.checkpoints import Checkpoints
 from atoll.machine.creation import Wishes, create, parse_disk

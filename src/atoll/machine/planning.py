@@ -11,7 +11,7 @@ from atoll import runtime, store
 from atoll.config import Config, NetworkKind
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Accelerator, CardNetwork, Machine, UserNetwork
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine.ports import plain
 from atoll.machine.spec import Init, MachineSpec, cid_of, mac_of
 from atoll.paths import VmPaths

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from atoll import store
 from atoll.config import Config
 from atoll.hypervisor.qemu.host import inspect_host
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine import adopting, registry
 from atoll.machine.adopting import DISK_ONLY
 from atoll.machine.creation import take_root

@@ -12,7 +12,7 @@ import msgspec
 from atoll import store
 from atoll.errors import StoreError
 from atoll.events import Emit, ignore, task
-from atoll.image.catalog import ImageManifest
+from atoll.image.manifest import ImageManifest
 from atoll.machine.creation import take_root
 from atoll.machine.forking import as_captured, opened
 from atoll.machine.registry import Named

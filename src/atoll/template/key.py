@@ -37,6 +37,9 @@ __all__ = [
 
 _MIB = 1 << 20
 
+#: Characters that an image has in the name of a template.
+_LONGEST_WORD = 100
+
 #: Counts changes of what a template is.
 FORMAT = 1
 
@@ -130,7 +133,17 @@ def name_of(image: str, shape: Shape, kernel: str, *, most: int = 0) -> str:
         most: up to how much memory clones may have, bytes; 0 if they cannot grow.
     """
     size = f"{shape.memory // _MIB}M" + (f"-{most // _MIB}M" if most else "")
-    return ".".join((image.replace(":", "+"), f"{shape.vcpus}", size, shape.accelerator, kernel[:8]))
+    return ".".join((_word(image), f"{shape.vcpus}", size, shape.accelerator, kernel[:8]))
+
+
+def _word(image: str) -> str:
+    """The name of an image as a part of the name of a file."""
+    word = image.replace(":", "+").replace("/", "=").replace("@", "=")
+    if len(word) <= _LONGEST_WORD:
+        return word
+    import hashlib  # noqa: PLC0415 - few images have such names
+
+    return f"{word[:_LONGEST_WORD]}~{hashlib.sha256(image.encode()).hexdigest()[:8]}"
 
 
 def identity_of(argv: Iterable[str], parts: Iterable[str]) -> str:

@@ -8,8 +8,8 @@ import re
 
 import msgspec
 
-from atoll.containers.migration.tarstream import Entry, TarStream
 from atoll.errors import EngineError
+from atoll.image.tarstream import Entry, TarStream
 
 __all__ = ["ImageScan", "TreeDigest"]
 
@@ -19,6 +19,10 @@ _MOST_LIST = 16 << 20
 #: Where the file is in archives of Docker 25 and newer, and before; its name is the digest of what it holds.
 _BLOB = re.compile(rb"(?:\./)?(?:blobs/sha256/([0-9a-f]{64})|([0-9a-f]{64})\.json)")
 _LIST = b"manifest.json"
+
+
+def _broken(why: str) -> EngineError:
+    return EngineError(f"an engine's tar archive cannot be read: {why}", code="archive")
 
 
 class TreeDigest:
@@ -39,7 +43,7 @@ class TreeDigest:
         self._whole = hashlib.sha256()
         self._content = hashlib.sha256()
         self._root: bytes | None = None
-        self._stream = TarStream(self)
+        self._stream = TarStream(self, _broken)
 
     def feed(self, data: bytes) -> None:
         """Take the next piece. Raises ``EngineError``: ``engine.archive``."""
@@ -54,6 +58,8 @@ class TreeDigest:
 
     def begin(self, entry: Entry) -> None:
         """See ``Visitor``."""
+        if entry.pieces is not None:
+            raise _broken("an entry is sparse")
         if self._root is None:
             if entry.kind != "directory":
                 raise EngineError("an engine's archive is none of a directory", code="archive")
@@ -101,7 +107,7 @@ class ImageScan:
     """An archive of images as it passes: each part whose name is its digest must have it."""
 
     def __init__(self) -> None:
-        self._stream = TarStream(self)
+        self._stream = TarStream(self, _broken)
         self._expected = ""
         self._content = hashlib.sha256()
         self._list: bytearray | None = None

@@ -1,0 +1,403 @@
+"""Images that consist of layers, on this host: taken in, given out again, verified.
+
+Such an image is a directory like any other of the catalog, by the digest of its manifest:
+``images/sha256-<digest>/`` with ``root.erofs``, which has the contents of all layers' files and behind them
+the metadata of the one file system that they make; ``oci.json`` and ``config.json``, its manifest and its
+configuration as they came; ``layers/<n>.index`` and ``.tape`` of each layer; and ``manifest.json``, written
+last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from atoll import store, threads
+from atoll.errors import AtollError, ImageError
+from atoll.events import Emit, TaskAdvanced, TaskEnded, TaskStarted, ignore
+from atoll.image import catalog
+from atoll.image.architectures import PACKAGED
+from atoll.image.manifest import Image, ImageManifest, load
+from atoll.image.oci import documents, layer, relocating, surveying
+from atoll.image.oci.documents import ImageConfig, Manifest, Platform
+from atoll.image.oci.layer import Budget
+from atoll.image.oci.merging import Tree
+from atoll.image.oci.metadata import BLOCK, plan, superblock
+from atoll.image.oci.record import Layer, Origin
+from atoll.image.oci.source import LayerSource, Offered
+from atoll.image.oci.space import Space, blocks
+from atoll.image.oci.tape import tar_of
+from atoll.image.refusing import refuse
+from atoll.paths import Paths
+
+__all__ = ["MOST_BYTES", "add", "offer", "verify"]
+
+#: Bytes that an image may unpack to.
+MOST_BYTES = 64 << 30
+
+#: Layers that are read at once: more is no faster, and registries dislike it.
+_AT_ONCE = 4
+
+_SPARE = 64 << 20
+
+#: Files by which programs take the guest for a container; exported containers have them.
+_TRACES = (b".dockerenv", b"run/.containerenv")
+
+_ROOT, _CONFIG, _DOCUMENT, _LAYERS = "root.erofs", "config.json", "oci.json", "layers"
+
+
+def add(
+    paths: Paths,
+    offered: Offered,
+    *,
+    name: str,
+    platform: Platform,
+    most: int = MOST_BYTES,
+    programs: Sequence[str] = (),
+    emit: Emit = ignore,
+) -> Image:
+    """Take in an image; one that is here already is left as it is.
+
+    Args:
+        paths: where images are kept.
+        offered: the image.
+        name: for people; the references to it are for the caller to write.
+        platform: of an image that does not say it.
+        most: bytes that it may unpack to.
+        programs: which are looked for in it, for its manifest.
+        emit: told of progress.
+
+    Raises:
+        ImageError: ``image.archive``: it is damaged, too large, or not what a digest says.
+        StoreError: ``store.full``, or it cannot be written.
+    """
+    digest = documents.digest_of(offered.manifest) if offered.manifest else ""
+    if digest and (known := _known(paths, digest)) is not None:
+        return known
+    key = catalog.directory_by(paths, digest or f"import-{secrets.token_hex(8)}")
+    with store.lock(catalog.lock_of(key)):
+        if digest and (known := _known(paths, digest)) is not None:
+            return known  # another process has taken it in meanwhile
+        with store.staging(paths.images, key.name) as staged:
+            made = _make(paths, offered, staged, name, platform, most, programs, emit)
+            assert made.origin is not None
+            final = catalog.directory_by(paths, made.origin.manifest)
+            if final == key:
+                store.publish(staged, final)
+            else:
+                with store.lock(catalog.lock_of(final)):
+                    if _known(paths, made.origin.manifest) is None:
+                        store.publish(staged, final)
+    if not digest:
+        catalog.lock_of(key).unlink(missing_ok=True)
+    return load(final)
+
+
+def _known(paths: Paths, digest: str) -> Image | None:
+    try:
+        return load(catalog.directory_by(paths, digest))
+    except AtollError:  # none, or a damaged one, which is made again
+        return None
+
+
+def _make(
+    paths: Paths,
+    offered: Offered,
+    staged: Path,
+    name: str,
+    platform: Platform,
+    most: int,
+    programs: Sequence[str],
+    emit: Emit,
+) -> ImageManifest:
+    """The image in ``staged``."""
+    sources = _with_diff_ids(offered)
+    store.require_space(staged, sum(source.size or 0 for source in sources) + _SPARE)
+    (staged / _LAYERS).mkdir()
+    root = staged / _ROOT
+    with root.open("xb") as file:
+        space = Space(file.fileno(), staged, start=BLOCK, most=most)
+        layers = _Taking(paths, staged, space, emit).all(sources)
+        tree = Tree(whiteouts=offered.whiteouts)
+        for number in range(len(layers)):
+            tree.add_layer(layer.read_index(_place(staged, number)))
+        if not offered.whiteouts:
+            for trace in _TRACES:
+                tree.remove(trace.split(b"/"))
+        found = surveying.survey(tree, file.fileno(), programs)
+        config, document = _documents(offered, layers, platform, found.architecture)
+        start = blocks(space.end)
+        digest = _finish(file.fileno(), tree, start, layers)
+    (staged / _CONFIG).write_bytes(config)
+    (staged / _DOCUMENT).write_bytes(document)
+    decoded = documents.config_of(config)
+    manifest = ImageManifest(
+        name=name,
+        architecture=_ARCHITECTURES.get(decoded.architecture, decoded.architecture),
+        distribution=found.distribution,
+        suite=found.suite,
+        digest=digest,
+        size=root.stat().st_size,
+        created=time.time(),
+        shell=found.shell,
+        init=found.init,
+        programs=found.programs,
+        run=decoded.config,
+        origin=Origin(
+            manifest=documents.digest_of(document),
+            config=documents.digest_of(config),
+            index=offered.index_digest,
+            layers=layers,
+            metadata=start,
+        ),
+    )
+    store.write_record(staged / "manifest.json", manifest)
+    return manifest
+
+
+_ARCHITECTURES = {packaged: name for name, packaged in PACKAGED.items()}
+
+
+def _place(directory: Path, number: int) -> Path:
+    """The files of a layer, without their endings."""
+    return directory / _LAYERS / str(number)
+
+
+def _with_diff_ids(offered: Offered) -> tuple[LayerSource, ...]:
+    """The layers, each with the digest that the configuration says its tar has."""
+    if not offered.config:
+        return offered.layers
+    ids = documents.config_of(offered.config).rootfs.diff_ids
+    if len(ids) != len(offered.layers):
+        raise refuse(f"its configuration has {len(ids)} layers, its manifest {len(offered.layers)}")
+    return tuple(
+        msgspec.structs.replace(source, diff_id=diff_id)
+        for source, diff_id in zip(offered.layers, ids, strict=True)
+    )
+
+
+class _Taking:
+    """All layers of an image, several at once."""
+
+    def __init__(self, paths: Paths, staged: Path, space: Space, emit: Emit) -> None:
+        self._staged = staged
+        self._space = space
+        self._emit = emit
+        self._budget = Budget()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._here = _layers_here(paths)
+
+    def all(self, sources: Sequence[LayerSource]) -> tuple[Layer, ...]:
+        """Take them in."""
+        taken: dict[int, Layer] = {}
+
+        def work(numbered: Iterator[tuple[int, LayerSource]]) -> None:
+            try:
+                for number, source in numbered:
+                    taken[number] = self._take(number, source)
+            except BaseException:
+                self._stop.set()
+                raise
+
+        try:
+            threads.share(work, enumerate(sources), threads=max(1, min(_AT_ONCE, len(sources))))
+        except layer.Cancelled:  # pragma: no cover - the failure itself comes first
+            raise refuse("another layer could not be had") from None
+        return tuple(taken[number] for number in range(len(sources)))
+
+    def _take(self, number: int, source: LayerSource) -> Layer:
+        place = _place(self._staged, number)
+        known = self._here.get(source.diff_id)
+        if known is not None:
+            image, at = known
+            assert image.manifest.origin is not None
+            try:
+                relocating.relocate(_place(image.directory, at), image.root, self._space, place)
+                return image.manifest.origin.layers[at]
+            except (ImageError, FileNotFoundError):  # damaged, or removed just now: it is had anew
+                for left in place.parent.glob(f"{place.name}.*"):
+                    left.unlink()
+        with self._shown(number, source) as advance:
+            return layer.receive(source, self._space, place, self._budget, advance=advance, stop=self._stop)
+
+    @contextmanager
+    def _shown(self, number: int, source: LayerSource) -> Iterator[Callable[[int], None]]:
+        """A task for people; the function is told of bytes."""
+        task = f"layer {number + 1}"
+        title = f"{task} {source.digest.partition(':')[2][:12]}".strip()
+        begun, done = time.monotonic(), 0
+        shown = begun
+
+        def tell(event: TaskStarted | TaskAdvanced | TaskEnded) -> None:
+            with self._lock:
+                self._emit(event)
+
+        def advance(count: int) -> None:
+            nonlocal done, shown
+            done += count
+            now = time.monotonic()
+            if now - shown > 0.1:
+                shown = now
+                tell(TaskAdvanced(task=task, done=done))
+
+        tell(TaskStarted(task=task, title=title, total=source.size or 0, unit="bytes"))
+        ok = False
+        try:
+            yield advance
+            ok = True
+        finally:
+            tell(TaskEnded(task=task, ok=ok, elapsed=time.monotonic() - begun))
+
+
+def _layers_here(paths: Paths) -> dict[str, tuple[Image, int]]:
+    """The layers that images on this host have, by their diff_id."""
+    return {
+        each.diff_id: (listed.image, number)
+        for listed in catalog.installed(paths)
+        if listed.image is not None and listed.image.manifest.origin is not None
+        for number, each in enumerate(listed.image.manifest.origin.layers)
+    }
+
+
+def _documents(
+    offered: Offered, layers: tuple[Layer, ...], platform: Platform, found: str
+) -> tuple[bytes, bytes]:
+    """Configuration and manifest, made here if the image came without."""
+    config = offered.config
+    if not config:
+        architecture = PACKAGED.get(found) or platform.architecture
+        ids = tuple(one.diff_id for one in layers)
+        made = ImageConfig(
+            architecture=architecture,
+            os=platform.os,
+            rootfs=documents.RootFs("layers", ids),
+            history=(documents.History(comment="imported"),),
+        )
+        config = documents.encode(made)
+    if offered.manifest:
+        return config, offered.manifest
+    manifest = Manifest(
+        schema_version=2,
+        media_type=documents.MANIFEST,
+        config=documents.Descriptor(documents.CONFIG, documents.digest_of(config), len(config)),
+        layers=tuple(documents.Descriptor(documents.LAYER, one.diff_id, one.size) for one in layers),
+    )
+    return config, documents.encode(manifest)
+
+
+def _finish(fd: int, tree: Tree, start: int, layers: tuple[Layer, ...]) -> str:
+    """Write the metadata at byte ``start`` and the superblock; the digest of these and the layers'."""
+    planned = plan(tree)
+    digest = hashlib.sha256("".join(each.diff_id for each in layers).encode())
+    head = superblock(planned, start, built=0, identity=digest.digest()[:16])
+    digest.update(head)
+    at = start
+    for piece in planned.render(start):
+        digest.update(piece)
+        _write(fd, piece, at)
+        at += len(piece)
+    _write(fd, head, 0)
+    os.ftruncate(fd, at)
+    return digest.hexdigest()
+
+
+def _write(fd: int, data: bytes, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, at)
+        view, at = view[count:], at + count
+
+
+def offer(image: Image) -> Offered:
+    """An image that is here as a source: of layers as plain tars, which are made again.
+
+    Raises:
+        ImageError: ``image.layers``: it does not consist of layers. ``image.corrupt``: it is damaged.
+    """
+    origin = _origin(image)
+    try:
+        config = (image.directory / _CONFIG).read_bytes()
+        manifest = (image.directory / _DOCUMENT).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{image.directory} is damaged: {error}", code="corrupt") from error
+    layers = tuple(
+        LayerSource(
+            open=_Opener(image, number),
+            digest=each.diff_id,
+            size=each.size,
+            media_type=documents.LAYER,
+            diff_id=each.diff_id,
+        )
+        for number, each in enumerate(origin.layers)
+    )
+    return Offered(layers=layers, config=config, manifest=manifest, index_digest=origin.index)
+
+
+class _Opener:
+    """Opens a layer of an image as a stream."""
+
+    def __init__(self, image: Image, number: int) -> None:
+        self._image = image
+        self._number = number
+
+    @contextmanager
+    def __call__(self) -> Iterator[_Tar]:
+        with self._image.root.open("rb", buffering=0) as root:
+            yield _Tar(tar_of(_place(self._image.directory, self._number), root.fileno()))
+
+
+class _Tar:
+    """Pieces as a stream."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+        data = self._rest or next(self._pieces, b"")
+        self._rest = data[size:]
+        return data[:size]
+
+
+def verify(image: Image) -> None:
+    """Make all that an image consists of again, and compare it with its digests.
+
+    Raises:
+        ImageError: ``image.corrupt``: it differs. ``image.layers``: it does not consist of layers.
+    """
+    origin = _origin(image)
+    hint = "pull or import it again"
+    with image.root.open("rb", buffering=0) as root:
+        for number, each in enumerate(origin.layers):
+            digest = hashlib.new(each.diff_id.partition(":")[0])
+            for piece in tar_of(_place(image.directory, number), root.fileno()):
+                digest.update(piece)
+            if digest.hexdigest() != each.diff_id.partition(":")[2]:
+                message = f"layer {number + 1} of {image.manifest.name} is not what its digest says"
+                raise ImageError(message, code="corrupt", hint=hint)
+        whole = hashlib.sha256("".join(each.diff_id for each in origin.layers).encode())
+        whole.update(os.pread(root.fileno(), BLOCK, 0))
+        at = origin.metadata
+        while data := os.pread(root.fileno(), 1 << 20, at):
+            whole.update(data)
+            at += len(data)
+    if whole.hexdigest() != image.manifest.digest:
+        message = f"the file system of {image.manifest.name} is not what it was when it was made"
+        raise ImageError(message, code="corrupt", hint=hint)
+
+
+def _origin(image: Image) -> Origin:
+    if image.manifest.origin is None:
+        message = f"the image {image.manifest.name} does not consist of layers"
+        raise ImageError(message, code="layers", hint="images that Atoll builds by itself are none of OCI's")
+    return image.manifest.origin
