@@ -127,7 +127,8 @@ def _check_files(manifest: Manifest) -> None:
         wanted |= {"boot.json"} if manifest.ram else set()
         require(names == wanted, "its files")
     else:
-        require({"vm.json", "root.erofs"} <= names <= {"vm.json", "root.erofs", "modules.erofs"}, "its files")
+        most = {"vm.json", *(f"{serial}.erofs" for serial in _DISKS[Kind.SANDBOX])}
+        require(most - {f"{serial}.erofs" for serial in _OPTIONAL_DISKS} <= names <= most, "its files")
     for name, entry in manifest.files.items():
         most = LARGEST_RECORD if is_record(name) else LARGEST
         require(0 <= entry.size <= most and _SHA256.fullmatch(entry.digest), f"what it says of {name}")
