@@ -289,11 +289,16 @@ def inspect(paths: Paths, name: str, *, architecture: str | None = None) -> tupl
 
 
 def verify(image: Image) -> None:
-    """Compare an image's root with its digest.
+    """Compare what an image consists of with its digests.
 
     Raises:
         ImageError: ``image.corrupt``: it differs or cannot be read.
     """
+    if image.manifest.origin is not None:
+        from atoll.image.oci import verifying  # noqa: PLC0415 - not on the way to a VM
+
+        verifying.verify(image)
+        return
     import hashlib  # noqa: PLC0415 - not on the way to a VM
 
     hint = rebuild_hint(image.manifest.name)
@@ -308,18 +313,35 @@ def verify(image: Image) -> None:
 
 
 def remove(paths: Paths, name: str, *, architecture: str | None = None) -> None:
-    """Remove an image, also a damaged one. That no machine uses it is for the caller to see to.
+    """Remove an image, also a damaged one; one that has other references loses this one only.
+
+    Machines, sandboxes and snapshots that use it have its root for themselves.
 
     Raises:
         ImageError: ``image.missing``: it is not here.
         StoreError: it cannot be removed.
     """
-    reference = parse(name)
-    directory = directory_of(paths, reference, architecture or host_architecture())
-    if not directory.is_dir():
-        raise ImageError(f"the image {reference} is not here", code="missing", hint="see `atoll image ls`")
+    machine = architecture or host_architecture()
+    if is_own(name) and (directory := directory_of(paths, parse(name), machine)).is_dir():
+        with store.lock(lock_of(directory)):
+            _remove(directory)
+        return
+    reference = parse_reference(name).tagged()
+    digest = _referred(paths, reference, machine)
+    if not digest:
+        raise ImageError(f"the image {name} is not here", code="missing", hint="see `atoll image ls`")
+    directory = directory_by(paths, digest)
     with store.lock(lock_of(directory)):
-        try:
-            store.remove_tree(directory)
-        except OSError as error:
-            raise StoreError(f"cannot remove {directory}: {error.strerror}", code="unwritable") from error
+        if not names.remove(paths, reference, machine):
+            for known in names.names(paths):  # it was named by its digest
+                if known.manifest == digest:
+                    names.remove(paths, parse_reference(known.reference), known.architecture)
+        if not any(known.manifest == digest for known in names.names(paths)):
+            _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    try:
+        store.remove_tree(directory)
+    except OSError as error:
+        raise StoreError(f"cannot remove {directory}: {error.strerror}", code="unwritable") from error

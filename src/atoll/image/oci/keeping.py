@@ -25,20 +25,21 @@ from atoll.errors import AtollError, ImageError
 from atoll.events import Emit, TaskAdvanced, TaskEnded, TaskStarted, ignore
 from atoll.image import catalog
 from atoll.image.architectures import PACKAGED
-from atoll.image.manifest import Image, ImageManifest, load
-from atoll.image.oci import documents, layer, relocating, surveying
+from atoll.image.manifest import MANIFEST, ROOT, Image, ImageManifest, load
+from atoll.image.oci import documents, layer, names, relocating, surveying
 from atoll.image.oci.documents import ImageConfig, Manifest, Platform
-from atoll.image.oci.layer import Budget
+from atoll.image.oci.layer import Budget, place_of
 from atoll.image.oci.merging import Tree
 from atoll.image.oci.metadata import BLOCK, plan, superblock
+from atoll.image.oci.offering import CONFIG, DOCUMENT
 from atoll.image.oci.record import Layer, Origin
+from atoll.image.oci.reference import Reference
 from atoll.image.oci.source import LayerSource, Offered
 from atoll.image.oci.space import Space, blocks
-from atoll.image.oci.tape import tar_of
 from atoll.image.refusing import refuse
 from atoll.paths import Paths
 
-__all__ = ["MOST_BYTES", "add", "offer", "verify"]
+__all__ = ["MOST_BYTES", "add"]
 
 #: Bytes that an image may unpack to.
 MOST_BYTES = 64 << 30
@@ -51,8 +52,6 @@ _SPARE = 64 << 20
 #: Files by which programs take the guest for a container; exported containers have them.
 _TRACES = (b".dockerenv", b"run/.containerenv")
 
-_ROOT, _CONFIG, _DOCUMENT, _LAYERS = "root.erofs", "config.json", "oci.json", "layers"
-
 
 def add(
     paths: Paths,
@@ -60,6 +59,7 @@ def add(
     *,
     name: str,
     platform: Platform,
+    references: Sequence[Reference] = (),
     most: int = MOST_BYTES,
     programs: Sequence[str] = (),
     emit: Emit = ignore,
@@ -69,8 +69,9 @@ def add(
     Args:
         paths: where images are kept.
         offered: the image.
-        name: for people; the references to it are for the caller to write.
+        name: for people.
         platform: of an image that does not say it.
+        references: that mean it from now on.
         most: bytes that it may unpack to.
         programs: which are looked for in it, for its manifest.
         emit: told of progress.
@@ -79,6 +80,27 @@ def add(
         ImageError: ``image.archive``: it is damaged, too large, or not what a digest says.
         StoreError: ``store.full``, or it cannot be written.
     """
+    while True:
+        image = _have(paths, offered, name, platform, most, programs, emit)
+        assert image.manifest.origin is not None
+        with store.lock(catalog.lock_of(image.directory)):
+            if not image.directory.is_dir():  # somebody has removed it just now
+                continue
+            for reference in references:
+                names.point(paths, reference, image.manifest.architecture, image.manifest.origin.manifest)
+        return image
+
+
+def _have(
+    paths: Paths,
+    offered: Offered,
+    name: str,
+    platform: Platform,
+    most: int,
+    programs: Sequence[str],
+    emit: Emit,
+) -> Image:
+    """The image, made if it is not here."""
     digest = documents.digest_of(offered.manifest) if offered.manifest else ""
     if digest and (known := _known(paths, digest)) is not None:
         return known
@@ -86,19 +108,26 @@ def add(
     with store.lock(catalog.lock_of(key)):
         if digest and (known := _known(paths, digest)) is not None:
             return known  # another process has taken it in meanwhile
-        with store.staging(paths.images, key.name) as staged:
-            made = _make(paths, offered, staged, name, platform, most, programs, emit)
-            assert made.origin is not None
-            final = catalog.directory_by(paths, made.origin.manifest)
-            if final == key:
-                store.publish(staged, final)
-            else:
-                with store.lock(catalog.lock_of(final)):
-                    if _known(paths, made.origin.manifest) is None:
-                        store.publish(staged, final)
-    if not digest:
-        catalog.lock_of(key).unlink(missing_ok=True)
-    return load(final)
+        try:
+            with store.staging(paths.images, key.name) as staged:
+                made = _make(paths, offered, staged, name, platform, most, programs, emit)
+                return _published(paths, staged, key, made)
+        finally:
+            if not digest:
+                catalog.lock_of(key).unlink(missing_ok=True)
+
+
+def _published(paths: Paths, staged: Path, key: Path, made: ImageManifest) -> Image:
+    """The image that was made in ``staged``, unless there is one already that was made of the same."""
+    assert made.origin is not None
+    final = catalog.directory_by(paths, made.origin.manifest)
+    if final == key:
+        store.publish(staged, final)
+        return load(final)
+    with store.lock(catalog.lock_of(final)):
+        if _known(paths, made.origin.manifest) is None:
+            store.publish(staged, final)
+        return load(final)
 
 
 def _known(paths: Paths, digest: str) -> Image | None:
@@ -121,14 +150,14 @@ def _make(
     """The image in ``staged``."""
     sources = _with_diff_ids(offered)
     store.require_space(staged, sum(source.size or 0 for source in sources) + _SPARE)
-    (staged / _LAYERS).mkdir()
-    root = staged / _ROOT
-    with root.open("xb") as file:
+    place_of(staged, 0).parent.mkdir()
+    root = staged / ROOT
+    with root.open("x+b") as file:
         space = Space(file.fileno(), staged, start=BLOCK, most=most)
         layers = _Taking(paths, staged, space, emit).all(sources)
         tree = Tree(whiteouts=offered.whiteouts)
         for number in range(len(layers)):
-            tree.add_layer(layer.read_index(_place(staged, number)))
+            tree.add_layer(layer.read_index(place_of(staged, number)))
         if not offered.whiteouts:
             for trace in _TRACES:
                 tree.remove(trace.split(b"/"))
@@ -136,8 +165,8 @@ def _make(
         config, document = _documents(offered, layers, platform, found.architecture)
         start = blocks(space.end)
         digest = _finish(file.fileno(), tree, start, layers)
-    (staged / _CONFIG).write_bytes(config)
-    (staged / _DOCUMENT).write_bytes(document)
+    (staged / CONFIG).write_bytes(config)
+    (staged / DOCUMENT).write_bytes(document)
     decoded = documents.config_of(config)
     manifest = ImageManifest(
         name=name,
@@ -159,16 +188,11 @@ def _make(
             metadata=start,
         ),
     )
-    store.write_record(staged / "manifest.json", manifest)
+    store.write_record(staged / MANIFEST, manifest)
     return manifest
 
 
 _ARCHITECTURES = {packaged: name for name, packaged in PACKAGED.items()}
-
-
-def _place(directory: Path, number: int) -> Path:
-    """The files of a layer, without their endings."""
-    return directory / _LAYERS / str(number)
 
 
 def _with_diff_ids(offered: Offered) -> tuple[LayerSource, ...]:
@@ -215,13 +239,13 @@ class _Taking:
         return tuple(taken[number] for number in range(len(sources)))
 
     def _take(self, number: int, source: LayerSource) -> Layer:
-        place = _place(self._staged, number)
+        place = place_of(self._staged, number)
         known = self._here.get(source.diff_id)
         if known is not None:
             image, at = known
             assert image.manifest.origin is not None
             try:
-                relocating.relocate(_place(image.directory, at), image.root, self._space, place)
+                relocating.relocate(place_of(image.directory, at), image.root, self._space, place)
                 return image.manifest.origin.layers[at]
             except (ImageError, FileNotFoundError):  # damaged, or removed just now: it is had anew
                 for left in place.parent.glob(f"{place.name}.*"):
@@ -315,89 +339,3 @@ def _write(fd: int, data: bytes, at: int) -> None:
     while view:
         count = os.pwrite(fd, view, at)
         view, at = view[count:], at + count
-
-
-def offer(image: Image) -> Offered:
-    """An image that is here as a source: of layers as plain tars, which are made again.
-
-    Raises:
-        ImageError: ``image.layers``: it does not consist of layers. ``image.corrupt``: it is damaged.
-    """
-    origin = _origin(image)
-    try:
-        config = (image.directory / _CONFIG).read_bytes()
-        manifest = (image.directory / _DOCUMENT).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{image.directory} is damaged: {error}", code="corrupt") from error
-    layers = tuple(
-        LayerSource(
-            open=_Opener(image, number),
-            digest=each.diff_id,
-            size=each.size,
-            media_type=documents.LAYER,
-            diff_id=each.diff_id,
-        )
-        for number, each in enumerate(origin.layers)
-    )
-    return Offered(layers=layers, config=config, manifest=manifest, index_digest=origin.index)
-
-
-class _Opener:
-    """Opens a layer of an image as a stream."""
-
-    def __init__(self, image: Image, number: int) -> None:
-        self._image = image
-        self._number = number
-
-    @contextmanager
-    def __call__(self) -> Iterator[_Tar]:
-        with self._image.root.open("rb", buffering=0) as root:
-            yield _Tar(tar_of(_place(self._image.directory, self._number), root.fileno()))
-
-
-class _Tar:
-    """Pieces as a stream."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes."""
-        data = self._rest or next(self._pieces, b"")
-        self._rest = data[size:]
-        return data[:size]
-
-
-def verify(image: Image) -> None:
-    """Make all that an image consists of again, and compare it with its digests.
-
-    Raises:
-        ImageError: ``image.corrupt``: it differs. ``image.layers``: it does not consist of layers.
-    """
-    origin = _origin(image)
-    hint = "pull or import it again"
-    with image.root.open("rb", buffering=0) as root:
-        for number, each in enumerate(origin.layers):
-            digest = hashlib.new(each.diff_id.partition(":")[0])
-            for piece in tar_of(_place(image.directory, number), root.fileno()):
-                digest.update(piece)
-            if digest.hexdigest() != each.diff_id.partition(":")[2]:
-                message = f"layer {number + 1} of {image.manifest.name} is not what its digest says"
-                raise ImageError(message, code="corrupt", hint=hint)
-        whole = hashlib.sha256("".join(each.diff_id for each in origin.layers).encode())
-        whole.update(os.pread(root.fileno(), BLOCK, 0))
-        at = origin.metadata
-        while data := os.pread(root.fileno(), 1 << 20, at):
-            whole.update(data)
-            at += len(data)
-    if whole.hexdigest() != image.manifest.digest:
-        message = f"the file system of {image.manifest.name} is not what it was when it was made"
-        raise ImageError(message, code="corrupt", hint=hint)
-
-
-def _origin(image: Image) -> Origin:
-    if image.manifest.origin is None:
-        message = f"the image {image.manifest.name} does not consist of layers"
-        raise ImageError(message, code="layers", hint="images that Atoll builds by itself are none of OCI's")
-    return image.manifest.origin

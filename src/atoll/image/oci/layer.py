@@ -24,7 +24,7 @@ from atoll.image.oci.tape import LONGEST, Pieces, Tape, tape_of
 from atoll.image.refusing import refuse
 from atoll.image.tarstream import Entry, TarStream
 
-__all__ = ["Budget", "Cancelled", "read_index", "receive", "write_index"]
+__all__ = ["Budget", "Cancelled", "place_of", "read_index", "receive", "write_index"]
 
 _RAW = 1 << 16  # bytes of headers that are gathered
 
@@ -230,6 +230,11 @@ def receive(
         blob_size=counted.size,
         media_type=source.media_type,
     )
+
+
+def place_of(directory: Path, number: int) -> Path:
+    """The files of a layer of the image in ``directory``, without their endings."""
+    return directory / "layers" / str(number)
 
 
 def index_of(place: Path) -> Path:

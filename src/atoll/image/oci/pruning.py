@@ -1,0 +1,123 @@
+"""Removing images that nobody needs, and what killed pulls have left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from atoll import store
+from atoll.errors import StoreError
+from atoll.image import catalog
+from atoll.image.manifest import Image, Listed
+from atoll.image.oci import names
+from atoll.image.oci.reference import parse
+from atoll.paths import Paths
+
+__all__ = ["Doomed", "plan", "prune", "touch"]
+
+_USED = "used"
+_PARTIAL = re.compile(r"\.partial-(?P<name>.+)-[0-9a-f]{8}")
+
+
+class Doomed(msgspec.Struct, frozen=True):
+    """An image, or the rest of one, that is to be removed.
+
+    Attributes:
+        directory: it.
+        names: references that mean it; empty if none do.
+        size: bytes that become free.
+    """
+
+    directory: Path
+    names: tuple[str, ...]
+    size: int
+
+
+def touch(image: Image) -> None:
+    """Note that an image is used now."""
+    with contextlib.suppress(OSError):  # a note that cannot be made is no reason not to use it
+        (image.directory / _USED).touch()
+
+
+def plan(
+    listed: Iterable[Listed],
+    known: Iterable[names.Name],
+    *,
+    every: bool = False,
+    unused_for: float = 0.0,
+    now: float,
+) -> list[Doomed]:
+    """Which images of layers to remove; of those that Atoll builds by itself none.
+
+    Args:
+        listed: the images.
+        known: the references.
+        every: also those that references mean, if nothing on this host shares their root: no machine, no
+            snapshot, no template.
+        unused_for: seconds for which none that goes was used.
+        now: seconds since the epoch.
+    """
+    named: dict[str, list[str]] = {}
+    for name in known:
+        named.setdefault(name.manifest, []).append(name.reference)
+    doomed = []
+    for one in listed:
+        if one.image is None or one.image.manifest.origin is None:
+            continue
+        references = named.get(one.image.manifest.origin.manifest, [])
+        if references and (not every or one.image.root.stat().st_nlink > 1):
+            continue
+        if now - _used(one.image) >= unused_for:
+            doomed.append(Doomed(one.directory, tuple(references), _size(one.directory)))
+    return doomed
+
+
+def prune(paths: Paths, doomed: Iterable[Doomed]) -> int:
+    """Remove what was planned, and what killed pulls have left; bytes that became free.
+
+    Raises:
+        StoreError: it cannot be removed.
+    """
+    freed = _sweep(paths)
+    for one in doomed:
+        with store.lock(catalog.lock_of(one.directory)):
+            for known in names.names(paths):
+                if paths.image(known.manifest.replace(":", "-")) == one.directory:
+                    names.remove(paths, parse(known.reference), known.architecture)
+            with store.refusing(one.directory):
+                store.remove_tree(one.directory)
+        freed += one.size
+    return freed
+
+
+def _sweep(paths: Paths) -> int:
+    freed = 0
+    if not os.path.isdir(paths.images):
+        return freed
+    for entry in list(os.scandir(paths.images)):
+        match = _PARTIAL.fullmatch(entry.name)
+        if match is None:
+            continue
+        directory = paths.images / match["name"]
+        # Whoever makes it holds the lock.
+        with contextlib.suppress(StoreError), store.lock(catalog.lock_of(directory), wait=0):
+            freed += _size(Path(entry.path))
+            store.remove_tree(Path(entry.path))
+    return freed
+
+
+def _used(image: Image) -> float:
+    """When an image was used last, or made; seconds since the epoch."""
+    try:
+        return max((image.directory / _USED).stat().st_mtime, image.manifest.created)
+    except FileNotFoundError:
+        return image.manifest.created
+
+
+def _size(directory: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in directory.rglob("*") if file.is_file())
