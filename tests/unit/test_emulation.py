@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from atoll import platforms, runtime, store
+from atoll.cli import doctor
+from atoll.cli.checks import Outcome
 from atoll.config import load
 from atoll.errors import ConfigError, ImageError, PreflightError
 from atoll.hypervisor.model import Accelerator, Architecture, Disk, DiskFormat
@@ -78,6 +80,15 @@ def test_for_a_whole_vm_the_qemu_that_is_missing_is_named_with_its_package(bare)
     with pytest.raises(PreflightError, match=f"qemu-system-{OTHER} is not installed") as caught:
         runtime.found(replace(bare, full=True), root=OTHER)
     assert caught.value.hint == f"apt install qemu-system-{'arm' if OTHER == 'aarch64' else 'x86'}"
+
+
+def test_the_doctor_names_both_packages_and_fails_for_neither(bare):
+    checks = list(doctor._check_platforms(bare))
+    assert [check.outcome for check in checks] == [Outcome.NOTE, Outcome.NOTE]
+    assert "apt install qemu-user-static" in checks[0].fix
+    assert "apt install qemu-system-" in checks[1].fix
+    put(bare, program())
+    assert next(doctor._check_platforms(bare)).outcome is Outcome.OK
 
 
 def test_an_image_of_an_architecture_that_nothing_emulates_is_refused(bare):

@@ -127,8 +127,9 @@ def _check_files(manifest: Manifest) -> None:
         wanted |= {"boot.json"} if manifest.ram else set()
         require(names == wanted, "its files")
     else:
-        most = {"vm.json", *(f"{serial}.erofs" for serial in _DISKS[Kind.SANDBOX])}
-        require(most - {f"{serial}.erofs" for serial in _OPTIONAL_DISKS} <= names <= most, "its files")
+        known = {"vm.json", *(f"{serial}.erofs" for serial in _DISKS[Kind.SANDBOX])}
+        required = known - {f"{serial}.erofs" for serial in _OPTIONAL_DISKS}
+        require(required <= names <= known, "its files")
     for name, entry in manifest.files.items():
         most = LARGEST_RECORD if is_record(name) else LARGEST
         require(0 <= entry.size <= most and _SHA256.fullmatch(entry.digest), f"what it says of {name}")
