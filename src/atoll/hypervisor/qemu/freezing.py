@@ -17,6 +17,7 @@ from atoll.hypervisor.qemu.argv import MORE, RAM
 from atoll.hypervisor.qemu.memory import Copy, find_memory
 from atoll.hypervisor.qemu.migrating import wait_for_former, write
 from atoll.hypervisor.qemu.qmp import Monitor
+from atoll.hypervisor.qemu.vcpus import vcpus_of
 
 __all__ = ["Shape", "capture", "copy", "freeze", "go_on", "shape_of"]
 
@@ -142,10 +143,6 @@ def _settle(copies: Iterable[Copy]) -> None:
         raise BootError(f"the RAM cannot be copied: {error.strerror}", stage="capture") from error
 
 
-#: Architectures of whose boards QEMU tells which vCPUs can be plugged in; others refuse to be asked.
-_PLUGS_VCPUS = {"x86_64"}
-
-
 class Shape(NamedTuple):
     """What a VM was started with, and the vCPUs plugged in since, each as ``device_add`` takes it."""
 
@@ -156,12 +153,9 @@ class Shape(NamedTuple):
 
 async def shape_of(monitor: Monitor) -> Shape:
     """Ask QEMU. Raises ``BootError``."""
-    memory = int((await monitor.execute("query-memory-size-summary"))["base-memory"])
-    if (await monitor.execute("query-target"))["arch"] not in _PLUGS_VCPUS:
-        return Shape(len(await monitor.execute("query-cpus-fast")), memory, ())
-    every = await monitor.execute("query-hotpluggable-cpus")
-    present = [one for one in reversed(every) if "qom-path" in one]
+    present = [one for one in reversed(await vcpus_of(monitor)) if "qom-path" in one]
     plugged = [one for one in present if "/peripheral/" in one["qom-path"]]
+    memory = int((await monitor.execute("query-memory-size-summary"))["base-memory"])
     devices = tuple(
         {"driver": one["type"], "id": one["qom-path"].rpartition("/")[2], **one["props"]} for one in plugged
     )
