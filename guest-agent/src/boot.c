@@ -20,6 +20,7 @@
 #include "console.h"
 #include "device.h"
 #include "directories.h"
+#include "emulation.h"
 #include "file.h"
 #include "identity.h"
 #include "mounts.h"
@@ -210,7 +211,8 @@ static enum step_result find_disks(struct agent *agent)
     const char *missing = !find_disk(options->root, boot->root_device)         ? options->root
                           : !find_disk(options->data, boot->data_device)       ? options->data
                           : !find_disk(options->modules, boot->modules_device) ? options->modules
-                                                                               : NULL;
+                          : !find_disk(options->emulator, boot->emulator_device) ? options->emulator
+                                                                                 : NULL;
 
     if (!missing)
         return DONE;
@@ -272,6 +274,14 @@ static enum step_result mount_overlay(struct agent *agent)
     return result(mount_on("overlay", ROOT, "overlay", 0,
                            "lowerdir=" LOWER ",upperdir=" UPPER "/upper,workdir=" UPPER "/work",
                            &boot->failure));
+}
+
+/* Before anything of the root runs, which may all be of another architecture. */
+static enum step_result emulate(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+
+    return result(!*boot->emulator_device || emulation_begin(boot->emulator_device, &boot->failure));
 }
 
 static enum step_result enter_root(struct agent *agent)
@@ -442,8 +452,9 @@ static enum step_result await_init(struct agent *agent)
 }
 
 static enum step_result (*const steps[])(struct agent *agent) = {
-    greet_host,  load_modules,  hold,       probe_devices, find_disks,    mount_lower,   mount_upper,
-    mount_overlay, enter_root, mount_direct, mount_modules, set_up_system, hand_over, await_init,
+    greet_host,    load_modules, hold,       probe_devices, find_disks,    mount_lower,   mount_upper,
+    mount_overlay, emulate,      enter_root, mount_direct,  mount_modules, set_up_system, hand_over,
+    await_init,
 };
 
 static enum boot_progress stop(struct boot *boot, enum boot_phase phase)

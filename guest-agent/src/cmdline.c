@@ -8,8 +8,9 @@
 
 const struct cmdline_parameter cmdline_parameters[] = {
 #define PARAMETER(name) {#name, offsetof(struct cmdline, name), sizeof(((struct cmdline *)0)->name)}
-    PARAMETER(root), PARAMETER(rootfs),   PARAMETER(data),       PARAMETER(datafs), PARAMETER(modules),
-    PARAMETER(init), PARAMETER(direct),   PARAMETER(hostname),   PARAMETER(machine_id), {NULL, 0, 0},
+    PARAMETER(root),     PARAMETER(rootfs),     PARAMETER(data), PARAMETER(datafs), PARAMETER(modules),
+    PARAMETER(emulator), PARAMETER(init),       PARAMETER(direct), PARAMETER(hostname),
+    PARAMETER(machine_id), {NULL, 0, 0},
 #undef PARAMETER
 };
 

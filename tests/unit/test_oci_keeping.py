@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from atoll import store
 from atoll.errors import AtollError, ImageError, StoreError
 from atoll.image import catalog
-from atoll.image.manifest import Listed, load
+from atoll.image.manifest import Listed, load, touch
 from atoll.image.oci import documents, keeping, names, offering, pruning, verifying
 from atoll.image.oci.reference import parse
 from atoll.image.oci.runconfig import RunConfig
@@ -327,7 +327,7 @@ def test_use_is_noted(home):
     image = add(home, image_of(packed({"a": b"a"})))
     old = load(image.directory)
     later = time.time() + 100
-    pruning.touch(old)
+    touch(old)
     os.utime(image.directory / "used", (later, later))
     listed = [Listed(image.directory, old, None)]
     assert pruning.plan(listed, [], now=later + 10, unused_for=50) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from atoll.cli.options import (
     add_ca_option,
@@ -93,13 +92,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     image = arguments.image
     if arguments.rootfs is not None:
-        from atoll.image import catalog
+        from atoll.cli.image_looking import wanted_platform
+        from atoll.image.local.importing import bring
         from atoll.machine import registry
 
         if registry.exists(config.paths, check_name(arguments.name)):  # before a root is read for nothing
             raise registry.taken(arguments.name)
-        root = Path(arguments.rootfs)
-        image = catalog.import_rootfs(config.paths, root, arguments.name, emit=emit).manifest.name
+        image = bring(
+            config.paths,
+            arguments.rootfs,
+            arguments.name,
+            platform=wanted_platform(config),
+            default=config.default_registry,
+            emit=emit,
+        ).manifest.name
     mounts, workdir = list(arguments.mount), arguments.workdir
     if arguments.here:
         here = os.getcwd()

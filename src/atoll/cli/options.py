@@ -17,6 +17,7 @@ __all__ = [
     "add_egress_option",
     "add_json",
     "add_network_option",
+    "add_platform",
     "add_port_options",
     "add_reverse_option",
     "add_vm_options",
@@ -28,7 +29,7 @@ __all__ = [
 #: What ``--network`` can be beside a network's name.
 NETWORK_KINDS = ("own", "slirp", "none")
 
-_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold", "ca")
+_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold", "ca", "platform", "full")
 
 
 def add_vm_options(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,13 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", "-m", metavar="SIZE", help="memory, such as 512M or 2G (default 512M)")
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="accelerator (default auto)")
     parser.add_argument("--kernel", metavar="PATH", help="kernel to boot instead of Debian's cloud kernel")
+    add_platform(parser)
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        default=None,
+        help="for another platform run a whole VM of it, instead of emulating its programs alone",
+    )
     parser.add_argument("--boot-timeout", metavar="SECONDS", help="time in which the guest must be up")
 
 
@@ -186,3 +194,10 @@ def parse_environment(items: Sequence[str]) -> dict[str, str]:
             value = os.environ[name]
         variables[name] = value
     return variables
+
+
+def add_platform(parser: argparse.ArgumentParser) -> None:
+    """Add ``--platform`` to a command that is about images."""
+    parser.add_argument(
+        "--platform", metavar="PLATFORM", help="of the image, as linux/arm64 (default this host's)"
+    )

@@ -89,7 +89,6 @@ def run(arguments: argparse.Namespace) -> int:
     import asyncio
 
     from atoll.cli.session import Session
-    from atoll.image import catalog
     from atoll.sandbox.sandbox import Sandbox
 
     tty = arguments.tty
@@ -116,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):  # then what stands where the image would is the command's first word
         image, command = "", tuple(word for word in (image, *command) if word is not None)
         command = command or ("/bin/sh",)
-    command = command or (catalog.find(config.paths, image).manifest.shell,)
+    command = command or (runtime.ensure_image(config, image).manifest.shell,)
     session = Session(box=box, begin=box.open, argv=command, tty=bool(tty), events=events, timeout=timeout)
     return asyncio.run(session.run())
 
@@ -126,7 +125,8 @@ def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any
     name = runtime.new_name()
     wish, lan = runtime.named_network(config, arguments.network)
     fixed: dict[str, object] = {
-        option: getattr(arguments, option) for option in ("cpus", "accel", "kernel", "cold")
+        option: getattr(arguments, option)
+        for option in ("cpus", "accel", "kernel", "cold", "platform", "full")
     }
     network = runtime.choose_network(config, wish=wish)
     fixed["network"] = None if network is NetworkKind.NONE or lan else network

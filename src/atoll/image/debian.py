@@ -63,6 +63,9 @@ printf '127.0.0.1\\tlocalhost\\n::1\\tlocalhost ip6-localhost ip6-loopback\\n' >
 """
 _UBUNTU_KEYRING = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")  # the same place in the image
 
+#: Packages' scripts are run where an image is built.
+_HINT_FOREIGN = "this host itself must run its programs to build it: apt install arch-test qemu-user-static"
+
 #: What an image, and the tree that it is made from, take at most, bytes.
 _IMAGE_SPACE, _TREE_SPACE = 256 << 20, 1 << 30
 
@@ -247,6 +250,8 @@ def _bootstrap(argv: list[str], emit: Emit) -> None:
         hint = "check the network with `apt-get update`, and that the suite exists"
         if "unshare" in error.detail or "newuidmap" in error.detail:
             hint = packing.HINT_UNSHARE
+        if "foreign architecture" in error.detail or "binfmt_misc" in error.detail:
+            hint = _HINT_FOREIGN
         raise ImageError(
             f"cannot build the image: {error}", code="build", hint=hint, detail=error.detail
         ) from error

@@ -122,6 +122,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         idle_suspend=parse_idle(wishes.idle_suspend),
         vsock=parse_vsock(wishes.vsock, wishes.vsock_ports),
         ca=config.ca,
+        full=config.full,
         aliases=tuple(dict.fromkeys(map(parse_alias, wishes.aliases))),
     )
     check(spec)
@@ -144,7 +145,8 @@ def enter(config: Config, name: str, spec: MachineSpec, emit: Emit = ignore) -> 
         raise ImageError(f"the image {spec.image} has no init of its own", code="init", hint=hint)
     if spec.shares:
         serving.check()
-    runtime.found(config, emit=emit)  # what is missing on this host is said now, not at the first start
+    # What is missing on this host is said now, not at the first start.
+    runtime.found(config, root=image.manifest.architecture, emit=emit)
 
     def fill(place: VmPaths) -> None:
         take_root(image.root, place.root)

@@ -65,6 +65,7 @@ EDITABLE = {
     "aliases": "what other machines call it, too, with commas between",
     "kernel": "a kernel to boot; empty for Debian's",
     "accel": "auto, kvm or tcg",
+    "full": "yes or no: a whole VM of its image's platform, whatever this host's is",
     "restart": "no, on-failure or always",
     "ready_probe": "a TCP port or a command; empty for none",
     "idle_suspend": "time such as 10m after which it is suspended if it does nothing; 0 for never",
@@ -75,7 +76,7 @@ EDITABLE = {
 #: Those of ``EDITABLE`` that hold at once for a machine that runs on Atoll's own network.
 PORTS = {"ports", "reverse", "auto_ports", "auto_ports_deny"}
 
-_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "ca")
+_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "ca", "full")
 
 
 def parse_edit(text: str) -> tuple[str, str]:
@@ -207,6 +208,7 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "network": lambda spec: spec.lan or str(network_of(spec)),
     "egress": lambda spec: shown_egress(spec.egress),
     "ca": lambda spec: "yes" if spec.ca else "no",
+    "full": lambda spec: "yes" if spec.full else "no",
     "aliases": lambda spec: ",".join(spec.aliases),
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",

@@ -64,6 +64,8 @@ class Machine(Linked, Ported, Checkpoints):
         egress: str | Sequence[str] = (),
         kernel: str | Path | None = None,
         accel: str | None = None,
+        platform: str | None = None,
+        full: bool | None = None,
         restart: str = "no",
         ready_probe: str | None = None,
         idle_suspend: str | float = 0.0,
@@ -100,6 +102,9 @@ class Machine(Linked, Ported, Checkpoints):
                 default. It needs a network of Atoll.
             kernel: a kernel to boot instead of Debian's cloud kernel.
             accel: ``auto``, ``kvm`` or ``tcg``.
+            platform: of its image, such as ``"linux/arm64"``; the host's by default. Programs of another one
+                are emulated in it.
+            full: for another platform be a whole VM of it instead, which is emulated with its kernel.
             restart: ``no``, ``on-failure`` or ``always``: what follows when the guest ends by itself.
             ready_probe: a TCP port or a shell command that must work before it counts as running.
             idle_suspend: such as ``"10m"``, or seconds, after which it is suspended if it does nothing and
@@ -124,6 +129,8 @@ class Machine(Linked, Ported, Checkpoints):
             "cpus": cpus,
             "memory": _size(memory),
             "accel": accel,
+            "platform": platform,
+            "full": full,
             "boot_timeout": boot_timeout,
             "kernel": kernel,
             "ca": ca,

@@ -70,10 +70,12 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         accel=spec.accel,
         kernel=Path(spec.kernel) if spec.kernel else None,
         boot_timeout=spec.boot_timeout,
+        full=spec.full,
     )
-    base = runtime.found(settings, emit=emit)
+    image = store.read_record(place.image, ImageManifest)
+    base = runtime.found(settings, root=image.architecture, emit=emit)
     files = msgspec.structs.replace(base.files, root=place.root)
-    init = store.read_record(place.image, ImageManifest).init if spec.init is Init.SYSTEMD else ""
+    init = image.init if spec.init is Init.SYSTEMD else ""
     mac = mac_of(spec.id)
     if spec.shares:
         serving.check()
@@ -99,7 +101,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     kernel_vsock = spec.vsock is not None and spec.vsock.kernel
     if kernel_vsock:
         machine = msgspec.structs.replace(machine, vsock_cid=cid_of(spec.id))
-    kind = f"machine-{spec.init}{_TEMPLATES[network]}"
+    emulated = "-emulated" if base.files.emulator is not None else ""
+    kind = f"machine-{spec.init}{_TEMPLATES[network]}{emulated}"
     devices = (
         *("virtio_rng", "virtio_balloon"),
         *(("virtio_net",) if spec.network else ()),

@@ -72,10 +72,10 @@ def launch(
     """
     found = catalog.find(config.paths, reference, kind=Kind.SANDBOX)
     catalog.require_kind(found, Kind.SANDBOX)
-    host = inspect_host(runtime.host_architecture(), config.cache_dir)
+    record = store.read_record(found.place.vm, Record)
+    host = inspect_host(record.machine.architecture, config.cache_dir)
     require_fit(found, host, hint="make it anew with `Sandbox.snapshot`")
     catalog.check(found)
-    record = store.read_record(found.place.vm, Record)
     original = adopting.adopted(record.machine) if found.imported else record.machine
     warm.require_card(original, lan, f"the snapshot {reference}")
     if not lan and not found.imported and not same:

@@ -52,6 +52,9 @@ class Sandbox(Linked, Commands):
         env: variables of every command.
         workdir: directory in which commands start; their user's home by default.
         cold: boot the VM instead of starting it from a template.
+        platform: of the image, such as ``"linux/arm64"``; the host's by default. Programs of another one are
+            emulated in it.
+        full: for another platform run a whole VM of it instead, which is emulated with its kernel.
         user: who runs commands: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root by default.
         template: one that ``atoll template build`` made: the sandbox goes on where that was frozen, with its
             image, its processes and, unless ``memory`` says more, its size.
@@ -107,6 +110,8 @@ class Sandbox(Linked, Commands):
         workdir: str | None = None,
         user: str | None = None,
         cold: bool | None = None,
+        platform: str | None = None,
+        full: bool | None = None,
         template: str | None = None,
         snapshot: str | None = None,
         network: bool | str = False,
@@ -130,7 +135,15 @@ class Sandbox(Linked, Commands):
         wish = network if network and network != NetworkKind.NONE else None
         if template is not None or snapshot is not None:  # which of Atoll's networks it is on can be chosen
             wish = wish if not isinstance(wish, str) or wish in set(NetworkKind) else None
-        fixed = {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": wish}
+        fixed = {
+            "cpus": cpus,
+            "accel": accel,
+            "kernel": kernel,
+            "cold": cold,
+            "platform": platform,
+            "full": full,
+            "network": wish,
+        }
         if snapshot is not None:
             warm.refuse_beside_snapshot({**fixed, "memory": memory, "template": template})
         elif template is not None:
@@ -151,6 +164,8 @@ class Sandbox(Linked, Commands):
             "accel": accel,
             "kernel": kernel,
             "cold": cold,
+            "platform": platform,
+            "full": full,
             "ca": ca,
         }
         self._config = load(flags).config if config is None else override(config, flags)

@@ -121,7 +121,7 @@ def launch(
     found = find(config, template)
     manifest = found.manifest
     assert manifest.machine is not None
-    host = inspect_host(runtime.host_architecture(), config.cache_dir)
+    host = inspect_host(manifest.machine.architecture, config.cache_dir)
     hypervisor = QemuHypervisor(host, config.paths.network(SANDBOXES).cards)
     if manifest.identity != _identity(hypervisor, host, manifest.machine):
         message = f"the template {template} was made with another QEMU, or on another CPU"
@@ -178,7 +178,14 @@ def rebuilt(config: Config, name: str) -> tuple[Config, str, str, Preparation]:
     """
     manifest = find(config, name).manifest
     assert manifest.preparation is not None
-    same = replace(config, cpus=manifest.vcpus, memory=manifest.memory, accel=manifest.accelerator)
+    same = replace(
+        config,
+        cpus=manifest.vcpus,
+        memory=manifest.memory,
+        accel=manifest.accelerator,
+        platform=manifest.platform,
+        full=manifest.full,
+    )
     return same, name, manifest.image, manifest.preparation
 
 
@@ -205,7 +212,13 @@ def _recipe(
     return Recipe(
         base.hypervisor,
         machine,
-        replace(manifest, preparation=preparation, machine=machine),
+        replace(
+            manifest,
+            preparation=preparation,
+            machine=machine,
+            platform=config.platform,
+            full=config.full,
+        ),
         modules,
         config.boot_timeout,
         keeps_disks=True,

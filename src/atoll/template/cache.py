@@ -83,6 +83,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         failure: why no VM can start from it; empty if they can.
         preparation: what a user had done in it; None for a template that is made by itself.
         machine: the VM that was frozen, of a user's template; its disks lie beside the RAM.
+        platform: that was said for its image; empty for the host's.
+        full: whether a whole VM of that platform was asked for.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -102,6 +104,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     failure: str = ""
     preparation: Preparation | None = None
     machine: Machine | None = None
+    platform: str = ""
+    full: bool = False
 
     @property
     def subject(self) -> str:

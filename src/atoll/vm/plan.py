@@ -91,12 +91,14 @@ class Bootable(msgspec.Struct, frozen=True):
         initramfs: holds the agent.
         modules: EROFS with the kernel's modules, or None.
         root: EROFS with the root, or None to stay in the initramfs.
+        emulator: EROFS with what runs the programs of a root of another architecture, or None.
     """
 
     kernel: Path
     initramfs: Path
     modules: Path | None = None
     root: Path | None = None
+    emulator: Path | None = None
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -138,6 +140,9 @@ def plan(
     if files.modules is not None and files.root is not None:
         disks.append(Disk(files.modules, serial="modules", read_only=True))
         agent.append("atoll.modules=modules")
+    if files.emulator is not None and files.root is not None:
+        disks.append(Disk(files.emulator, serial="emulator", read_only=True))
+        agent.append("atoll.emulator=emulator")
     if lifeline:
         agent.append(_LIFELINE)
     return Machine(

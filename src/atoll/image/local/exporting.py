@@ -151,7 +151,7 @@ def _write(
     kind = documents.manifest_of(manifest).media_type or MANIFEST
     platform = Platform(config.architecture, config.os, config.variant)
     described = Descriptor(kind, digest, len(manifest), platform=platform)
-    index = Index(media_type=INDEX, manifests=_entries(described, names))
+    index = Index(schema_version=2, media_type=INDEX, manifests=_entries(described, names))
     sink.add("index.json", documents.encode(index))
     if docker:
         paths = tuple(_path(one.descriptor.digest) for one in written)

@@ -13,14 +13,13 @@ import msgspec
 from atoll import store
 from atoll.errors import StoreError
 from atoll.image import catalog
-from atoll.image.manifest import Image, Listed
+from atoll.image.manifest import USED, Image, Listed
 from atoll.image.oci import names
 from atoll.image.oci.reference import parse
 from atoll.paths import Paths
 
-__all__ = ["Doomed", "plan", "prune", "touch"]
+__all__ = ["Doomed", "plan", "prune"]
 
-_USED = "used"
 _PARTIAL = re.compile(r"\.partial-(?P<name>.+)-[0-9a-f]{8}")
 
 
@@ -36,12 +35,6 @@ class Doomed(msgspec.Struct, frozen=True):
     directory: Path
     names: tuple[str, ...]
     size: int
-
-
-def touch(image: Image) -> None:
-    """Note that an image is used now."""
-    with contextlib.suppress(OSError):  # a note that cannot be made is no reason not to use it
-        (image.directory / _USED).touch()
 
 
 def plan(
@@ -114,7 +107,7 @@ def _sweep(paths: Paths) -> int:
 def _used(image: Image) -> float:
     """When an image was used last, or made; seconds since the epoch."""
     try:
-        return max((image.directory / _USED).stat().st_mtime, image.manifest.created)
+        return max((image.directory / USED).stat().st_mtime, image.manifest.created)
     except FileNotFoundError:
         return image.manifest.created
 
