@@ -336,14 +336,16 @@ def launch(
     """
     network = available(config, lan or SANDBOXES, network, required=bool(egress), emit=emit)
     prepared = prepare(config, name, image, network=network, emit=emit)
+    spawned = None
     if not config.cold and shaped is None:
         spawned = _from_template(config, prepared, lan, egress, emit)
-        if spawned is not None:
-            return spawned
-    machine = prepared.machine if shaped is None else shaped(prepared.machine)
-    modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
-    attachment = attachment_of(config, machine, lan, egress)
-    return spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
+    if spawned is None:
+        machine = prepared.machine if shaped is None else shaped(prepared.machine)
+        modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
+        attachment = attachment_of(config, machine, lan, egress)
+        spawned = spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
+    manifest = prepared.image.manifest
+    return msgspec.structs.replace(spawned, run=manifest.run, shell=manifest.shell)
 
 
 def _from_template(
