@@ -128,14 +128,17 @@ bool user_resolve(const char *spec, struct user *user, struct failure *failed)
     char *group = strchr(name, ':');
     if (group)
         *group++ = '\0';
+    if (group && !*group) /* as engines of containers have it */
+        group = NULL;
+    const char *who = *name ? name : "0";
 
-    int error = find_user(name, user);
+    int error = find_user(who, user);
     if (error)
-        return not_resolved(error, "user", name, failed);
+        return not_resolved(error, "user", who, failed);
     error = group ? find_group(group, &user->gid) : 0;
     if (error)
         return not_resolved(error, "group", group, failed);
     if (!find_groups(user, group != NULL))
-        return not_resolved(E2BIG, "groups of user", name, failed);
+        return not_resolved(E2BIG, "groups of user", who, failed);
     return true;
 }

@@ -12,6 +12,7 @@ from atoll.config import Config, NetworkKind
 from atoll.events import Emit, ignore
 from atoll.hypervisor.model import Accelerator, CardNetwork, Machine, UserNetwork
 from atoll.image.manifest import ImageManifest
+from atoll.image.oci.command import directories_of
 from atoll.machine.ports import plain
 from atoll.machine.spec import Init, MachineSpec, cid_of, mac_of
 from atoll.paths import VmPaths
@@ -73,7 +74,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     )
     base = runtime.found(settings, emit=emit)
     files = msgspec.structs.replace(base.files, root=place.root)
-    init = store.read_record(place.image, ImageManifest).init if spec.init is Init.SYSTEMD else ""
+    image = store.read_record(place.image, ImageManifest)
+    init = image.init if spec.init is Init.SYSTEMD else ""
     mac = mac_of(spec.id)
     if spec.shares:
         serving.check()
@@ -113,6 +115,7 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
             network=user_network(mac) if network is NetworkKind.SLIRP else None,
             script=setup_script(spec),
             name=name,
+            directories=directories_of(image.run) if image.run is not None else (),
             shares=spec.shares,
             vsock=spec.vsock,
             probe=spec.probe,

@@ -133,6 +133,7 @@ class Setup(msgspec.Struct, frozen=True):
         inherited: what it takes over of this host, and no more of what it took over before; None to let be.
         systemd: that is process 1 of it.
         name: what the guest knows itself by, in files of its own; empty to let them be.
+        directories: that are made where they are missing.
     """
 
     modules: tuple[str, ...] = ()
@@ -147,6 +148,7 @@ class Setup(msgspec.Struct, frozen=True):
     inherited: Inheritance | None = None
     systemd: bool = False
     name: str = ""
+    directories: tuple[str, ...] = ()
 
 
 class Beginning(StrEnum):

@@ -15,7 +15,7 @@ from atoll.guest.execution import Execution
 from atoll.guest.files import as_root
 from atoll.guest.messages import ExecStart
 from atoll.vm.bootplan import Probe, Setup
-from atoll.vm.hostfiles import give_names
+from atoll.vm.hostfiles import give_names, make_directories
 from atoll.vm.inheriting.giving import give
 from atoll.vm.steps import join_network, renew_ipv6
 
@@ -60,6 +60,7 @@ async def set_up(
                 await renew_ipv6(agent, interface)
         if setup.name:
             await give_names(agent, vm, emit, name=setup.name)
+        await make_directories(agent, setup.directories)
         if setup.inherited is not None:
             await give(agent, setup.inherited, vm, emit, systemd=setup.systemd)
         if setup.script:
