@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from msgspec.structs import replace
-
-from atoll import store
-from atoll.image import catalog
+from atoll.image.architectures import PACKAGED
+from atoll.image.kernel import host_architecture
+from atoll.image.manifest import Image
+from atoll.image.oci import keeping, names
+from atoll.image.oci.documents import ImageConfig, RootFs, digest_of, encode, platform_of
+from atoll.image.oci.reference import parse
 from atoll.image.oci.runconfig import RunConfig
+from atoll.image.oci.source import LayerSource, Offered
 from atoll.paths import Paths
 
 __all__ = ["add", "tar_of"]
@@ -35,8 +39,19 @@ def tar_of(files: Mapping[str, bytes | str | Path | None]) -> bytes:
     return buffer.getvalue()
 
 
-def add(paths: Paths, name: str, archive: Path, run: RunConfig) -> catalog.Image:
-    """Have an image of a root that is run like that."""
-    image = catalog.import_rootfs(paths, archive, name)
-    store.write_record(image.directory / "manifest.json", replace(image.manifest, run=run))
-    return catalog.load(image.directory)
+def add(paths: Paths, name: str, archive: bytes, run: RunConfig) -> Image:
+    """Have an image of one layer that is run like that, under a name."""
+    architecture = host_architecture()
+    config = ImageConfig(
+        architecture=PACKAGED[architecture],
+        os="linux",
+        config=run,
+        rootfs=RootFs("layers", (digest_of(archive),)),
+    )
+    layer = LayerSource(open=lambda: contextlib.closing(io.BytesIO(archive)))
+    image = keeping.add(
+        paths, Offered(layers=(layer,), config=encode(config)), name=name, platform=platform_of(architecture)
+    )
+    assert image.manifest.origin is not None
+    names.point(paths, parse(name).tagged(), architecture, image.manifest.origin.manifest)
+    return image

@@ -56,29 +56,25 @@ def images(tmp_path_factory, paths):
     data = tmp_path_factory.mktemp("images")
     config = load({"data_dir": data, "cache_dir": paths.cache}, environment={}, files=()).config
     inside = programs.compiled(paths, SOURCE)
-    bare, small = data / "bare.tar", data / "small.tar"
-    bare.write_bytes(own_images.tar_of({"inside": inside}))
     busybox = programs.packaged(paths, "busybox-static")
-    small.write_bytes(
-        own_images.tar_of(
-            {
-                "bin": None,
-                "bin/busybox": busybox,
-                "bin/sh": "busybox",
-                "inside": inside,
-                "etc": None,
-                "etc/passwd": b"root:x:0:0::/root:/bin/sh\napp:x:500:500::/home/app:/bin/sh\n",
-                "etc/group": b"root:x:0:\napp:x:500:\nmore:x:600:app,other\n",
-                "etc/resolv.conf": "../run/resolve/stub.conf",
-                "etc/hosts": b"",
-                "etc/hostname": "/nowhere",
-                "tmp": "/gone",
-                "script": b"#!/no/such/interpreter\n",
-                "other": b"\x7fELF of something else",
-            }
-        )
+    small = own_images.tar_of(
+        {
+            "bin": None,
+            "bin/busybox": busybox,
+            "bin/sh": "busybox",
+            "inside": inside,
+            "etc": None,
+            "etc/passwd": b"root:x:0:0::/root:/bin/sh\napp:x:500:500::/home/app:/bin/sh\n",
+            "etc/group": b"root:x:0:\napp:x:500:\nmore:x:600:app,other\n",
+            "etc/resolv.conf": "../run/resolve/stub.conf",
+            "etc/hosts": b"",
+            "etc/hostname": "/nowhere",
+            "tmp": "/gone",
+            "script": b"#!/no/such/interpreter\n",
+            "other": b"\x7fELF of something else",
+        }
     )
-    own_images.add(config.paths, "bare", bare, BARE)
+    own_images.add(config.paths, "bare", own_images.tar_of({"inside": inside}), BARE)
     own_images.add(config.paths, "small", small, RunConfig(user="app", cmd=("/bin/sh",)))
     return config
 
