@@ -23,6 +23,7 @@
 #include "file.h"
 #include "identity.h"
 #include "mounts.h"
+#include "names.h"
 
 enum {
     PORT_WAIT_MS = 10000,
@@ -364,6 +365,8 @@ static enum step_result set_up_system(struct agent *agent)
         mount_cgroups();
     if (!identity_set_hostname(boot->options.hostname, &boot->failure))
         return FAILED;
+    if (boot->options.names && !names_write(boot->options.hostname))
+        console_say("the files of names cannot be written");
     raise_loopback();
     return DONE;
 }

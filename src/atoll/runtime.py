@@ -180,7 +180,8 @@ def prepare(
     found_image = ensure_image(config, image, emit)
     base = found(config, emit=emit)
     files = msgspec.structs.replace(base.files, root=found_image.root)
-    machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex())
+    names = found_image.manifest.origin is not None
+    machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex(), names=names)
     return Prepared(base, found_image, _with_card(machine, network, new_mac()))
 
 
@@ -441,7 +442,7 @@ def original_of(
     if smaller:
         shape = msgspec.structs.replace(shape, memory=base_memory(memory, least=base.least, most=most))
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
-    machine = plan_original(files, shape, most=most)
+    machine = plan_original(files, shape, most=most, names=prepared.image.manifest.origin is not None)
     devices = ["virtio_mem"] if base.growing else []
     if network is not NetworkKind.NONE:
         devices.append("virtio_net")

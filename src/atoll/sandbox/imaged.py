@@ -13,15 +13,15 @@ from atoll.guest.messages import TerminalSize
 from atoll.guest.opening import opening
 from atoll.guest.result import Result
 from atoll.image.oci.command import (
-    directories_of,
     environment_of,
     stop_signal_of,
     user_of,
+    volumes_of,
     words_of,
     workdir_of,
 )
 from atoll.image.oci.runconfig import RunConfig
-from atoll.vm.hostfiles import LOOPBACK, give_names, make_directories
+from atoll.vm.hostfiles import give_names, make_directories
 from atoll.vm.spawning import Spawned
 
 __all__ = ["Imaged"]
@@ -56,7 +56,7 @@ class Imaged(Commands):
             )
 
     async def _furnish(self, agent: Agent, address: str) -> None:
-        """Give the guest what any container has: its name in files, and the directories that its image names.
+        """Give the guest what any container has beside what its agent sees to: its address, and volumes.
 
         Args:
             agent: in the guest.
@@ -71,8 +71,9 @@ class Imaged(Commands):
             return
         self._workdir = workdir_of(run, self._workdir) if self._workdir else None
         self._user = user_of(self._user) if self._user else None
-        await give_names(agent, self.name, self._emit, name=self.name, address=address or LOOPBACK)
-        await make_directories(agent, directories_of(run))
+        if address:
+            await give_names(agent, self.name, self._emit, name=self.name, address=address)
+        await make_directories(agent, volumes_of(run))
 
     async def run_image(
         self,

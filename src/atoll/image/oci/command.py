@@ -28,6 +28,7 @@ __all__ = [
     "ports_of",
     "stop_signal_of",
     "user_of",
+    "volumes_of",
     "words_of",
     "workdir_of",
 ]
@@ -183,10 +184,16 @@ def parse_signal(text: str) -> int:
     raise ValueError(f"{text!r} is no signal")
 
 
-def directories_of(run: RunConfig) -> tuple[str, ...]:
-    """Directories that are made where the image lacks them: that of commands, and its volumes."""
-    wanted = (workdir_of(run), *map(_plain, run.volumes or ()))
+def volumes_of(run: RunConfig) -> tuple[str, ...]:
+    """Directories whose content is data; they are made where the image lacks them."""
+    wanted = map(_plain, run.volumes or ())
     return tuple(sorted({path for path in wanted if path != "/" and "\0" not in path}))
+
+
+def directories_of(run: RunConfig) -> tuple[str, ...]:
+    """All directories that are made where the image lacks them: that of commands, and its volumes."""
+    start = workdir_of(run)
+    return tuple(sorted({*volumes_of(run), *((start,) if start != "/" and "\0" not in start else ())}))
 
 
 def ports_of(run: RunConfig) -> tuple[tuple[int, str], ...]:
