@@ -24,6 +24,7 @@
 #include "file.h"
 #include "identity.h"
 #include "mounts.h"
+#include "names.h"
 
 enum {
     PORT_WAIT_MS = 10000,
@@ -341,10 +342,8 @@ static enum step_result mount_modules(struct agent *agent)
             return FAILED;
         /* Where /lib is no link to usr/lib, programs look here. */
         mkdir("/lib", 0755);
-        if (symlink("../usr/lib/modules", "/lib/modules") < 0 && errno != EEXIST) {
-            boot->failure = failure_os(errno, NULL, "/lib/modules");
-            return FAILED;
-        }
+        if (symlink("../usr/lib/modules", "/lib/modules") < 0 && errno != EEXIST)
+            console_say("/lib/modules: %s", strerror(errno));
     }
     reached(boot, BOOT_ROOT);
     console_say("root mounted");
@@ -376,6 +375,8 @@ static enum step_result set_up_system(struct agent *agent)
         mount_cgroups();
     if (!identity_set_hostname(boot->options.hostname, &boot->failure))
         return FAILED;
+    if (boot->options.names && !names_write(boot->options.hostname))
+        console_say("the files of names cannot be written");
     raise_loopback();
     return DONE;
 }

@@ -63,6 +63,8 @@ bool cmdline_parse(const char *text, struct cmdline *cmdline, const char **wrong
             cmdline->lifeline = true;
         else if (equals(text, length, PREFIX "hold=1"))
             cmdline->hold = true;
+        else if (equals(text, length, PREFIX "names=1"))
+            cmdline->names = true;
         else if (!set(cmdline, text, length, wrong))
             return false;
         text += length;

@@ -29,6 +29,7 @@ struct cmdline {
     char machine_id[CMDLINE_MACHINE_ID_SIZE + 1];
     bool lifeline;
     bool hold;
+    bool names;
 };
 
 struct cmdline_parameter {

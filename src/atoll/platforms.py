@@ -85,7 +85,7 @@ def _had(config: Config, name: str, wanted: str, emit: Emit) -> Image:
 
 
 def _instead(config: Config, name: str, wanted: str) -> str:
-    """What may have been meant by the name of an image that cannot be had; a sentence and a blank, or nothing."""
+    """What may have been meant by a name that cannot be had: the beginning of a hint, or nothing."""
     other = FOREIGN.get(wanted, "")
     if other and _here(config, name, other) is not None:
         return f"it is here for {PLATFORMS[other]}; "

@@ -194,7 +194,8 @@ def prepare(
     found_image = ensure_image(config, image, emit)
     base = found(config, root=found_image.manifest.architecture, emit=emit)
     files = msgspec.structs.replace(base.files, root=found_image.root)
-    machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex())
+    names = found_image.manifest.origin is not None
+    machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex(), names=names)
     return Prepared(base, found_image, _with_card(machine, network, new_mac()))
 
 
@@ -350,14 +351,16 @@ def launch(
     """
     network = available(config, lan or SANDBOXES, network, required=bool(egress), emit=emit)
     prepared = prepare(config, name, image, network=network, emit=emit)
+    spawned = None
     if not config.cold and shaped is None:
         spawned = _from_template(config, prepared, lan, egress, emit)
-        if spawned is not None:
-            return spawned
-    machine = prepared.machine if shaped is None else shaped(prepared.machine)
-    modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
-    attachment = attachment_of(config, machine, lan, egress)
-    return spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
+    if spawned is None:
+        machine = prepared.machine if shaped is None else shaped(prepared.machine)
+        modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
+        attachment = attachment_of(config, machine, lan, egress)
+        spawned = spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
+    manifest = prepared.image.manifest
+    return msgspec.structs.replace(spawned, run=manifest.run, shell=manifest.shell)
 
 
 def _from_template(
@@ -453,7 +456,7 @@ def original_of(
     if smaller:
         shape = msgspec.structs.replace(shape, memory=base_memory(memory, least=base.least, most=most))
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
-    machine = plan_original(files, shape, most=most)
+    machine = plan_original(files, shape, most=most, names=prepared.image.manifest.origin is not None)
     devices = ["virtio_mem"] if base.growing else []
     if network is not NetworkKind.NONE:
         devices.append("virtio_net")

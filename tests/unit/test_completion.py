@@ -83,7 +83,7 @@ def test_the_choices_of_an_option_follow_it(candidates):
     assert candidates("run", "--accel", "") == ["auto", "kvm", "tcg"]
     assert candidates("run", "--accel", "t") == ["tcg"]
     assert candidates("run", "--cpus", "") == []
-    assert candidates("run", "-v", "") == IMAGES
+    assert candidates("run", "--verbose", "") == IMAGES
 
 
 def test_an_image_follows_the_options_with_their_values(candidates):

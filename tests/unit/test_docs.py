@@ -101,7 +101,7 @@ def codes_of_the_source():
     found |= {f"boot.{stage}" for stage in STAGES}
     reasons = re.search(r"RESET codes: (.*?)\n\n", page("reference/agent-protocol.md"), re.DOTALL)
     found |= {f"guest.{reason}" for reason in re.findall(r"`(\w+)`(?= \(|,|\.)", reasons[1])}
-    for stage in ("exec", "cwd", "user"):
+    for stage in ("exec", "interpreter", "cwd", "user"):
         refusal = errors.GuestError("x", reason="os", errno=2, stage=stage)
         found.add(_start_error(ExecStart(id="x", argv=("x",)), refusal).code)
     found |= {f"file.{reason}" for reason, _ in REASONS.values()} | {"file.os", "file.invalid"}

@@ -88,6 +88,8 @@ def test_each_module_can_be_imported_first():
 def test_the_blocking_sandbox_has_each_coroutine_method_as_one_that_waits():
     commands = {
         "run",
+        "run_image",
+        "start_image",
         "start",
         "start_process",
         "attach",

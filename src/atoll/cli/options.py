@@ -19,6 +19,7 @@ __all__ = [
     "add_network_option",
     "add_platform",
     "add_port_options",
+    "add_publish_option",
     "add_reverse_option",
     "add_vm_options",
     "auto_ports",
@@ -126,6 +127,13 @@ def add_vsock_options(parser: argparse.ArgumentParser) -> None:
 
 def add_port_options(parser: argparse.ArgumentParser) -> None:
     """What is said of ports."""
+    add_publish_option(parser)
+    add_reverse_option(parser)
+    add_auto_ports_options(parser)
+
+
+def add_publish_option(parser: argparse.ArgumentParser) -> None:
+    """Ports of this host that lead to the guest."""
     parser.add_argument(
         "--publish",
         "-p",
@@ -134,8 +142,6 @@ def add_port_options(parser: argparse.ArgumentParser) -> None:
         metavar="[ADDRESS:]HOST[:GUEST][/udp]",
         help="forward a port, or unix:PATH:GUEST; see `atoll port`",
     )
-    add_reverse_option(parser)
-    add_auto_ports_options(parser)
 
 
 def add_reverse_option(parser: argparse.ArgumentParser) -> None:

@@ -267,7 +267,7 @@ class TerminalSize(msgspec.Struct, frozen=True):
 
 
 class ExecStart(Request, frozen=True, tag="exec.start"):
-    """Start a command; see section 6 for the defaults."""
+    """Start a command; see section 6 for the defaults, also those of a ``container``."""
 
     id: str
     argv: tuple[str | bytes, ...]
@@ -276,6 +276,7 @@ class ExecStart(Request, frozen=True, tag="exec.start"):
     user: str | None = None
     tty: TerminalSize | None = None
     stdin: bool = False
+    container: bool = False
 
 
 class ExecStdin(Request, frozen=True, tag="exec.stdin"):

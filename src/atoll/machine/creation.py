@@ -17,7 +17,7 @@ from atoll.errors import ImageError, UsageError
 from atoll.events import Emit, ignore
 from atoll.image import disk, recipes
 from atoll.machine import registry
-from atoll.machine.ports import check, parse_forwards, parse_reverse
+from atoll.machine.ports import check
 from atoll.machine.spec import (
     Init,
     MachineSpec,
@@ -36,6 +36,7 @@ from atoll.vm import serving
 from atoll.vm.autoports import parse_auto_ports
 from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.network.egress import parse_egress, require_own
+from atoll.vm.portwords import parse_forwards, parse_reverse
 from atoll.vm.restart import Policy
 
 E = TypeVar("E", bound=StrEnum)

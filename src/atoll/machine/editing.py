@@ -17,13 +17,7 @@ from atoll.image import disk
 from atoll.image.manifest import ImageManifest
 from atoll.machine import registry, undoing
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
-from atoll.machine.ports import (
-    check,
-    parse_forwards,
-    parse_reverse,
-    show_forward,
-    show_reverse,
-)
+from atoll.machine.ports import check
 from atoll.machine.registry import Fill, Named
 from atoll.machine.spec import (
     MachineSpec,
@@ -42,6 +36,7 @@ from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import PLAIN, read_chain, require_files, size_of
 from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.network.egress import parse_egress, require_own, shown_egress
+from atoll.vm.portwords import parse_forwards, parse_reverse, show_forward, show_reverse
 from atoll.vm.restart import Policy
 from atoll.vm.tidying import check_size, grow
 

@@ -12,7 +12,7 @@ import msgspec
 
 from atoll import store
 from atoll.config import Config, load, override
-from atoll.errors import ChannelError
+from atoll.errors import ChannelError, ImageError
 from atoll.events import Emit, ignore
 from atoll.guest.copying import Copied, receive_tree, send_tree
 from atoll.image.manifest import ImageManifest
@@ -408,8 +408,12 @@ class Machine(Linked, Ported, Checkpoints):
 
     @property
     def shell(self) -> str:
-        """The shell of its image. Raises as ``find``."""
-        return store.read_record(self.find().place.image, ImageManifest).shell
+        """The shell of its image. Raises ``ImageError``: ``image.shell``: it has none; and as ``find``."""
+        shell = store.read_record(self.find().place.image, ImageManifest).shell
+        if not shell:
+            hint = f"run one of its own programs: `atoll exec {self.name} -- PROGRAM`"
+            raise ImageError(f"{self.name}: its image has no shell", code="shell", hint=hint)
+        return shell
 
 
 def _size(size: str | int | None) -> str | None:

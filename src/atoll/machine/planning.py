@@ -114,7 +114,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         setup=Setup(
             modules=base.modules(*devices),
             network=user_network(mac) if network is NetworkKind.SLIRP else None,
-            script=setup_script(name, spec),
+            script=setup_script(spec),
+            name=name,
             shares=spec.shares,
             vsock=spec.vsock,
             probe=spec.probe,
@@ -167,14 +168,9 @@ def _hosted(name: str, place: VmPaths, spec: MachineSpec) -> BootPlan:
     )
 
 
-def setup_script(name: str, spec: MachineSpec) -> str:
-    """What the guest's shell does at each start: names, and the user, who is made once."""
-    # The line of a machine that this is a copy of would lead to itself.
-    lines = [
-        f"echo {name} > /etc/hostname",
-        f"grep -q '^127.0.1.1 {name}$' /etc/hosts || sed -i '/^127.0.1.1 [^ ]*$/d' /etc/hosts || true",
-        f"grep -q '[[:space:]]{name}$' /etc/hosts || echo '127.0.1.1 {name}' >> /etc/hosts",
-    ]
+def setup_script(spec: MachineSpec) -> str:
+    """What the guest's shell does at each start: the user, who is made once, a service; empty for nothing."""
+    lines = []
     if spec.user:
         lines.append(_USER.replace("USER", spec.user))  # a name that needs no quotes
     if spec.service is not None:

@@ -88,7 +88,7 @@ def launch(
         held_to = record.egress if egress is None else egress
         attachment = None if same else runtime.attachment_of(config, machine, lan, held_to)
         spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
-        return Revived(replace(spawned, release=stack.pop_all().close), record.image)
+        return Revived(replace(spawned, release=stack.pop_all().close, run=record.run), record.image)
 
 
 def _machine(machine: Machine, name: str, place: SnapshotPaths, ram: Path) -> Machine:

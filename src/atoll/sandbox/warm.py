@@ -137,7 +137,8 @@ def launch(
         machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
         clone = Clone("", place.state, size, manifest.created)
         attachment = runtime.attachment_of(config, machine, lan, egress)
-        return spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
+        spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
+        return replace(spawned, run=manifest.run)
 
 
 def require_card(machine: Machine, lan: str, what: str) -> None:
@@ -218,6 +219,7 @@ def _recipe(
             machine=machine,
             platform=config.platform,
             full=config.full,
+            run=prepared.image.manifest.run,
         ),
         modules,
         config.boot_timeout,

@@ -17,6 +17,7 @@ import msgspec
 from atoll import store
 from atoll.errors import StoreError
 from atoll.hypervisor.model import Machine
+from atoll.image.oci.runconfig import RunConfig
 from atoll.paths import Paths, TemplatePaths
 from atoll.vm.bootplan import Probe
 
@@ -85,6 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         machine: the VM that was frozen, of a user's template; its disks lie beside the RAM.
         platform: that was said for its image; empty for the host's.
         full: whether a whole VM of that platform was asked for.
+        run: of a user's template, how its image wants to be run; None if that says nothing of it.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -106,6 +108,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None = None
     platform: str = ""
     full: bool = False
+    run: RunConfig | None = None
 
     @property
     def subject(self) -> str:

@@ -219,6 +219,13 @@ class Tree:
         """What a path leads to, links followed; None if nothing."""
         return self._walk(parts, make=False)
 
+    def make(self, path: bytes) -> None:
+        """Have a directory at ``path``, if nothing else is in its way."""
+        if len(path) <= _LONGEST_PATH and b"\0" not in path:
+            parts = path.split(b"/")
+            if all(len(part) <= _LONGEST_NAME for part in parts):
+                self._walk(parts, make=True)
+
     def locate(self, parts: Iterable[bytes]) -> tuple[bytes, Node] | None:
         """The same, with its own path, in which no link is."""
         way = self._way(parts, make=False)
