@@ -205,6 +205,22 @@ def test_builders_at_the_same_time_build_once(home, builds):
     assert len(builds) == 1
 
 
+def test_an_image_that_comes_while_it_is_looked_for_is_there(home, monkeypatch):
+    load, looks = catalog.load, []
+
+    def come(directory):
+        looks.append(directory)
+        try:
+            return load(directory)
+        finally:
+            if len(looks) == 1:
+                put(home)
+
+    monkeypatch.setattr(catalog, "load", come)
+    assert find(home, "debian").manifest.name == "debian:trixie"
+    assert len(looks) == 2
+
+
 def test_a_failed_build_leaves_nothing_that_looks_like_an_image(home, monkeypatch):
     def fail(output, **_rest):
         output.write_bytes(b"half")

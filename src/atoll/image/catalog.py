@@ -6,6 +6,7 @@ all machines of the image share, and ``manifest.json``, the `ImageManifest` reco
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from enum import StrEnum
@@ -260,6 +261,8 @@ def find(paths: Paths, name: str, *, architecture: str | None = None) -> Image:
         if error.code != "store.missing":
             raise
     if directory.is_dir():
+        with contextlib.suppress(StoreError):  # it may have come meanwhile, and then whole
+            return load(directory)
         message = f"the image {reference} is incomplete: it has no {_MANIFEST}"
         raise ImageError(message, code="corrupt", hint=_rebuild_hint(reference))
     if reference.name in RECIPES:
