@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from examples import EXAMPLES
 from hypothesis import HealthCheck, settings
 from processes import RUN, descendants, machines_running
 from traces import cgroups
@@ -20,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 FAILURES = ROOT / "test-failures"
 
 # How long an example takes says how busy the host is, not whether the code is right.
-settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "steady", deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("steady")
 
 
