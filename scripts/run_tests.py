@@ -12,11 +12,21 @@ import subprocess
 import sys
 import threading
 
-#: Tests of the Docker engine, which wait for their guests most of all.
+#: Tests of the Docker engine, which wait for their guests most of all. All but one have the same engine, with
+#: nothing in it at first; the last removes it.
 _ENGINE = [
     "tests/e2e/test_docker.py",
-    *(f"tests/vm/test_{name}.py" for name in ("docker_chaos", "docker_socket", "engine", "engine_host")),
-    "tests/vm/test_migration_engines.py",
+    *(
+        f"tests/vm/test_{name}.py"
+        for name in (
+            "engine",
+            "engine_host",
+            "migration_engines",
+            "docker_chaos",
+            "engine_end",
+            "docker_socket",
+        )
+    ),
 ]
 
 #: What each runs, so that in a fresh checkout, where images are built too, all take about as long.
