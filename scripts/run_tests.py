@@ -29,14 +29,17 @@ _ENGINE = [
     ),
 ]
 
+#: Others of guests, so that each session has as much to do.
+_BESIDE = [f"tests/vm/test_{name}.py" for name in ("systemd_machine", "templates", "warm_templates")]
+
 #: What each runs, so that in a fresh checkout, where images are built too, all take about as long.
 SESSIONS = {
     "unit, contract, e2e": [
         *(f"tests/{name}" for name in ("unit", "contract", "images", "e2e")),
         f"--ignore={_ENGINE[0]}",
     ],
-    "vm": ["tests/vm", *(f"--ignore={path}" for path in _ENGINE[1:])],
-    "engine": _ENGINE,
+    "vm": ["tests/vm", *(f"--ignore={path}" for path in (*_ENGINE[1:], *_BESIDE))],
+    "engine": [*_ENGINE, *_BESIDE],
 }
 
 

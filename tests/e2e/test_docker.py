@@ -40,6 +40,7 @@ def cli(atoll, place, engine_config):
         "ATOLL_DATA_DIR": str(engine_config.data_dir),
         "ATOLL_CACHE_DIR": str(engine_config.cache_dir),
         "ATOLL_ACCEL": "tcg",
+        "ATOLL_DOCKER_CPUS": "1",
         "ATOLL_DOCKER_DISK": "4G",
         "ATOLL_DOCKER_MEMORY": "1G",
         "HOME": str(place),

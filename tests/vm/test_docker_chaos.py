@@ -152,7 +152,8 @@ class Load:
 
 @pytest.fixture
 async def config(engine_config, monkeypatch):
-    # The listener looks at the user's settings before each start.
+    # The listener looks at the user's settings before each start; from the first kill on there are two CPUs.
+    monkeypatch.setenv("ATOLL_DOCKER_CPUS", "2")
     monkeypatch.setenv("ATOLL_ACCEL", "tcg")
     monkeypatch.setenv("ATOLL_DOCKER_DISK", "4G")
     monkeypatch.setenv("ATOLL_DOCKER_MEMORY", "1G")
