@@ -304,7 +304,7 @@ def test_slow_readers_get_everything(spawn_atoll):
 
 
 def test_many_runs_in_a_row_all_succeed(atoll):
-    for number in range(int(os.environ.get("RUNS", "20"))):
+    for number in range(int(os.environ.get("RUNS", "8"))):
         done = atoll("run", "debian", "--", "echo", str(number), timeout=60)
         assert (done.returncode, done.stdout) == (0, b"%d\n" % number), done.stderr
 

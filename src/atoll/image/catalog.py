@@ -8,7 +8,9 @@ manifest's digest (`atoll.image.oci.keeping`) and have any number of references 
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -70,19 +72,27 @@ def find(paths: Paths, name: str, *, architecture: str | None = None, default: s
     machine = architecture or host_architecture()
     directory = _built(paths, name, machine)
     if directory is not None:
-        return load(directory)
+        with _unless_removed():
+            return load(directory)
     if is_recipe(name):
         reference = parse(name)
         hint = f"build it with `atoll image build {reference}`"
         raise ImageError(f"the image {reference} ({machine}) is not here", code="missing", hint=hint)
     digest = _referred(paths, parse_reference(name, default=default).tagged(), machine)
     if digest:
-        try:
+        with _unless_removed():
             return load(directory_by(paths, digest))
-        except StoreError as error:
-            if error.code != "store.missing":
-                raise
     raise _missing(paths, name)
+
+
+@contextlib.contextmanager
+def _unless_removed() -> Iterator[None]:
+    """Go on where an image was removed while it was looked at."""
+    try:
+        yield
+    except StoreError as error:
+        if error.code != "store.missing":
+            raise
 
 
 def _built(paths: Paths, name: str, architecture: str) -> Path | None:
@@ -97,7 +107,7 @@ def _built(paths: Paths, name: str, architecture: str) -> Path | None:
     directory = directory_of(paths, reference, architecture)
     if not os.path.isdir(directory):
         return None
-    if not os.path.exists(directory / MANIFEST):
+    if not os.path.exists(directory / MANIFEST) and os.path.isdir(directory):
         message = f"the image {reference} is incomplete: it has no {MANIFEST}"
         raise ImageError(message, code="corrupt", hint=rebuild_hint(reference))
     return directory
