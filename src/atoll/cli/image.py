@@ -51,9 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_platform(remove)
     remove.set_defaults(act=_remove)
     prune = commands.add_parser("prune", help="remove images that no reference means, and rests of pulls")
-    prune.add_argument(
-        "--all", "-a", action="store_true", help="also those that no machine, snapshot or template uses"
-    )
+    prune.add_argument("--all", "-a", action="store_true", help="also those that no machine or snapshot uses")
     prune.add_argument("--unused-for", metavar="AGE", help="only what was not used for so long, such as 30d")
     prune.add_argument("--dry-run", action="store_true", help="say what would be removed")
     add_json(prune, "what was removed")
@@ -169,7 +167,8 @@ def _prune(arguments: argparse.Namespace, config: Config) -> int:
         )
         return 0
     for one in doomed:
-        print(f"{' '.join(one.names) or one.directory.name} {size(one.size)}")
+        named = [parse(name).short(config.default_registry) for name in one.names]
+        print(f"{' '.join(named) or one.directory.name} {size(one.size)}")
     if not arguments.dry_run:
         print(f"{size(freed)} are free now")
     return 0

@@ -142,7 +142,8 @@ def nearest(paths: Paths, name: str) -> str:
 def _choices(paths: Paths) -> list[str]:
     known = {listed.image.manifest.name for listed in installed(paths) if listed.image is not None}
     buildable = {f"{first}:{tag}" for first, recipe in RECIPES.items() for tag in recipe.tags}
-    return sorted({*known, *(name.partition(":")[0] for name in known), *buildable, *RECIPES})
+    bare = {name[: len(name) - len(tag) - 1] for name in known if "/" not in (tag := name.rpartition(":")[2])}
+    return sorted({*known, *bare, *buildable, *RECIPES})
 
 
 def _hint(paths: Paths, name: str) -> str:

@@ -50,8 +50,7 @@ def plan(
     Args:
         listed: the images.
         known: the references.
-        every: also those that references mean, if nothing on this host shares their root: no machine, no
-            snapshot, no template.
+        every: also those that references mean, if no machine and no snapshot shares their root.
         unused_for: seconds for which none that goes was used.
         now: seconds since the epoch.
     """
