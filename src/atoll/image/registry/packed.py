@@ -80,7 +80,7 @@ class _Plain:
 
     def read(self, size: int, /) -> bytes:
         """The next bytes."""
-        data = self._rest or next(self._pieces, b"")
+        data = self._rest or next(filter(None, self._pieces), b"")
         self._rest = data[size:]
         self._hasher.update(data[:size])
         self._ended = not data
