@@ -37,6 +37,7 @@ from atoll.image.oci.reference import Reference
 from atoll.image.oci.runconfig import RunConfig
 from atoll.image.oci.source import LayerSource, Offered
 from atoll.image.oci.space import Space, blocks
+from atoll.image.oci.stopping import Stopping
 from atoll.image.refusing import refuse
 from atoll.paths import Paths
 
@@ -264,7 +265,7 @@ class _Taking:
         self._space = space
         self._progress = progress
         self._budget = Budget()
-        self._stop = threading.Event()
+        self._stop = Stopping()
         self._here = _layers_here(paths)
 
     def all(self, sources: Sequence[LayerSource]) -> tuple[Layer, ...]:
@@ -277,7 +278,7 @@ class _Taking:
                     taken[number] = self._take(number, source)
                     self._progress.finish(source.size or 0)
             except BaseException:
-                self._stop.set()
+                self._stop.stop()
                 raise
 
         try:

@@ -7,7 +7,6 @@ tape, from which its tar can be made again (`atoll.image.oci.tape`).
 from __future__ import annotations
 
 import hashlib
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from atoll.image.oci.merging import Item, shown
 from atoll.image.oci.record import Layer
 from atoll.image.oci.source import LayerSource, Stream
 from atoll.image.oci.space import Area, Space
+from atoll.image.oci.stopping import Stopping
 from atoll.image.oci.tape import LONGEST, Pieces, Tape, tape_of
 from atoll.image.refusing import refuse
 from atoll.image.tarstream import Entry, TarStream
@@ -144,7 +144,7 @@ class _Counted:
     """
 
     def __init__(
-        self, stream: Stream, source: LayerSource, advance: Callable[[int], None], stop: threading.Event
+        self, stream: Stream, source: LayerSource, advance: Callable[[int], None], stop: Stopping
     ) -> None:
         self._stream = stream
         self._source = source
@@ -154,7 +154,7 @@ class _Counted:
         self.size = 0
 
     def read(self, size: int) -> bytes:
-        if self._stop.is_set():
+        if self._stop:
             raise Cancelled
         data = self._stream.read(size)
         self.size += len(data)
@@ -183,7 +183,7 @@ def receive(
     budget: Budget,
     *,
     advance: Callable[[int], None],
-    stop: threading.Event,
+    stop: Stopping,
 ) -> Layer:
     """Take in a layer.
 
@@ -193,7 +193,7 @@ def receive(
         place: for its index and tape, without their endings.
         budget: of the image.
         advance: told of bytes as they come.
-        stop: once it is set, the layer is given up.
+        stop: says whether the layer is given up.
 
     Raises:
         ImageError: ``image.archive``: it is damaged, too large, or not what its digest says.
@@ -206,7 +206,7 @@ def receive(
     plain = hashlib.new(source.diff_id.partition(":")[0] or "sha256")
     size = 0
     try:
-        with source.open() as stream:
+        with source.open() as stream, stop.watching(stream):
             counted = _Counted(stream, source, advance, stop)
             tar = TarStream(receiver, raw=receiver.raw)
             unpacked = decompressed(counted)
