@@ -32,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     root.add_argument("--rootfs", metavar="FILE", help="a tarball of a root, imported first")
     add_vm_options(parser)
     parser.add_argument("--disk", default="16G", metavar="SIZE", help="what it may write (default 16G)")
-    parser.add_argument("--init", choices=("systemd", "minimal"), help="process 1 (default systemd)")
+    parser.add_argument(
+        "--init", choices=("systemd", "minimal"), help="process 1 (default systemd where the image has it)"
+    )
     parser.add_argument(
         "--user", "-u", default="", metavar="USER", help="who runs commands; made at the first start"
     )
@@ -119,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         distro=arguments.distro,
         image=image,
         disk=parse_disk(arguments.disk),
-        init=arguments.init or ("minimal" if arguments.rootfs else "systemd"),
+        init=arguments.init or ("minimal" if arguments.rootfs else ""),
         user=arguments.user,
         env=parse_environment(arguments.env),
         workdir=workdir,

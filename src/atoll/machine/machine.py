@@ -51,7 +51,7 @@ class Machine(Linked, Ported, Checkpoints):
         cpus: int | None = None,
         memory: str | int | None = None,
         disk: str | int = "16G",
-        init: str = "systemd",
+        init: str = "",
         user: str = "",
         env: Mapping[str, str] | None = None,
         workdir: str = "",
@@ -86,7 +86,7 @@ class Machine(Linked, Ported, Checkpoints):
             cpus: vCPUs.
             memory: such as ``"512M"``, or bytes.
             disk: what it may write at most, such as ``"16G"``, or bytes.
-            init: ``systemd`` or ``minimal``.
+            init: ``systemd`` or ``minimal``; by default systemd where the image has it.
             user: the user whom commands are run as, made at the first start; root if empty.
             env: variables of every command.
             workdir: directory in which commands start.
