@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -160,7 +162,8 @@ class _Counted:
         self.size += len(data)
         if self._source.size is not None and self.size > self._source.size:
             raise refuse(f"the layer {self._source.digest} has more than its {self._source.size} bytes")
-        self._sum.update(data)
+        if not self._source.verified:
+            self._sum.update(data)
         self._advance(len(data))
         return data
 
@@ -168,11 +171,50 @@ class _Counted:
         """The digest of all, once the rest has come. Raises ``ImageError``: it is not as it should be."""
         while self.read(CHUNK):
             pass
+        if self._source.verified:
+            return self._source.digest
         digest = f"{self._sum.name}:{self._sum.hexdigest()}"
         if self._source.size is not None and self.size != self._source.size:
             raise refuse(f"the layer {digest} has {self.size} of {self._source.size} bytes")
         if self._source.digest not in {"", digest}:
             raise refuse(f"the layer {self._source.digest} is not what its digest says: it is {digest}")
+        return digest
+
+
+class _Plain:
+    """The digest of a tar, computed beside what is done with it.
+
+    Args:
+        expected: what it should be; empty if nobody knows.
+    """
+
+    def __init__(self, expected: str) -> None:
+        self.size = 0
+        self._expected = expected
+        self._sum = hashlib.new(expected.partition(":")[0] or "sha256")
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, data: bytes) -> None:
+        """The next bytes; the sum is one piece behind at most."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(self._sum.update, data)
+        self.size += len(data)
+
+    def finish(self) -> str:
+        """The digest. Raises ``ImageError``: ``image.archive``: it is not as it should be."""
+        if self._last is not None:
+            self._last.result()
+        digest = f"{self._sum.name}:{self._sum.hexdigest()}"
+        if self._expected not in {"", digest}:
+            raise refuse(f"a layer is {digest}, and not {self._expected} as the image's configuration says")
         return digest
 
 
@@ -203,22 +245,17 @@ def receive(
     area = Area(space)
     tape = Tape(tape_of(place))
     receiver = _Receiver(area, tape, budget)
-    plain = hashlib.new(source.diff_id.partition(":")[0] or "sha256")
-    size = 0
     try:
-        with source.open() as stream, stop.watching(stream):
+        with source.open() as stream, stop.watching(stream), _Plain(source.diff_id) as plain:
             counted = _Counted(stream, source, advance, stop)
             tar = TarStream(receiver, raw=receiver.raw)
             unpacked = decompressed(counted)
             while data := unpacked.read(CHUNK):
-                plain.update(data)
-                size += len(data)
+                plain.add(data)
                 tar.feed(data)
                 receiver.bound()
             digest = counted.finish()
-        diff_id = f"{plain.name}:{plain.hexdigest()}"
-        if source.diff_id not in {"", diff_id}:
-            raise refuse(f"a layer is {diff_id}, and not {source.diff_id} as the image's configuration says")
+            diff_id = plain.finish()
         tar.close(marked=not (source.digest or source.diff_id))
         tape.add(receiver.raw, ())
         tape.close()
@@ -228,7 +265,7 @@ def receive(
     write_index(place, receiver.items)
     return Layer(
         diff_id=diff_id,
-        size=size,
+        size=plain.size,
         digest="" if digest == diff_id else digest,
         blob_size=counted.size,
         media_type=source.media_type,
