@@ -12,9 +12,12 @@ from programs import packaged, root
 
 from atoll import aio, blocking, process
 from atoll.config import load
-from atoll.image import catalog, emulation
+from atoll.events import ignore
+from atoll.image import emulation
 from atoll.image.foreign import FOREIGN, PLATFORMS
 from atoll.image.kernel import agent_path, host_architecture
+from atoll.image.local.importing import bring
+from atoll.image.oci.documents import platform_of
 from atoll.vm.state import Phase
 
 pytestmark = [pytest.mark.vm]
@@ -35,7 +38,8 @@ def shelf(paths, tmp_path_factory):
     archive = place / "tool.tar"
     busybox = packaged(paths, "busybox-static")
     archive.write_bytes(root(packaged(paths, "busybox-static", OTHER), lister=busybox))
-    assert catalog.import_rootfs(config.paths, archive, "tool").manifest.architecture == OTHER
+    image = bring(config.paths, str(archive), "tool", platform=platform_of(NATIVE), emit=ignore)
+    assert image.manifest.architecture == OTHER
     yield config
     kill_all_at(config.data_dir)
 
