@@ -9,13 +9,14 @@ QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
 C_SOURCES := $(wildcard guest-agent/src/*.[ch] native/*.c) hatch_build.py
 HOST_PROGRAMS := qemu-system-$(ARCH)=$(QEMU_PACKAGE) mkfs.erofs=erofs-utils mmdebstrap=mmdebstrap setpriv=util-linux
 
-.PHONY: help demo build host test unit chaos soak snapshots check format bench clean
+.PHONY: help demo build host test unit properties chaos soak snapshots check format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    a VM's output, on a machine where nothing is installed yet"
 	@echo "make test    all tests, with real VMs"
 	@echo "make unit    the tests that need no VM"
+	@echo "make properties  what must hold for all, with EXAMPLES (1000) examples each"
 	@echo "make chaos   random commands and kills for CHAOS_SECONDS (600), with another seed each time"
 	@echo "make soak    SOAK (1000) sandboxes that come and go, of which nothing may be left"
 	@echo "make snapshots  SNAPSHOT_ROUNDS (100) times back to a random moment, and kills at every stage"
@@ -59,10 +60,15 @@ test: build host
 unit: build
 	$(BIN)/pytest tests/unit
 
+properties: export EXAMPLES ?= 1000
+properties: build
+	$(BIN)/pytest -m hypothesis tests/unit tests/contract
+
 chaos: export CHAOS_SECONDS ?= 600
 chaos: export CHAOS_SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+chaos: export CHAOS_ROUNDS ?= $(shell expr $(CHAOS_SECONDS) / 60 + 1)
 chaos: build host
-	$(BIN)/pytest tests/vm/test_chaos.py
+	$(BIN)/pytest tests/vm/test_chaos.py tests/vm/test_docker_chaos.py
 
 soak: export SOAK ?= 1000
 soak: build host

@@ -12,12 +12,25 @@ import subprocess
 import sys
 import threading
 
-#: Tests of the Docker engine, which wait for their guests most of all.
+#: Tests of the Docker engine, which wait for their guests most of all. All but one have the same engine, with
+#: nothing in it at first; the last removes it.
 _ENGINE = [
     "tests/e2e/test_docker.py",
-    *(f"tests/vm/test_{name}.py" for name in ("docker_chaos", "docker_socket", "engine", "engine_host")),
-    "tests/vm/test_migration_engines.py",
+    *(
+        f"tests/vm/test_{name}.py"
+        for name in (
+            "engine",
+            "engine_host",
+            "migration_engines",
+            "docker_chaos",
+            "engine_end",
+            "docker_socket",
+        )
+    ),
 ]
+
+#: Others of guests, so that each session has as much to do.
+_BESIDE = [f"tests/vm/test_{name}.py" for name in ("systemd_machine", "templates", "warm_templates")]
 
 #: What each runs, so that in a fresh checkout, where images are built too, all take about as long.
 SESSIONS = {
@@ -25,8 +38,8 @@ SESSIONS = {
         *(f"tests/{name}" for name in ("unit", "contract", "images", "e2e")),
         f"--ignore={_ENGINE[0]}",
     ],
-    "vm": ["tests/vm", *(f"--ignore={path}" for path in _ENGINE[1:])],
-    "engine": _ENGINE,
+    "vm": ["tests/vm", *(f"--ignore={path}" for path in (*_ENGINE[1:], *_BESIDE))],
+    "engine": [*_ENGINE, *_BESIDE],
 }
 
 

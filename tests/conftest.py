@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from builds import take_image
+from examples import EXAMPLES
 from hypothesis import HealthCheck, settings
+from machines import kill_all_at
 from processes import RUN, descendants, machines_running
 from traces import cgroups
 
@@ -20,7 +23,9 @@ ROOT = Path(__file__).parent.parent
 FAILURES = ROOT / "test-failures"
 
 # How long an example takes says how busy the host is, not whether the code is right.
-settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "steady", deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("steady")
 
 
@@ -61,6 +66,31 @@ def environment(paths):
     """The environment for the installed command."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ATOLL_")}
     return {**kept, "ATOLL_DATA_DIR": str(paths.data), "ATOLL_CACHE_DIR": str(paths.cache)}
+
+
+@pytest.fixture(scope="session")
+def engine_config(tmp_path_factory, paths):
+    """Settings of the one Docker engine of several files of tests, each of which takes it as it finds it.
+
+    A boot of an engine takes a processor for 20 s, with two CPUs a fourth longer. It shares a directory.
+    """
+    place = tmp_path_factory.mktemp("engine")
+    data, shared = place / "data", place / "shared"
+    take_image(paths, Paths(data=data, cache=paths.cache), "engine")
+    shared.mkdir()
+    wishes = {
+        "data_dir": data,
+        "cache_dir": paths.cache,
+        "accel": "tcg",
+        "docker_cpus": 1,
+        "docker_disk": "4G",
+        "docker_memory": "1G",
+        "docker_shares": (shared,),
+    }
+    try:
+        yield load(wishes, environment={}, files=()).config
+    finally:
+        kill_all_at(place)
 
 
 @pytest.fixture

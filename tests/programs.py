@@ -28,11 +28,11 @@ FILES = {
 }
 
 
-def packaged(paths: Paths, package: str) -> Path:
-    """The program of a package of this host's own suite."""
-    kept = paths.cache / "programs" / package
+def packaged(paths: Paths, package: str, machine: str = "") -> Path:
+    """The program of a package of this host's own suite, for this host's architecture or another."""
+    kept = paths.cache / "programs" / (f"{package}-{machine}" if machine else package)
     if not kept.exists():
-        architecture = PACKAGED[host_architecture()]
+        architecture = PACKAGED[machine or host_architecture()]
         found, state = apt.lookup(package, architecture, private=apt.private_state(paths.cache, architecture))
         archive = apt.fetch(found, state, paths.downloads)
         with store.staging(kept.parent, package) as staged:
@@ -73,10 +73,15 @@ def take_plugins(paths: Paths, home: Path, programs: Path) -> None:
             link.symlink_to(file)
 
 
-def root(busybox: Path, *others: Path) -> bytes:
-    """A tar archive of a root with busybox, for ``docker import``; ``others`` are programs, too."""
+def root(busybox: Path, *others: Path, lister: Path | None = None) -> bytes:
+    """A tar archive of a root with busybox, for ``docker import``; ``others`` are programs, too.
+
+    ``lister`` is the same busybox for this host, where that is for another one.
+    """
     buffer = io.BytesIO()
-    names = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    names = subprocess.run(
+        [lister or busybox, "--list"], check=True, capture_output=True, text=True
+    ).stdout.split()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("bin", "tmp", "root", "etc"):
             entry = tarfile.TarInfo(name)

@@ -20,9 +20,11 @@
 #include "console.h"
 #include "device.h"
 #include "directories.h"
+#include "emulation.h"
 #include "file.h"
 #include "identity.h"
 #include "mounts.h"
+#include "names.h"
 
 enum {
     PORT_WAIT_MS = 10000,
@@ -210,7 +212,8 @@ static enum step_result find_disks(struct agent *agent)
     const char *missing = !find_disk(options->root, boot->root_device)         ? options->root
                           : !find_disk(options->data, boot->data_device)       ? options->data
                           : !find_disk(options->modules, boot->modules_device) ? options->modules
-                                                                               : NULL;
+                          : !find_disk(options->emulator, boot->emulator_device) ? options->emulator
+                                                                                 : NULL;
 
     if (!missing)
         return DONE;
@@ -274,6 +277,14 @@ static enum step_result mount_overlay(struct agent *agent)
                            &boot->failure));
 }
 
+/* Before anything of the root runs, which may all be of another architecture. */
+static enum step_result emulate(struct agent *agent)
+{
+    struct boot *boot = &agent->boot;
+
+    return result(!*boot->emulator_device || emulation_begin(boot->emulator_device, &boot->failure));
+}
+
 static enum step_result enter_root(struct agent *agent)
 {
     struct boot *boot = &agent->boot;
@@ -331,10 +342,8 @@ static enum step_result mount_modules(struct agent *agent)
             return FAILED;
         /* Where /lib is no link to usr/lib, programs look here. */
         mkdir("/lib", 0755);
-        if (symlink("../usr/lib/modules", "/lib/modules") < 0 && errno != EEXIST) {
-            boot->failure = failure_os(errno, NULL, "/lib/modules");
-            return FAILED;
-        }
+        if (symlink("../usr/lib/modules", "/lib/modules") < 0 && errno != EEXIST)
+            console_say("/lib/modules: %s", strerror(errno));
     }
     reached(boot, BOOT_ROOT);
     console_say("root mounted");
@@ -366,6 +375,8 @@ static enum step_result set_up_system(struct agent *agent)
         mount_cgroups();
     if (!identity_set_hostname(boot->options.hostname, &boot->failure))
         return FAILED;
+    if (boot->options.names && !names_write(boot->options.hostname))
+        console_say("the files of names cannot be written");
     raise_loopback();
     return DONE;
 }
@@ -442,8 +453,9 @@ static enum step_result await_init(struct agent *agent)
 }
 
 static enum step_result (*const steps[])(struct agent *agent) = {
-    greet_host,  load_modules,  hold,       probe_devices, find_disks,    mount_lower,   mount_upper,
-    mount_overlay, enter_root, mount_direct, mount_modules, set_up_system, hand_over, await_init,
+    greet_host,    load_modules, hold,       probe_devices, find_disks,    mount_lower,   mount_upper,
+    mount_overlay, emulate,      enter_root, mount_direct,  mount_modules, set_up_system, hand_over,
+    await_init,
 };
 
 static enum boot_progress stop(struct boot *boot, enum boot_phase phase)

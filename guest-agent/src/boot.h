@@ -43,6 +43,7 @@ struct boot {
     char root_device[NAME_MAX + 1];
     char data_device[NAME_MAX + 1];
     char modules_device[NAME_MAX + 1];
+    char emulator_device[NAME_MAX + 1];
     struct module_list held_modules;
     size_t step;
     int64_t wait_until; /* when what a step waits for is given up */

@@ -5,6 +5,7 @@
 
 #include "growth.h"
 #include "identity.h"
+#include "names.h"
 #include "net.h"
 #include "request.h"
 
@@ -60,6 +61,15 @@ static bool decode(struct request *request, struct beginning *beginning)
            decode_mac(request, beginning) && decode_options(request, &beginning->options);
 }
 
+static bool rename_machine(const char *hostname, bool in_files, struct failure *failed)
+{
+    if (!identity_set_hostname(hostname, failed))
+        return false;
+    if (in_files)
+        names_write(hostname); /* what is odd in /etc was told of at the boot */
+    return true;
+}
+
 static bool apply(const struct beginning *beginning, const struct boot *boot, struct failure *failed)
 {
     bool has_root = boot->phase == BOOT_DONE;
@@ -68,7 +78,7 @@ static bool apply(const struct beginning *beginning, const struct boot *boot, st
 
     return identity_set_clock(beginning->realtime, failed) &&
            identity_reseed(beginning->seed.data, beginning->seed.size, failed) &&
-           (!renamed || identity_set_hostname(beginning->options.hostname, failed)) &&
+           (!renamed || rename_machine(beginning->options.hostname, has_root && boot->options.names, failed)) &&
            (!renumbered || !has_root ||
             identity_set_machine_id(beginning->options.machine_id, failed)) &&
            (!has_root || growth_raise_limits(boot->memory_mount, beginning->growth, failed)) &&

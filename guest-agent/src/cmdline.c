@@ -8,8 +8,9 @@
 
 const struct cmdline_parameter cmdline_parameters[] = {
 #define PARAMETER(name) {#name, offsetof(struct cmdline, name), sizeof(((struct cmdline *)0)->name)}
-    PARAMETER(root), PARAMETER(rootfs),   PARAMETER(data),       PARAMETER(datafs), PARAMETER(modules),
-    PARAMETER(init), PARAMETER(direct),   PARAMETER(hostname),   PARAMETER(machine_id), {NULL, 0, 0},
+    PARAMETER(root),     PARAMETER(rootfs),     PARAMETER(data), PARAMETER(datafs), PARAMETER(modules),
+    PARAMETER(emulator), PARAMETER(init),       PARAMETER(direct), PARAMETER(hostname),
+    PARAMETER(machine_id), {NULL, 0, 0},
 #undef PARAMETER
 };
 
@@ -62,6 +63,8 @@ bool cmdline_parse(const char *text, struct cmdline *cmdline, const char **wrong
             cmdline->lifeline = true;
         else if (equals(text, length, PREFIX "hold=1"))
             cmdline->hold = true;
+        else if (equals(text, length, PREFIX "names=1"))
+            cmdline->names = true;
         else if (!set(cmdline, text, length, wrong))
             return false;
         text += length;

@@ -22,12 +22,14 @@ struct cmdline {
     char data[CMDLINE_SERIAL_MAX + 1];
     char datafs[CMDLINE_TYPE_MAX + 1];
     char modules[CMDLINE_SERIAL_MAX + 1];
+    char emulator[CMDLINE_SERIAL_MAX + 1];
     char init[CMDLINE_PATH_MAX + 1];
     char direct[CMDLINE_PATH_MAX + 1];
     char hostname[CMDLINE_HOSTNAME_MAX + 1];
     char machine_id[CMDLINE_MACHINE_ID_SIZE + 1];
     bool lifeline;
     bool hold;
+    bool names;
 };
 
 struct cmdline_parameter {

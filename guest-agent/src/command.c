@@ -95,15 +95,16 @@ static void add_defaults(struct command *command, char **env, size_t count)
     const struct {
         const char *name;
         const char *value;
+        bool everywhere; /* in containers, too */
     } defaults[DEFAULTS_MAX] = {
-        {"PATH", DEFAULT_PATH},  {"HOME", user->home},   {"USER", user->name},
-        {"LOGNAME", user->name}, {"SHELL", user->shell}, {"TERM", term},
+        {"PATH", DEFAULT_PATH, true},   {"HOME", user->home, true},    {"USER", user->name, false},
+        {"LOGNAME", user->name, false}, {"SHELL", user->shell, false}, {"TERM", term, true},
     };
 
     for (size_t i = 0; i < DEFAULTS_MAX; i++) {
         size_t from = command->text_used;
 
-        if (!defaults[i].value || lookup(env, defaults[i].name))
+        if (!defaults[i].value || (command->as_container && !defaults[i].everywhere) || lookup(env, defaults[i].name))
             continue;
         append(command, defaults[i].name, strlen(defaults[i].name));
         append(command, "=", 1);
@@ -203,6 +204,7 @@ static bool decode_cwd(struct request *request, struct command *command)
     if (!param_text_or(request, "cwd", command->cwd, sizeof(command->cwd), ""))
         return false;
     command->launch.cwd = *command->cwd ? command->cwd : NULL;
+    command->launch.make_cwd = command->as_container;
     return true;
 }
 
@@ -213,7 +215,7 @@ bool command_decode(struct request *request, struct command *command)
     command->text = NULL;
     command->text_used = 0;
     if (param_bool_or(request, "stdin", &command->launch.input, false) &&
-        decode_tty(request, command) && decode_cwd(request, command) && decode_user(request, command) &&
+        param_bool_or(request, "container", &command->as_container, false) && decode_tty(request, command) && decode_cwd(request, command) && decode_user(request, command) &&
         decode_strings(request, command))
         return true;
     command_free(command);

@@ -11,6 +11,7 @@ struct command {
     struct launch launch;
     struct user user;
     char cwd[PATH_MAX];
+    bool as_container; /* with the environment and the directory that engines of containers give */
 
     /* Of all strings: their pointers, and their bytes. */
     char **pointers;

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "directories.h"
 #include "file.h"
 
 enum {
@@ -65,7 +66,7 @@ static bool set_nonblocking(int fd)
     return fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0;
 }
 
-static bool open_pipe(struct ends *ends, int fd)
+static bool open_pipe(struct ends *ends, int fd, uid_t uid)
 {
     int pipe[2];
     int write_end = fd == STDIN_FILENO ? 0 : 1;
@@ -75,20 +76,24 @@ static bool open_pipe(struct ends *ends, int fd)
     ends->child[fd] = pipe[write_end];
     ends->agent[fd] = pipe[1 - write_end];
     fcntl(pipe[0], F_SETPIPE_SZ, PIPE_SIZE);
+    if (uid != geteuid() && fchown(pipe[0], uid, (gid_t)-1) < 0) /* it may open /dev/stdout and the like */
+        return false;
     return set_nonblocking(ends->agent[fd]);
 }
 
 static bool open_pipes(const struct launch *launch, struct ends *ends)
 {
+    uid_t uid = launch->user->uid;
+
     if (launch->input) {
-        if (!open_pipe(ends, STDIN_FILENO))
+        if (!open_pipe(ends, STDIN_FILENO, uid))
             return false;
     } else {
         ends->child[STDIN_FILENO] = open("/dev/null", O_RDONLY | O_CLOEXEC);
         if (ends->child[STDIN_FILENO] < 0)
             return false;
     }
-    return open_pipe(ends, STDOUT_FILENO) && open_pipe(ends, STDERR_FILENO);
+    return open_pipe(ends, STDOUT_FILENO, uid) && open_pipe(ends, STDERR_FILENO, uid);
 }
 
 /* Input and output get a descriptor each, so that both are handled like those of pipes. */
@@ -131,6 +136,7 @@ struct child {
     const struct ends *ends;
     const char *stage;
     int error;
+    bool uninterpreted; /* the program is there, and what it names to run it is not */
 };
 
 static _Alignas(16) char child_stack[CHILD_STACK_SIZE];
@@ -191,16 +197,28 @@ static void change_directory(struct child *child)
     }
 }
 
-/* execvp(3) with the command's PATH instead of the agent's. Returns on failure only, with errno set. */
-static void execute(const struct launch *launch)
+/* Returns on failure only, with errno set. */
+static void execute_file(struct child *child, const char *file)
 {
+    execve(file, child->launch->argv, child->launch->env);
+
+    int error = errno;
+    if (error == ENOENT && access(file, F_OK) == 0)
+        child->uninterpreted = true;
+    errno = error;
+}
+
+/* execvp(3) with the command's PATH instead of the agent's. Returns on failure only, with errno set. */
+static void execute(struct child *child)
+{
+    const struct launch *launch = child->launch;
     const char *name = launch->argv[0];
     const char *part = launch->path;
     char file[PATH_MAX];
     int error = ENOENT;
 
     if (strchr(name, '/')) {
-        execve(name, launch->argv, launch->env);
+        execute_file(child, name);
         return;
     }
     for (;;) {
@@ -210,7 +228,7 @@ static void execute(const struct launch *launch)
             memcpy(file, part, length);
             file[length] = '/';
             strcpy(file + length + (length > 0), name); /* an empty part is the current directory */
-            execve(file, launch->argv, launch->env);
+            execute_file(child, file);
             if (errno != ENOENT && errno != ENOTDIR && errno != EACCES)
                 return;
             if (errno == EACCES)
@@ -240,8 +258,8 @@ static int run_child(void *argument)
     if (*child->launch->argv[0] == '\0')
         errno = ENOENT;
     else
-        execute(child->launch);
-    give_up(child, "exec");
+        execute(child);
+    give_up(child, errno == ENOENT && child->uninterpreted ? "interpreter" : "exec");
 }
 
 /* What the stage that failed was about. */
@@ -254,10 +272,22 @@ static const char *subject(const struct child *child)
     return child->launch->argv[0];
 }
 
+static bool make_directory(const char *path, struct failure *failed)
+{
+    char copy[PATH_MAX];
+    bool made = strlen(path) < sizeof(copy) && make_directories(strcpy(copy, path));
+
+    if (!made)
+        *failed = failure_os(errno, "cwd", "%s", path);
+    return made;
+}
+
 bool launch(const struct launch *launch, struct launched *launched, struct failure *failed)
 {
     struct ends ends;
 
+    if (launch->make_cwd && launch->cwd && !make_directory(launch->cwd, failed))
+        return false;
     if (!open_ends(launch, &ends)) {
         *failed = failure_os(errno, "exec", launch->tty ? "terminal" : "pipes");
         return false;

@@ -16,6 +16,7 @@ struct launch {
     char *const *env;
     const char *path; /* where argv[0] is looked up if it has no slash */
     const char *cwd;  /* NULL: the user's home, or / */
+    bool make_cwd;    /* by the agent, where it is missing */
     const struct user *user;
     bool tty;
     uint16_t rows;

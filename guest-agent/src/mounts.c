@@ -15,10 +15,24 @@ enum { UNMOUNT_PASSES = 16 };
 
 static const char *const kernel_filesystems[] = {"/dev", "/proc", "/sys"};
 
+/* Images may have anything, or nothing, in the place of a directory that each system has. */
+static bool make_mount_point(const char *target)
+{
+    struct stat status;
+
+    if (mkdir(target, 0755) == 0)
+        return true;
+    if (errno != EEXIST)
+        return false;
+    if (stat(target, &status) == 0 && S_ISDIR(status.st_mode))
+        return true;
+    return unlink(target) == 0 && mkdir(target, 0755) == 0;
+}
+
 bool mount_on(const char *source, const char *target, const char *type, unsigned long flags,
               const char *options, struct failure *failed)
 {
-    if (mkdir(target, 0755) < 0 && errno != EEXIST) {
+    if (!make_mount_point(target)) {
         *failed = failure_os(errno, NULL, "mkdir %s", target);
         return false;
     }
@@ -35,18 +49,44 @@ bool mount_kernel_filesystems(struct failure *failed)
            mount_on("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, failed);
 }
 
+/* What programs know by these names; udev would make them. */
+static void link_descriptors(void)
+{
+    static const char *const links[][2] = {
+        {"/proc/self/fd", "/dev/fd"},
+        {"/proc/self/fd/0", "/dev/stdin"},
+        {"/proc/self/fd/1", "/dev/stdout"},
+        {"/proc/self/fd/2", "/dev/stderr"},
+    };
+
+    for (size_t i = 0; i < sizeof(links) / sizeof(*links); i++) {
+        if (symlink(links[i][0], links[i][1]) < 0)
+            continue; /* it is there */
+    }
+}
+
+static bool is_writable_directory(const char *path)
+{
+    struct stat status;
+
+    return stat(path, &status) == 0 && S_ISDIR(status.st_mode) && access(path, W_OK) == 0;
+}
+
 bool mount_runtime_filesystems(struct failure *failed)
 {
     const unsigned long flags = MS_NOSUID | MS_NODEV;
+    struct failure ignored; /* a kernel may be without message queues */
 
     if (!mount_on("tmpfs", "/run", "tmpfs", flags, "mode=0755", failed) ||
         !mount_on("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
                   "gid=5,mode=0620,ptmxmode=0666", failed) ||
         !mount_on("tmpfs", "/dev/shm", "tmpfs", flags, "mode=1777", failed))
         return false;
+    link_descriptors();
+    mount_on("mqueue", "/dev/mqueue", "mqueue", flags | MS_NOEXEC, NULL, &ignored);
     if (mkdir("/tmp", 0777) == 0)
         chmod("/tmp", 01777);
-    return access("/tmp", W_OK) == 0 || mount_on("tmpfs", "/tmp", "tmpfs", flags, "mode=1777", failed);
+    return is_writable_directory("/tmp") || mount_on("tmpfs", "/tmp", "tmpfs", flags, "mode=1777", failed);
 }
 
 void mount_cgroups(void)

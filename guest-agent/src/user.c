@@ -30,11 +30,11 @@ static bool copy_text(char *out, size_t size, const char *text)
     return (size_t)snprintf(out, size, "%s", text) < size;
 }
 
-/* An id needs no record: files of images often belong to such. */
+/* An id needs no record: files of images often belong to such. Engines of containers give it the group 0. */
 static void set_unrecorded(struct user *user, uid_t uid)
 {
     user->uid = uid;
-    user->gid = uid;
+    user->gid = uid == geteuid() ? getegid() : 0;
     snprintf(user->name, sizeof(user->name), "%u", (unsigned)uid);
     strcpy(user->home, "/");
     strcpy(user->shell, "/bin/sh");
@@ -92,8 +92,14 @@ static int find_group(const char *spec, gid_t *gid)
     return 0;
 }
 
-static bool find_groups(struct user *user)
+/* Who names a group has no other. */
+static bool find_groups(struct user *user, bool named)
 {
+    if (named) {
+        user->groups[0] = user->gid;
+        user->groups_count = 1;
+        return true;
+    }
     user->groups_count = USER_GROUPS_MAX;
     return getgrouplist(user->name, user->gid, user->groups, &user->groups_count) >= 0;
 }
@@ -122,14 +128,17 @@ bool user_resolve(const char *spec, struct user *user, struct failure *failed)
     char *group = strchr(name, ':');
     if (group)
         *group++ = '\0';
+    if (group && !*group) /* as engines of containers have it */
+        group = NULL;
+    const char *who = *name ? name : "0";
 
-    int error = find_user(name, user);
+    int error = find_user(who, user);
     if (error)
-        return not_resolved(error, "user", name, failed);
+        return not_resolved(error, "user", who, failed);
     error = group ? find_group(group, &user->gid) : 0;
     if (error)
         return not_resolved(error, "group", group, failed);
-    if (!find_groups(user))
-        return not_resolved(E2BIG, "groups of user", name, failed);
+    if (!find_groups(user, group != NULL))
+        return not_resolved(E2BIG, "groups of user", who, failed);
     return true;
 }

@@ -33,6 +33,7 @@ extern const struct test datagram_tests[];
 extern const struct test listening_tests[];
 extern const struct test machine_tests[];
 extern const struct test clone_tests[];
+extern const struct test names_tests[];
 extern const struct test tree_tests[];
 extern const struct test file_tests[];
 extern const struct test survey_tests[];

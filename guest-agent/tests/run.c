@@ -5,7 +5,7 @@ int main(void)
 {
     const struct test *const groups[] = {
         wire_tests, msgpack_tests, ring_tests, mux_tests, cmdline_tests, request_tests, exec_tests,
-        machine_tests, clone_tests, tree_tests, file_tests, connection_tests, datagram_tests,
+        machine_tests, clone_tests, names_tests, tree_tests, file_tests, connection_tests, datagram_tests,
         survey_tests, listening_tests,
     };
     int count = 0;

@@ -11,10 +11,11 @@ static void parameters_are_read_and_others_ignored(void)
     const char *wrong;
 
     CHECK(cmdline_parse("console=ttyS0 atoll.root=disk0 atoll.rootx=no atoll.init=/sbin/init "
-                        "atoll.lifeline=1 xatoll.data=no  atoll.hostname=box quiet\n",
+                        "atoll.lifeline=1 xatoll.data=no  atoll.hostname=box atoll.emulator=e quiet\n",
                         &cmdline, &wrong));
     CHECK(strcmp(cmdline.root, "disk0") == 0 && strcmp(cmdline.init, "/sbin/init") == 0);
     CHECK(strcmp(cmdline.hostname, "box") == 0 && cmdline.lifeline);
+    CHECK(strcmp(cmdline.emulator, "e") == 0);
     CHECK(strcmp(cmdline.data, "") == 0 && strcmp(cmdline.modules, "") == 0);
 }
 

@@ -1,6 +1,9 @@
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -411,6 +414,56 @@ static void with_empty_path(struct mp_writer *writer)
     mp_put_str(writer, "PATH", "/no:/such");
 }
 
+static char made[] = "/tmp/atoll-test-XXXXXX/deep/er";
+
+static void as_in_a_container(struct mp_writer *writer)
+{
+    mp_put_bool(writer, "container", true);
+    mp_put_str(writer, "cwd", made);
+}
+
+static void a_container_s_command_has_its_directory_made_and_no_more_than_its_variables(void)
+{
+    struct agent *agent = session_open(BOOT_DONE);
+    char out[256] = "";
+
+    *strstr(made, "/deep") = '\0';
+    CHECK(mkdtemp(made));
+    made[strlen(made)] = '/';
+    start_shell(agent, 1, "pwd; echo ${HOME:+home}${USER-none}${LOGNAME-none}", 2, as_in_a_container);
+    CHECK(session_next(agent)->type == WIRE_REPLY);
+    open_output(agent, 3, 1, 0);
+    CHECK(read_to_end(agent, 3, out, sizeof(out) - 1) == strlen(made) + sizeof("\nhomenonenone"));
+    CHECK(strncmp(out, made, strlen(made)) == 0);
+    CHECK(strcmp(out + strlen(made), "\nhomenonenone\n") == 0);
+    for (char *slash; strcmp(made, "/tmp") != 0; *slash = '\0') {
+        CHECK(rmdir(made) == 0);
+        slash = strrchr(made, '/');
+    }
+    session_close(agent);
+}
+
+static void with_what_runs_it_missing(struct mp_writer *writer)
+{
+    mp_write_str(writer, "env");
+    mp_write_map(writer, 1);
+    mp_put_str(writer, "PATH", made);
+}
+
+static void a_script_without_its_interpreter_is_told_from_none(void)
+{
+    char place[] = "/tmp/atoll-test-XXXXXX";
+    char script[sizeof(place) + 3];
+
+    CHECK(mkdtemp(place));
+    strcpy(made, place);
+    snprintf(script, sizeof(script), "%s/sh", place);
+    FILE *file = fopen(script, "we");
+    CHECK(file && fputs("#!/no/such\n", file) >= 0 && fchmod(fileno(file), 0755) == 0 && fclose(file) == 0);
+    refuse_start(1, with_what_runs_it_missing, ENOENT, "interpreter");
+    CHECK(unlink(script) == 0 && rmdir(place) == 0);
+}
+
 static void a_command_that_cannot_start_leaves_no_execution(void)
 {
     refuse_start(1, in_no_directory, ENOENT, "cwd");
@@ -506,6 +559,9 @@ const struct test exec_tests[] = {
     {"a terminal has a size and an end of file", a_terminal_has_a_size_and_an_end_of_file},
     {"terminal output is counted at the end though unread",
      terminal_output_is_counted_at_the_end_though_unread},
+    {"a container's command has its directory made and no more than its variables",
+     a_container_s_command_has_its_directory_made_and_no_more_than_its_variables},
+    {"a script without its interpreter is told from none", a_script_without_its_interpreter_is_told_from_none},
     {"a command that cannot start leaves no execution", a_command_that_cannot_start_leaves_no_execution},
     {"a released execution is killed and gone", a_released_execution_is_killed_and_gone},
     {"a list tells what runs", a_list_tells_what_runs},

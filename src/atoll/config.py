@@ -36,6 +36,14 @@ _MIB = 1 << 20
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PREFIX = "ATOLL_"
 
+#: The platforms that images may be of, by what people call their architectures.
+_PLATFORMS = {
+    "amd64": "linux/amd64",
+    "x86_64": "linux/amd64",
+    "arm64": "linux/arm64",
+    "aarch64": "linux/arm64",
+}
+
 #: The section of a file whose settings have its name before their own.
 _SECTION = "docker"
 
@@ -70,6 +78,8 @@ class Config(msgspec.Struct, frozen=True):
     kernel: Path | None
     boot_timeout: float
     cold: bool
+    platform: str
+    full: bool
     ubuntu_mirror: str
     network: NetworkKind
     network_host_ports: tuple[int, ...]
@@ -143,6 +153,15 @@ def _parse_accel(value: Any) -> str:
     if not isinstance(value, str) or value not in {"auto", "kvm", "tcg"}:
         raise ValueError("write auto, kvm or tcg")
     return value
+
+
+def _parse_platform(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("write linux/amd64 or linux/arm64")  # noqa: TRY004 - as every parser
+    name = value.strip().lower().removeprefix("linux/").removesuffix("/v8")
+    if value and name not in _PLATFORMS:
+        raise ValueError("write linux/amd64 or linux/arm64")
+    return _PLATFORMS[name] if value else ""
 
 
 def _parse_network(value: Any) -> NetworkKind:
@@ -277,6 +296,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("kernel", _parse_kernel, lambda: None, "kernel to boot instead of Debian's cloud kernel"),
     Setting("boot_timeout", _parse_seconds, lambda: 60.0, "seconds in which a guest must be up"),
     Setting("cold", _parse_flag, lambda: False, "boot each VM instead of starting it from a template"),
+    Setting(
+        "platform", _parse_platform, lambda: "", "platform of images, as linux/arm64; the host's if empty"
+    ),
+    Setting(
+        "full",
+        _parse_flag,
+        lambda: False,
+        "run images of another platform in a whole VM of it instead of emulating their programs alone",
+    ),
     Setting("ubuntu_mirror", _parse_address, lambda: "", "mirror from which Ubuntu images are built"),
     Setting("network", _parse_network, lambda: NetworkKind.OWN, "network of new VMs: own, slirp or none"),
     Setting(

@@ -195,7 +195,7 @@ class CommandError(GuestError):
     @property
     def exit_code(self) -> int:  # type: ignore[override]
         """127 if the program was not found, 126 if it could not be run, as shells have it."""
-        return 127 if self.errno == 2 and self.stage == "exec" else 126
+        return 127 if self.errno == 2 and self.stage in {"exec", "interpreter"} else 126
 
 
 class FileError(GuestError):

@@ -25,6 +25,7 @@ __all__ = [
     "OutputReceived",
     "PortClosed",
     "PortOpened",
+    "PortPublished",
     "PortRefused",
     "StageReached",
     "StateChanged",
@@ -151,6 +152,14 @@ class PortClosed(Event, frozen=True, tag="port_closed"):
     vm: str
     port: str
     container: str
+
+
+class PortPublished(Event, frozen=True, tag="port_published"):
+    """``host``, an address and port of this host, leads to ``port`` of a sandbox, as was asked for."""
+
+    vm: str
+    port: str
+    host: str
 
 
 class AutoPortOpened(Event, frozen=True, tag="auto_port_opened"):

@@ -344,6 +344,11 @@ class Paths(msgspec.Struct, frozen=True):
         return self.cache / "kernels"
 
     @property
+    def emulators(self) -> Path:
+        """What runs programs of another architecture in guests: ``emulators/<key>/``."""
+        return self.cache / "emulators"
+
+    @property
     def downloads(self) -> Path:
         """Packages fetched by apt, kept for the next build."""
         return self.cache / "downloads"

@@ -12,12 +12,20 @@ import msgspec
 from atoll.config import Config, NetworkKind
 from atoll.errors import AtollError, BootError, PreflightError, StoreError, UsageError
 from atoll.events import Emit, Warned, ignore
-from atoll.hypervisor.model import Architecture, CardNetwork, Machine, UserNetwork, parse_architecture
+from atoll.hypervisor.model import (
+    Accelerator,
+    Architecture,
+    CardNetwork,
+    Machine,
+    UserNetwork,
+    parse_architecture,
+)
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory, inspect_host
-from atoll.image import catalog, kernel
+from atoll.image import emulation, kernel
 from atoll.image.manifest import Image
 from atoll.paths import NetworkPaths
+from atoll.platforms import architecture_of, ensure_image, require_emulation, warn_of_slowness
 from atoll.template import cache
 from atoll.template.cache import Template
 from atoll.template.key import (
@@ -127,13 +135,14 @@ def host_architecture() -> Architecture:
         raise PreflightError(message, hint="use x86_64 or aarch64") from None
 
 
-def found(config: Config, *, emit: Emit = ignore) -> Foundation:
+def found(config: Config, *, root: str = "", emit: Emit = ignore) -> Foundation:
     """Everything but a root that must be there before a VM is spawned, built where it is missing.
 
     Quick once all is cached: some files are stat-ed and four small records read. Builds take tens of seconds.
 
     Args:
-        config: size, accelerator, kernel and directories.
+        config: size, accelerator, kernel and directories, and whether a VM is of its root's architecture.
+        root: architecture of the root that it is to have; the host's by default.
         emit: told of progress.
 
     Raises:
@@ -142,25 +151,30 @@ def found(config: Config, *, emit: Emit = ignore) -> Foundation:
         StoreError: a directory is full or cannot be written.
     """
     native = host_architecture()
-    tested = candidate(config, native, emit)
+    wanted = architecture_of(root) if root else native
+    guest = wanted if config.full else native
+    # What the user has to install is said before a kernel is fetched.
+    emulator = (
+        emulation.ensure(config.paths, wanted, native=guest, emit=emit) if wanted is not guest else None
+    )
+    tested = candidate(config, guest, emit)
+    files = tested.files
+    if emulator is not None:
+        require_emulation(tested, wanted)
+        files = msgspec.structs.replace(files, emulator=emulator.disk)
     least = smallest_memory(_size(tested.files.kernel), _size(tested.files.initramfs))
     check_memory(config.memory, least=least, most=host_memory())
     chosen = accelerator.choose(config.accel, tested, config.paths.verdicts, emit)
+    if files.emulator is not None and chosen.accelerator is Accelerator.TCG:
+        warn_of_slowness(wanted, emit)
     return Foundation(
         hypervisor=QemuHypervisor(tested.host, config.paths.network(SANDBOXES).cards),
         host=tested.host,
-        files=tested.files,
-        shape=Shape(native, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz),
+        files=files,
+        shape=Shape(guest, chosen.accelerator, config.cpus, config.memory, chosen.tsc_khz),
         devices=tested.devices,
         identity=tested.identity,
         least=least,
-    )
-
-
-def ensure_image(config: Config, name: str, emit: Emit = ignore) -> Image:
-    """The image ``name``, built if it is not here. Raises as ``catalog.ensure``."""
-    return catalog.ensure(
-        config.paths, name, architecture=host_architecture(), mirror=config.ubuntu_mirror, emit=emit
     )
 
 
@@ -178,9 +192,10 @@ def prepare(
         ImageError: the image is unknown, corrupt, or cannot be built; else as ``found``.
     """
     found_image = ensure_image(config, image, emit)
-    base = found(config, emit=emit)
+    base = found(config, root=found_image.manifest.architecture, emit=emit)
     files = msgspec.structs.replace(base.files, root=found_image.root)
-    machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex())
+    names = found_image.manifest.origin is not None
+    machine = plan(name, files, base.shape, machine_id=os.urandom(16).hex(), names=names)
     return Prepared(base, found_image, _with_card(machine, network, new_mac()))
 
 
@@ -336,14 +351,16 @@ def launch(
     """
     network = available(config, lan or SANDBOXES, network, required=bool(egress), emit=emit)
     prepared = prepare(config, name, image, network=network, emit=emit)
+    spawned = None
     if not config.cold and shaped is None:
         spawned = _from_template(config, prepared, lan, egress, emit)
-        if spawned is not None:
-            return spawned
-    machine = prepared.machine if shaped is None else shaped(prepared.machine)
-    modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
-    attachment = attachment_of(config, machine, lan, egress)
-    return spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
+    if spawned is None:
+        machine = prepared.machine if shaped is None else shaped(prepared.machine)
+        modules = prepared.base.modules(*(("virtio_net",) if machine.mac else ()), *devices)
+        attachment = attachment_of(config, machine, lan, egress)
+        spawned = spawn(prepared.base.hypervisor, machine, emit, modules=modules, attachment=attachment)
+    manifest = prepared.image.manifest
+    return msgspec.structs.replace(spawned, run=manifest.run, shell=manifest.shell)
 
 
 def _from_template(
@@ -406,7 +423,7 @@ def template_recipe(config: Config, prepared: Prepared) -> Recipe:
     network = network_of(prepared.machine)
     machine, modules = original_of(prepared, network=network, smaller=True)
     shape = msgspec.structs.replace(base.shape, memory=machine.memory)
-    kind = image.name + _TEMPLATES[network]
+    kind = image.name + _TEMPLATES[network] + (".emulated" if base.files.emulator is not None else "")
     identity = identity_of(
         base.hypervisor.vector(machine), (*host_identity(base.host), base.identity, image.digest)
     )
@@ -439,7 +456,7 @@ def original_of(
     if smaller:
         shape = msgspec.structs.replace(shape, memory=base_memory(memory, least=base.least, most=most))
     files = msgspec.structs.replace(base.files, root=prepared.image.root)
-    machine = plan_original(files, shape, most=most)
+    machine = plan_original(files, shape, most=most, names=prepared.image.manifest.origin is not None)
     devices = ["virtio_mem"] if base.growing else []
     if network is not NetworkKind.NONE:
         devices.append("virtio_net")
@@ -451,19 +468,19 @@ def host_identity(host: QemuHost) -> tuple[str, ...]:
     return host.identity, host.version, cpu_identity()
 
 
-def candidate(config: Config, native: Architecture, emit: Emit = ignore) -> accelerator.Candidate:
-    """QEMU and the kernel bundle that a guest would get. Raises as ``prepare``."""
-    host = inspect_host(native, config.cache_dir)
+def candidate(config: Config, architecture: Architecture, emit: Emit = ignore) -> accelerator.Candidate:
+    """QEMU and the kernel bundle that a guest of that architecture would get. Raises as ``prepare``."""
+    host = inspect_host(architecture, config.cache_dir)
     if config.kernel is not None and not os.path.exists(config.kernel):
         raise UsageError(f"there is no kernel {config.kernel}", code="kernel", hint="check the path")
-    bundle = kernel.ensure(config.paths, architecture=native, kernel=config.kernel, emit=emit)
+    bundle = kernel.ensure(config.paths, architecture=architecture, kernel=config.kernel, emit=emit)
     return accelerator.Candidate(
         hypervisor=QemuHypervisor(host, config.paths.network(SANDBOXES).cards),
         host=host,
         files=Bootable(bundle.vmlinux, bundle.initramfs, bundle.modules),
         identity=bundle.manifest.key,
-        architecture=native,
-        native=native,
+        architecture=architecture,
+        native=kernel.host_architecture(),
         devices=bundle.manifest.devices,
     )
 
@@ -527,7 +544,7 @@ def spawn_held(
 
 def _held(config: Config, base: Foundation, machine: Machine, kind: str, emit: Emit) -> Template | None:
     """The template of a boot that is held, made if it is not here; None if VMs cannot go on from it now."""
-    if config.cold or base.shape.architecture is not Architecture.X86_64:
+    if config.cold:
         return None
     held = plan_held(machine)
     manifest = draft(

@@ -351,7 +351,7 @@ steps = st.lists(
 
 
 @given(to_server=steps, to_client=steps, server_ends_first=st.booleans())
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_whatever_is_sent_arrives_in_both_directions(to_server, to_client, server_ends_first):
     async def attempt():
         received = asyncio.get_running_loop().create_future()

@@ -346,7 +346,7 @@ frames = st.builds(
 
 
 @given(st.lists(st.lists(frames, max_size=25), min_size=1, max_size=3), st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_whatever_frames_clients_send_the_server_and_the_others_go_on(clients, data):
     async def afflict(switch, closing):
         agent = switch.connect()

@@ -40,8 +40,8 @@ def spawn_atoll(environment):
     """Start the command and leave it running; it is killed after the test."""
     children = []
 
-    def spawn(*words, **options):
-        child = subprocess.Popen([COMMAND, *words], env=environment, **options)
+    def spawn(*words, more=None, **options):
+        child = subprocess.Popen([COMMAND, *words], env={**environment, **(more or {})}, **options)
         children.append(child)
         return child
 

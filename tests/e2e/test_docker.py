@@ -1,4 +1,7 @@
-"""Docker's own client against the engine, as a user meets both: all with one engine and one tiny image."""
+"""Docker's own client against the engine, as a user meets both: all with one engine and one tiny image.
+
+They leave the engine with nothing in it, and running, to other files of tests.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from builds import take_image
 from dockers import Docker, archive_of, asked, free_port, is_open, layer_of, registry, until
-from machines import kill_all_at, processes_at
 from programs import compiled, packaged, root, take_plugins
-
-from atoll.paths import Paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
@@ -29,16 +28,21 @@ HOST = "10.0.2.2"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("docker")
+def place(engine_config):
+    """The user's home, which the engine shares."""
+    return engine_config.docker_shares[0]
 
 
 @pytest.fixture(scope="module")
-def cli(atoll, place, paths):
-    """Run the command with directories of its own, as one whose home is ``place``; what it printed."""
+def cli(atoll, place, engine_config):
+    """Run the command as one whose home is ``place``; what it printed."""
     settings = {
-        "ATOLL_DATA_DIR": str(place / "data"),
-        "ATOLL_CACHE_DIR": str(paths.cache),
+        "ATOLL_DATA_DIR": str(engine_config.data_dir),
+        "ATOLL_CACHE_DIR": str(engine_config.cache_dir),
+        "ATOLL_ACCEL": "tcg",
+        "ATOLL_DOCKER_CPUS": "1",
+        "ATOLL_DOCKER_DISK": "4G",
+        "ATOLL_DOCKER_MEMORY": "1G",
         "HOME": str(place),
         "DOCKER_CONFIG": str(place / ".docker"),
         "XDG_CONFIG_HOME": str(place / ".config"),
@@ -55,24 +59,18 @@ def cli(atoll, place, paths):
 
 
 @pytest.fixture(scope="module")
-def docker(cli, place, paths, environment, built):
+def docker(cli, place, paths, environment, built, engine_config):
     """The client, once `atoll docker enable` was run, and the image ``tiny`` was imported."""
-    take_image(paths, Paths(data=place / "data", cache=paths.cache), "engine")
     take_plugins(paths, place / ".docker", place / ".local/bin")
     clean = {name: value for name, value in environment.items() if not name.startswith("DOCKER_")}
     client = Docker({**clean, **cli.settings}, place)
-    try:
-        assert cli("docker", "enable").strip() == f"unix://{place}/data/docker.sock"
-        assert json.loads((place / ".docker/config.json").read_bytes())["currentContext"] == "atoll"
-        busybox = packaged(paths, "busybox-static")
-        answer = compiled(paths, Path(__file__).parents[1] / "answer.c")
-        client("import", "-", "tiny", input=root(busybox, answer))
-        yield client
-        assert cli("docker", "disable").strip() == "default"
-        cli("docker", "reset", "--force")
-        until(lambda: not processes_at(place), within=30)
-    finally:
-        kill_all_at(place)
+    assert cli("docker", "enable").strip() == f"unix://{engine_config.paths.docker.socket}"
+    assert json.loads((place / ".docker/config.json").read_bytes())["currentContext"] == "atoll"
+    busybox = packaged(paths, "busybox-static")
+    answer = compiled(paths, Path(__file__).parents[1] / "answer.c")
+    client("import", "-", "tiny", input=root(busybox, answer))
+    yield client
+    assert cli("docker", "disable").strip() == "default"
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +205,8 @@ def test_two_containers_of_a_network_find_one_another_by_name(docker, web):
     assert docker("exec", "web", "cat", "/kept/file") == "own"
 
 
-def test_hundreds_of_clients_at_once_are_served(docker, web, place):
-    sock = f"{place}/data/docker.sock"
+def test_hundreds_of_clients_at_once_are_served(docker, web, engine_config):
+    sock = engine_config.paths.docker.socket
 
     async def ask(path):
         reader, writer = await asyncio.open_unix_connection(sock)

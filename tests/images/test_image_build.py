@@ -94,7 +94,7 @@ def test_a_machines_image_has_systemd_and_no_keys_of_its_own(machine_image):
 
 def test_a_suite_that_does_not_exist_is_named_with_the_tools_words(paths):
     with pytest.raises(ImageError) as caught:
-        catalog.ensure(paths, "debian:nosuchsuite")
+        catalog.build(paths, "debian:nosuchsuite")
     assert caught.value.code == "image.build"
     assert caught.value.detail
     assert caught.value.hint

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import struct
 import tarfile
 import threading
@@ -207,6 +208,21 @@ def test_builders_at_the_same_time_build_once(home, builds):
     assert len(builds) == 1
 
 
+def test_an_image_that_is_removed_while_it_is_looked_at_is_not_there(home, monkeypatch):
+    directory = put(home)
+    load = catalog.load
+
+    def removed(found):
+        shutil.rmtree(found)
+        return load(found)
+
+    monkeypatch.setattr(catalog, "load", removed)
+    with pytest.raises(ImageError) as caught:
+        find(home, "debian")
+    assert caught.value.code == "image.missing"
+    assert not directory.exists()
+
+
 def test_a_failed_build_leaves_nothing_that_looks_like_an_image(home, monkeypatch):
     def fail(output, **_rest):
         output.write_bytes(b"half")
@@ -290,7 +306,8 @@ def test_the_engines_image_has_neither_apt_nor_docker_client(tmp_path):
     packages = next(word for word in argv if word.startswith("--include=")).partition("=")[2].split(",")
     assert {"docker.io", "containerd", "runc", "iptables"} <= set(packages)
     assert not {"docker-cli", "apt", "systemd-sysv"} & set(packages)
-    assert "--dpkgopt=path-exclude=/usr/bin/ctr" in argv
+    [hook] = [word for word in argv if word.startswith("--extract-hook=")]
+    assert "path-exclude=/usr/bin/ctr " in hook
     assert any("iptables" in word and "-legacy" in word for word in argv if "customize-hook" in word)
 
 

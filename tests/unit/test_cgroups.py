@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.hypervisor.cgroups import Bounds, Facts, Home, homes, judge, limit_files, name, owner
@@ -88,7 +88,6 @@ lines = st.lists(
 )
 
 
-@settings(max_examples=50)
 @given(st.text() | lines.map("\n".join), st.text() | lines.map("\n".join))
 def test_whatever_it_reads_it_finds_a_controller_once_at_most(memberships, mounts):
     found = [controller for home in homes(memberships, mounts) for controller in home.controllers]

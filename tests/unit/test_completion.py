@@ -59,7 +59,7 @@ def test_the_first_word_is_a_command(candidates):
 
 def test_the_second_word_of_some_commands_is_an_action(candidates):
     assert candidates("image", "") == [
-        *("build", "export", "history", "import", "inspect"),
+        *("build", "emulator", "export", "history", "import", "inspect"),
         *("ls", "prune", "pull", "push", "rm", "tag", "tags", "verify"),
     ]
     assert candidates("config", "s") == ["show"]
@@ -83,7 +83,7 @@ def test_the_choices_of_an_option_follow_it(candidates):
     assert candidates("run", "--accel", "") == ["auto", "kvm", "tcg"]
     assert candidates("run", "--accel", "t") == ["tcg"]
     assert candidates("run", "--cpus", "") == []
-    assert candidates("run", "-v", "") == IMAGES
+    assert candidates("run", "--verbose", "") == IMAGES
 
 
 def test_an_image_follows_the_options_with_their_values(candidates):

@@ -47,6 +47,8 @@ class TestPrecedence:
             kernel=None,
             boot_timeout=60.0,
             cold=False,
+            platform="",
+            full=False,
             ubuntu_mirror="",
             network=NetworkKind.OWN,
             network_host_ports=(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.dhcp import BOOTP, DHCP
 
@@ -284,7 +284,6 @@ def test_nothing_a_guest_sends_raises(garbage, valid_head):
             assert BOOTP(reply.payload)[DHCP].options
 
 
-@settings(max_examples=25)
 @given(st.data())
 def test_whatever_clients_do_nobody_has_anothers_address(data):
     dhcp = server(pool=(IPv4Address("10.0.2.100"), IPv4Address("10.0.2.103")))

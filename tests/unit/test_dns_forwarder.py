@@ -10,7 +10,7 @@ import dns.flags
 import dns.message
 import pytest
 from dns_peers import FIRST, ME, SECOND, THIRD, Peer, data, question, rcode
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.network.dns.forwarder import Client, Learned, Stripped
@@ -607,7 +607,6 @@ def test_nothing_an_upstream_sends_raises(tail, flags, counts):
         assert type(effect).__name__ in {"ToClient", "ToUpstream", "Close", "Learned", "Stripped"}
 
 
-@settings(max_examples=30)
 @given(st.data())
 def test_whatever_happens_every_question_is_answered_once_and_nothing_is_left(draw):
     peer = Peer(FIRST, SECOND, per_machine=6, questions=8)

@@ -28,6 +28,7 @@ FAMILIES = {
     "EngineError": ("engine", 1),
     "ImageError": ("image", 1),
     "NetworkError": ("network", 1),
+    "RegistryError": ("registry", 1),
     "StoreError": ("store", 1),
     "ProcessError": ("process", 1),
     "BootError": ("boot", 1),

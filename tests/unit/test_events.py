@@ -26,6 +26,7 @@ EXAMPLES = [
     events.PortOpened(vm="docker", port="127.0.0.1:80/tcp", container="web"),
     events.PortRefused(vm="docker", port="[::1]:80/tcp", container="web", reason="it is taken"),
     events.PortClosed(vm="docker", port="127.0.0.1:53/udp", container="dns"),
+    events.PortPublished(vm="box", port="80/tcp", host="127.0.0.1:32768"),
     events.AutoPortOpened(vm="dev", port=3000, host="127.0.0.1:3001"),
     events.AutoPortClosed(vm="dev", port=3000, host="127.0.0.1:3001"),
     events.ExecutionStarted(vm="box", execution="x1", argv=("true",), guest_pid=12),

@@ -13,9 +13,9 @@ from imagetools import archive_of, entry, layer
 
 from atoll.errors import AtollError, ImageError, StoreError
 from atoll.events import ignore
-from atoll.image.local import squeezing
 from atoll.image.local.exporting import export
 from atoll.image.local.offering import offer
+from atoll.image.oci import squeezing
 from atoll.image.oci.documents import Platform, digest_of
 
 OWN = Platform(imagetools.ARCHITECTURE, "linux")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.vm.logs import RotatedLog, Tap, tail
@@ -50,7 +50,6 @@ def test_a_log_that_cannot_be_written_holds_nobody_up_and_comes_back(log, tmp_pa
 
 
 @given(st.lists(st.binary(max_size=150), max_size=40))
-@settings(max_examples=40)
 def test_no_more_than_three_files_of_little_more_than_the_limit_are_kept(tmp_path_factory, pieces):
     place = tmp_path_factory.mktemp("logs")
     log = RotatedLog(place / "log", limit=100, keep=2)

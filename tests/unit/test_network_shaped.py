@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tcp_peers import MASK, Segment, World, split
 
@@ -114,7 +114,6 @@ SIZE = st.integers(0, 60_000)
     seed=3,
     lossy=True,
 )
-@settings(max_examples=25)
 def test_what_both_ends_say_arrives_whatever_is_lost(inward, outward, to_guest, from_guest, seed, lossy):
     world = ShapedWorld(inward, outward, seed, lossy=lossy)
     guest = world.guest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -275,7 +275,6 @@ def test_a_connection_is_the_same_whether_its_segments_come_in_fragments():
 
 
 @given(st.binary(max_size=100), st.sampled_from([0x0800, 0x0806, 0x86DD, 5]), st.sampled_from([GATEWAY, ALL]))
-@settings(max_examples=100)
 def test_any_frame_is_taken_or_dropped_without_an_error(data, kind, to):
     world = World()
     world.send((parse_mac(to) + parse_mac(MAC) + kind.to_bytes(2) + data)[: len(data) + 14])
@@ -306,7 +305,6 @@ TEMPLATES = [
         max_size=8,
     )
 )
-@settings(max_examples=100)
 def test_frames_that_are_nearly_right_raise_nothing(frames):
     world = World()
     for frame, changes, end in frames:

@@ -6,7 +6,7 @@ import itertools
 import struct
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
@@ -58,7 +58,6 @@ def random_bytes(count, seed=1):
     payload=st.binary(max_size=40),
     options=st.sampled_from([b"", syn_options(1460, 7), syn_options(536, None)]),
 )
-@settings(max_examples=60)
 def test_a_header_is_what_scapy_makes_of_it(version, sequence, acknowledged, flags, window, payload, options):
     ends = ENDS if version == 4 else ENDS_6
     kind = b"\x08\0" if version == 4 else b"\x86\xdd"
@@ -801,7 +800,6 @@ STEP = st.one_of(
     capacity=st.sampled_from([2000, 65535, 500_000]),
     shift=st.sampled_from([0, 4, 14]),
 )
-@settings(max_examples=60)
 def test_what_arrives_is_what_was_sent(steps, version, mtu, isn, capacity, shift):
     ends = ENDS if version == 4 else ENDS_6
     if capacity >> shift == 0:
@@ -838,7 +836,6 @@ def test_what_arrives_is_what_was_sent(steps, version, mtu, isn, capacity, shift
         max_size=20,
     )
 )
-@settings(max_examples=80)
 def test_no_segment_raises_and_all_that_was_taken_is_given_back(segments):
     world = World()
     world.feed(7, 0, SYN, 1000, syn_options(1460, 7))

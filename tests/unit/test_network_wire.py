@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP, fragment
 from scapy.layers.inet6 import (
@@ -50,7 +50,6 @@ def rebuilt(packet):
 
 
 @given(VERSION, st.sampled_from([1, 6, 17, 58, 200]), st.binary(max_size=50), st.integers(1, 255))
-@settings(max_examples=50)
 def test_headers_are_what_scapy_makes_and_read_as_it_reads_them(version, protocol, payload, hops):
     source, destination = addresses(version)
     made = ip.header(source, destination, protocol, len(payload), hops=hops) + payload
@@ -64,7 +63,6 @@ def test_headers_are_what_scapy_makes_and_read_as_it_reads_them(version, protoco
 
 
 @given(VERSION, st.integers(0, 65535), st.integers(0, 65535), st.binary(max_size=99))
-@settings(max_examples=50)
 def test_datagrams_are_what_scapy_makes_of_them(version, source_port, port, payload):
     ends = addresses(version)
     head = udp.header(*ends, source_port, port, payload)
@@ -176,7 +174,6 @@ def pieces_of(version, payload, size=600):
 
 
 @given(VERSION, st.integers(3000, 9000), st.randoms(use_true_random=False))
-@settings(max_examples=30)
 def test_fragments_in_any_order_make_the_packet_again(version, size, order):
     payload = random.Random(size).randbytes(size)
     reassembly, whole = Reassembly(), None
@@ -249,7 +246,6 @@ FRAGMENT = st.builds(
 
 
 @given(st.lists(FRAGMENT, max_size=80))
-@settings(max_examples=60)
 def test_a_flood_of_fragments_is_bounded(fragments):
     reassembly = Reassembly()
     for at, packet in enumerate(fragments):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from atoll import store
 from atoll.errors import AtollError, ImageError, StoreError
 from atoll.image import catalog
-from atoll.image.manifest import Listed, load
+from atoll.image.manifest import Listed, load, touch
 from atoll.image.oci import documents, keeping, names, offering, pruning, verifying
 from atoll.image.oci.reference import parse
 from atoll.image.oci.runconfig import RunConfig
@@ -231,6 +231,28 @@ def raise_store(home, offered):
         raise OSError("gone") from error
 
 
+class Stuck:
+    """A stream of which nothing comes before it is closed."""
+
+    def __init__(self):
+        self.closed = threading.Event()
+
+    def read(self, _size):
+        assert self.closed.wait(20)
+        raise ConnectionAbortedError("closed")
+
+    def close(self):
+        self.closed.set()
+
+
+def test_a_layer_that_waits_for_nothing_is_given_up_when_another_fails(home):
+    stuck = Stuck()
+    layers = [layer(b"", open=lambda one=one: contextlib.nullcontext(one)) for one in (stuck, Broken())]
+    with pytest.raises(OSError, match="gone"):
+        raise_store(home, Offered(layers=tuple(layers)))
+    assert stuck.closed.is_set()
+
+
 def test_many_that_want_one_image_make_it_once(home):
     opened = []
     data = packed({"a": b"a" * 100_000})
@@ -327,7 +349,7 @@ def test_use_is_noted(home):
     image = add(home, image_of(packed({"a": b"a"})))
     old = load(image.directory)
     later = time.time() + 100
-    pruning.touch(old)
+    touch(old)
     os.utime(image.directory / "used", (later, later))
     listed = [Listed(image.directory, old, None)]
     assert pruning.plan(listed, [], now=later + 10, unused_for=50) == []

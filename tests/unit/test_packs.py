@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import StoreError
@@ -77,7 +78,6 @@ PIECES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(size=st.integers(0, 12 * CHUNK), pieces=PIECES, short=st.integers(0, CHUNK))
 def test_any_image_comes_back_as_it_was(size, pieces, short):
     with tempfile.TemporaryDirectory() as place, memory() as fd:
@@ -262,7 +262,7 @@ def snapshot(tmp_path_factory):
 WORDS = st.sampled_from((b"\0", b"\1", b"\x7f", b"\xff", b"\xff" * 4, b"\0" * 4, b"\xff" * 8))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(2)
 @given(data=st.data())
 def test_an_index_that_says_anything_is_refused_or_stays_in_its_bounds(snapshot, data):
     directory, good = snapshot

@@ -149,7 +149,7 @@ def test_the_guest_gets_the_time_that_was_said_and_each_step_an_end(force, timeo
 
 
 def test_the_setup_of_a_guest_holds_no_word_that_its_shell_would_take_apart():
-    script = setup_script("dev", hosted_spec(user="me"))
+    script = setup_script(hosted_spec(user="me"))
     assert "'me ALL=" in script
     assert "$(command -v bash" in script
 

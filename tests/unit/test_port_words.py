@@ -19,17 +19,14 @@ from atoll.machine.editing import edited, shown
 from atoll.machine.ports import (
     MOST,
     check,
-    parse_forwards,
-    parse_reverse,
     ported,
-    show_forward,
-    show_reverse,
     with_ports,
     without_ports,
 )
 from atoll.vm.autoports import parse_auto_ports, show_auto_ports, show_ranges
 from atoll.vm.bootplan import AutoPorts, BootPlan
 from atoll.vm.network.attachment import Attachment, Reverse
+from atoll.vm.portwords import parse_forwards, parse_reverse, show_forward, show_reverse
 
 SPEC = hosted_spec(network=True)
 

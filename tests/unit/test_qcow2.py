@@ -10,7 +10,8 @@ import tracemalloc
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import ImageError, StoreError
@@ -247,7 +248,7 @@ places = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@examples(2)
 @given(damage=st.dictionaries(places, st.integers(0, 255), max_size=12), cut=st.integers(0, 7 * CLUSTER))
 def test_a_damaged_file_is_refused_or_read_within_its_bounds(written, damage, cut):
     data = bytearray(written.read_bytes())

@@ -226,4 +226,4 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestTraffic.settings = settings(stateful_step_count=30)

@@ -35,7 +35,8 @@ from archives import (
     spec_of,
     write_disk,
 )
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from kills import killed_at
 from msgspec.structs import replace
@@ -185,7 +186,7 @@ def code_of(data, place):
     )
 
 
-@settings(max_examples=150)
+@examples(2)
 @given(st.binary(max_size=2000), st.binary(max_size=40))
 def test_whatever_stands_in_a_file_there_is_one_error(tmp_path_factory, junk, tail):
     paths = Paths(data=tmp_path_factory.getbasetemp() / "fuzz", cache=tmp_path_factory.getbasetemp() / "fuzz")

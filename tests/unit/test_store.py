@@ -283,7 +283,7 @@ def kill_at_a_random_instant(script, directory, *, once=lambda: True):
 def test_a_record_whose_writer_is_killed_at_any_instant_is_one_of_the_whole_versions(tmp_path):
     path = tmp_path / "record.json"
     seen = set()
-    for last in (*[False] * 11, True):
+    for last in (*[False] * 4, True):
         kill_at_a_random_instant(WRITER, tmp_path, once=path.exists if last else lambda: True)
         if path.exists():
             record = store.read_record(path, Record)
@@ -313,7 +313,7 @@ def test_a_directory_that_is_being_replaced_is_there_at_every_instant(tmp_path):
 
 def test_a_directory_whose_publisher_is_killed_at_any_instant_is_there_and_whole(tmp_path):
     published, final = False, tmp_path / "image"
-    for last in (*[False] * 11, True):
+    for last in (*[False] * 4, True):
         kill_at_a_random_instant(PUBLISHER, tmp_path, once=final.exists if last else lambda: True)
         assert final.exists() or not published, "the former directory is lost"
         if final.exists():

@@ -6,7 +6,8 @@ import json
 import struct
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.hypervisor.qemu.stream import PAGE, Block, StreamError, block_names, split
@@ -132,7 +133,6 @@ records = st.lists(st.tuples(pages, st.sampled_from([b"", b"", page(1), page(2)]
 names = st.sets(st.sampled_from(sorted(SIZES)))
 
 
-@settings(deadline=None)
 @given(st.lists(records, max_size=2), records, names)
 def test_pages_go_to_the_images_and_what_is_left_is_a_stream_of_the_rest(parts, end, wanted):
     sections = [[(*place, content) for place, content in part] for part in (*parts, end)]
@@ -187,7 +187,7 @@ def test_a_stream_that_is_cut_off_anywhere_is_an_error():
         assert code_of(SAMPLE[:length]) == "short"
 
 
-@settings(max_examples=200, deadline=None)
+@examples(2)
 @given(st.integers(0, len(SAMPLE) - 1), st.binary(min_size=1, max_size=8))
 def test_a_stream_that_was_changed_is_an_error_or_another_stream(at, data):
     changed = SAMPLE[:at] + data + SAMPLE[at + len(data) :]
@@ -248,7 +248,6 @@ def of_one_that_runs_on(*sections):
     return head(b"") + start(BLOCKS, addressed=False) + b"".join(sections) + tail()
 
 
-@settings(deadline=None)
 @given(st.lists(records, min_size=1, max_size=3), names)
 def test_of_a_vm_that_runs_on_the_same_is_left_as_of_one_that_stands_still(parts, wanted):
     sections = [section([(*place, content) for place, content in part], last=False) for part in parts]
@@ -265,7 +264,6 @@ def test_of_a_vm_that_runs_on_the_same_is_left_as_of_one_that_stands_still(parts
     assert images.content == others.content
 
 
-@settings(deadline=None)
 @given(records, names)
 def test_what_was_passed_is_not_needed_any_more(part, wanted):
     stream = whole(section([(*place, content) for place, content in part], last=True))

@@ -8,7 +8,7 @@ import json
 import tarfile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.containers.migration.digests import ImageScan, TreeDigest
@@ -88,7 +88,6 @@ def tree(data, step=4096):
     return digest.finish()
 
 
-@settings(max_examples=40)
 @given(
     entries,
     st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),

@@ -294,7 +294,7 @@ class TestDigest:
         ),
         size=st.integers(1, 41),
     )
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_holes_and_empty_pages_are_the_same(self, tmp_path, pages, size):
         """``pages`` are written, empty ones too; all others stay holes."""
         path = tmp_path / "ram"

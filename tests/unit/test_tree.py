@@ -7,7 +7,8 @@ import struct
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import ProtocolError
@@ -151,7 +152,7 @@ def test_a_tree_comes_out_byte_by_byte(sent):
 
 
 @given(trees(), st.data())
-@settings(max_examples=300)
+@examples(3)
 def test_damaged_bytes_are_a_protocol_error_or_another_tree(sent, data):
     stream = bytearray(wire(sent))
     for _ in range(data.draw(st.integers(1, 4))):

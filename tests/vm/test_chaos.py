@@ -26,7 +26,7 @@ from atoll.machine import registry
 from atoll.machine.machine import Machine
 from atoll.vm.state import Phase
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "10"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "5"))
 SEED = int(os.environ.get("CHAOS_SEED", "3"))
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(SECONDS * 3 + 180)]
@@ -246,7 +246,7 @@ async def test_real_machines_survive_chaos(tmp_path, paths, config, report):
     (tmp_path / "images").symlink_to(paths.images)
     run = Run(tmp_path, paths.cache, "qemu", workers=2, names=("a-x", "b-x"))
     try:
-        await run.go(SECONDS / 2)
+        await run.go(SECONDS)
         report(run)
         await run.check()
     finally:

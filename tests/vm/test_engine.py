@@ -1,4 +1,4 @@
-"""Docker's engine in a real guest: one for all tests here, each of which leaves it as it likes."""
+"""Docker's engine in a real guest: one for all tests here and in other files, which leave it as they like."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import os
 
 import msgspec
 import pytest
-from builds import take_image
-from machines import KILL, gone, kill_all_at, processes_at, until
+from machines import KILL, gone, until
 
 from atoll import store
-from atoll.config import load
-from atoll.containers import api
-from atoll.containers.engine import IMAGE, NAME, Engine
-from atoll.containers.settings import EngineSettings
-from atoll.errors import EngineError, ImageError, UsageError
+from atoll.containers import api, composing
+from atoll.containers.engine import NAME
+from atoll.errors import ImageError, UsageError
 from atoll.image.manifest import ImageManifest
 from atoll.machine.machine import Machine
-from atoll.paths import Paths
 from atoll.vm.state import StateError
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
@@ -32,22 +28,9 @@ tar -chf - usr/bin/sh usr/bin/sleep $libraries
 """
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory, paths):
-    place = tmp_path_factory.mktemp("engine")
-    take_image(paths, Paths(data=place, cache=paths.cache), IMAGE)
-    yield place
-    kill_all_at(place)
-
-
-@pytest.fixture(scope="module")
-def config(home, paths):
-    return load({"data_dir": home, "cache_dir": paths.cache, "accel": "tcg"}, environment={}, files=()).config
-
-
 @pytest.fixture
-async def engine(config):
-    made = Engine(EngineSettings(disk=4 << 30), config=config)
+async def engine(engine_config):
+    made = composing.engine(engine_config)
     yield made
     await made.close()
 
@@ -77,15 +60,10 @@ async def images(engine):
     return {image["Id"]: image["RepoTags"] for image in found}
 
 
-async def test_many_that_want_it_at_once_get_one_engine_which_users_cannot_remove(engine, config):
-    other = Engine(EngineSettings(disk=4 << 30), config=config)
-    await asyncio.gather(engine.ensure_ready(LIMIT), other.ensure_ready(LIMIT), engine.ensure_ready(LIMIT))
-    assert await api.get(await other.dial(), "/_ping") == b"OK"
-    await other.close()
-    status = await engine.status()
-    assert (status.phase, status.ready, status.pending) == ("running", True, False)
+async def test_users_cannot_remove_it(engine, engine_config):
+    await engine.ensure_ready(LIMIT)
     with pytest.raises(UsageError) as caught:
-        await Machine(NAME, config=config).remove(force=True)
+        await Machine(NAME, config=engine_config).remove(force=True)
     assert caught.value.code == "usage.reserved"
     assert (await engine.status()).ready
 
@@ -131,7 +109,9 @@ async def test_each_of_its_programs_comes_back_when_it_is_killed(engine):
     assert "dockerd has ended with status 137; it is started again" in await engine.logs()
 
 
-async def test_a_machine_that_is_killed_boots_with_every_image_unless_a_program_is_missing(engine):
+async def test_one_that_is_killed_boots_once_for_all_with_every_image_unless_a_program_is_missing(
+    engine, engine_config
+):
     await engine.ensure_ready(LIMIT)
     status = await engine._machine.status()
     place = engine._machine.find().place
@@ -141,6 +121,8 @@ async def test_a_machine_that_is_killed_boots_with_every_image_unless_a_program_
     os.kill(status.vm, KILL)
     await gone(status.vm)
     await until(lambda: not engine._machine.state.active)
+    with pytest.raises(StateError):
+        await engine.dial()
     record = store.read_record(place.image, ImageManifest)
     without = tuple(program for program in record.programs if program.name != "runc")
     store.write_record(place.image, msgspec.structs.replace(record, programs=without))
@@ -149,26 +131,12 @@ async def test_a_machine_that_is_killed_boots_with_every_image_unless_a_program_
     assert (caught.value.code, "runc is missing" in caught.value.message) == ("image.program", True)
     assert "atoll image build --force engine" in caught.value.hint
     store.write_record(place.image, record)
-    await engine.ensure_ready(LIMIT)
+    other = composing.engine(engine_config)
+    await asyncio.gather(engine.ensure_ready(LIMIT), other.ensure_ready(LIMIT), engine.ensure_ready(LIMIT))
+    assert await api.get(await other.dial(), "/_ping") == b"OK"
+    await other.close()
+    found = await engine.status()
+    assert (found.phase, found.ready, found.pending) == ("running", True, False)
     assert await images(engine) == before
     name = await create(engine, "/usr/bin/sh", "-c", "exit 7", Image="fresh")
     assert msgspec.json.decode(await ask(engine, "POST", f"/containers/{name}/wait"))["StatusCode"] == 7
-
-
-async def test_an_engine_that_cannot_start_is_told_with_its_own_words_and_can_be_reset(engine, config):
-    await engine.ensure_ready(LIMIT)
-    await engine.stop()
-    assert (await engine.status()).phase == "stopped"
-    with pytest.raises(StateError):
-        await engine.dial()
-    wrong = Engine(EngineSettings(disk=4 << 30, daemon={"log-level": "shouting"}), config=config)
-    with pytest.raises(EngineError) as caught:
-        await wrong.ensure_ready(LIMIT)
-    assert caught.value.code == "engine.dockerd"
-    assert "shouting" in caught.value.detail
-    place = wrong._machine.find().place
-    await wrong.reset()
-    assert (await wrong.status()).phase == "absent"
-    await wrong.close()
-    await until(lambda: not processes_at(place.directory), what="something of it still runs")
-    assert not place.directory.exists()

@@ -13,24 +13,21 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builds import take_image
 from dockers import registry
-from machines import kill_all_at, until
+from machines import until
+from msgspec.structs import replace
 from programs import packaged
 from registries import authority, proxy, upload
 
-from atoll.config import load
-from atoll.containers import api
-from atoll.containers.engine import IMAGE, NAME, Engine
+from atoll.containers import api, composing
+from atoll.containers.engine import NAME, Engine
 from atoll.containers.guest import _emulation
 from atoll.containers.mounts import Unshared
 from atoll.containers.ports import Ports
-from atoll.containers.settings import EngineSettings, Proxy
+from atoll.containers.settings import Proxy
 from atoll.errors import ConfigError
 from atoll.events import Warned
 from atoll.image.foreign import FOREIGN, PLATFORMS, interpreter
-from atoll.machine.spec import Share
-from atoll.paths import Paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
 
@@ -42,28 +39,12 @@ OTHER = FOREIGN[NATIVE]
 LONG = ("/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done")
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory, paths):
-    place = tmp_path_factory.mktemp("host")
-    take_image(paths, Paths(data=place, cache=paths.cache), IMAGE)
-    (place / "shared").mkdir()
-    yield place
-    kill_all_at(place)
-
-
-@pytest.fixture(scope="module")
-def config(home, paths):
-    return load({"data_dir": home, "cache_dir": paths.cache, "accel": "tcg"}, environment={}, files=()).config
-
-
 @pytest.fixture
-def made(config, home):
+def made(engine_config):
     """Makes the engine with other settings."""
 
     def make(**wishes):
-        share = Share(str(home / "shared"), str(home / "shared"))
-        settings = {"disk": 4 << 30, "memory": 1 << 30, "shares": (share,), **wishes}
-        return Engine(EngineSettings(**settings), config=config)
+        return Engine(replace(composing.engine_settings(engine_config), **wishes), config=engine_config)
 
     return make
 
@@ -72,8 +53,8 @@ def made(config, home):
 async def engine(made, paths):
     one = made()
     await one.ensure_ready(LIMIT)
-    if not await tags(one):
-        path = "/images/create?fromSrc=-&repo=tiny"
+    if "small:latest" not in await tags(one):
+        path = "/images/create?fromSrc=-&repo=small"
         busybox = packaged(paths, "busybox-static")
         await ask(
             one, "POST", path, archive(sh=busybox, cat=busybox, sleep=busybox), kind="application/x-tar"
@@ -98,7 +79,7 @@ async def ask(engine, method, path, body=None, **options):
     return await api.call(await engine.connected(), method, path, data, **options)
 
 
-async def begin(engine, *command, image="tiny", platform="", network="none", **host):
+async def begin(engine, *command, image="small", platform="", network="none", **host):
     wanted = {"Image": image, "Cmd": list(command), "HostConfig": {"NetworkMode": network, **host}}
     created = await ask(engine, "POST", f"/containers/create?platform={platform}", wanted)
     name = json.loads(created)["Id"]
@@ -148,8 +129,9 @@ async def test_a_program_of_the_other_architecture_runs_and_says_what_is_missing
     assert (await run())[0] == 7
 
 
-async def test_a_shared_directory_is_the_hosts_and_any_other_is_told_of(engine, home):
-    shared, other = home / "shared", home / "other"
+async def test_a_shared_directory_is_the_hosts_and_any_other_is_told_of(engine, engine_config):
+    [shared] = engine_config.docker_shares
+    other = shared.with_name("other")
     (shared / "in").write_text("of the host\n")
     (shared / "link").symlink_to("in")
     script = "cat link; echo guest > out; sh -c 'cat /proc/self/mounts' > mounts; : > mine"

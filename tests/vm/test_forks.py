@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+from msgspec.structs import replace
 
 import atoll
 from atoll import aio
@@ -212,12 +213,13 @@ async def test_a_pool_whose_sandboxes_cannot_be_made_says_so_and_ends(config):
             told.set()
 
     told = asyncio.Event()
-    async with aio.Pool("nonsuch", size=1, config=config, on_event=on_event) as pool:
+    nowhere = replace(config, default_registry="localhost:1")
+    async with aio.Pool("nonsuch", size=1, config=nowhere, on_event=on_event) as pool:
         async with asyncio.timeout(60):
             await told.wait()
-        with pytest.raises(atoll.ImageError):
+        with pytest.raises(atoll.RegistryError):
             await pool.claim()
-    assert "nonsuch" in warnings[0]
+    assert "localhost:1" in warnings[0]
 
 
 def test_pools_and_forks_without_an_event_loop(config):

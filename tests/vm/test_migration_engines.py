@@ -11,11 +11,12 @@ import tarfile
 import pytest
 from builds import take_image
 from machines import kill_all_at, until
-from test_engine import IMAGE, LIMIT, PACK
+from test_engine import LIMIT, PACK
 
 from atoll import store
 from atoll.config import load
 from atoll.containers import composing, launching
+from atoll.containers.engine import IMAGE
 from atoll.containers.listener import Timing
 from atoll.containers.migration import inventory
 from atoll.containers.migration.digests import TreeDigest
@@ -27,14 +28,11 @@ pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def homes(tmp_path_factory, paths):
-    place = tmp_path_factory.mktemp("migration")
-    made = [place / "a", place / "b"]
-    for home in made:
-        take_image(paths, Paths(data=home, cache=paths.cache), IMAGE)
-    yield made
-    for home in made:
-        kill_all_at(home)
+def homes(engine_config, tmp_path_factory, paths):
+    target = tmp_path_factory.mktemp("migration")
+    take_image(paths, Paths(data=target, cache=paths.cache), IMAGE)
+    yield [engine_config.data_dir, target]
+    kill_all_at(target)
 
 
 @pytest.fixture
@@ -55,8 +53,8 @@ async def engines(homes, paths):
     yield made
     for engine, config in zip(made, configs, strict=True):
         await launching.stop(config.paths.docker, grace=0.0)
-        await engine.reset()
         await engine.close()
+    await made[1].reset()
 
 
 def odd_files():
@@ -85,7 +83,9 @@ def odd_files():
 
 
 async def fill(remote, archive):
-    """Have the source hold some of everything."""
+    """Have the source hold some of everything, and nothing of other tests."""
+    await remote.ask("POST", "/containers/prune")
+    await remote.ask("POST", "/images/prune", params={"filters": '{"dangling": ["false"]}'})
     made = await remote.ask(
         "POST", "/images/create", params={"fromSrc": "-", "repo": "tiny", "tag": "1"}, body=archive
     )

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -238,6 +239,7 @@ def test_one_that_was_made_elsewhere_is_refused(shelf, kept, cause):
     manifest = replace(first.manifest, name=f"from-another-{cause}", **{cause: "another"})
     place = shelf.paths.snapshot(f"staged-{cause}")
     place.directory.mkdir()
+    shutil.copy(first.place.vm, place.vm)
     made = catalog.seal(shelf.paths, place, manifest)
     try:
         with pytest.raises(StateError) as caught:

@@ -25,7 +25,7 @@ from atoll.errors import AtollError
 from atoll.hypervisor import confinement
 from atoll.paths import Paths
 
-COUNT = int(os.environ.get("SOAK", "30"))
+COUNT = int(os.environ.get("SOAK", "12"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 
 #: How many are at work at once.

@@ -10,6 +10,7 @@ from atoll.blocking.capture import Capture
 from atoll.blocking.core import Closing, blocking, connecting, made_from, opening
 from atoll.blocking.files import Files
 from atoll.blocking.processes import Exposed, Process
+from atoll.vm.network.attachment import PortState
 
 __all__ = ["Pool", "Sandbox"]
 
@@ -23,6 +24,8 @@ class Sandbox(Closing):
     open = blocking(aio.Sandbox.open)
     close = blocking(aio.Sandbox.close)
     run = blocking(aio.Sandbox.run)
+    run_image = blocking(aio.Sandbox.run_image)
+    start_image = opening(aio.Sandbox.start_image, Process)
     start = opening(aio.Sandbox.start, Process)
     start_process = opening(aio.Sandbox.start_process, Process)
     attach = opening(aio.Sandbox.attach, Process)
@@ -47,6 +50,11 @@ class Sandbox(Closing):
     def labels(self) -> dict[str, str]:
         """What the program keeps with it."""
         return self._async.labels
+
+    @property
+    def published(self) -> tuple[PortState, ...]:
+        """The ports of this host that were asked for and lead to it, once it is open."""
+        return self._async.published
 
     @property
     def files(self) -> Files:

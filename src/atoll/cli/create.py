@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from atoll.cli.options import (
     add_ca_option,
@@ -33,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     root.add_argument("--rootfs", metavar="FILE", help="a tarball of a root, imported first")
     add_vm_options(parser)
     parser.add_argument("--disk", default="16G", metavar="SIZE", help="what it may write (default 16G)")
-    parser.add_argument("--init", choices=("systemd", "minimal"), help="process 1 (default systemd)")
+    parser.add_argument(
+        "--init", choices=("systemd", "minimal"), help="process 1 (default systemd where the image has it)"
+    )
     parser.add_argument(
         "--user", "-u", default="", metavar="USER", help="who runs commands; made at the first start"
     )
@@ -93,13 +94,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     image = arguments.image
     if arguments.rootfs is not None:
-        from atoll.image import catalog
+        from atoll.cli.image_looking import wanted_platform
+        from atoll.image.local.importing import bring
         from atoll.machine import registry
 
         if registry.exists(config.paths, check_name(arguments.name)):  # before a root is read for nothing
             raise registry.taken(arguments.name)
-        root = Path(arguments.rootfs)
-        image = catalog.import_rootfs(config.paths, root, arguments.name, emit=emit).manifest.name
+        image = bring(
+            config.paths,
+            arguments.rootfs,
+            arguments.name,
+            platform=wanted_platform(config),
+            default=config.default_registry,
+            emit=emit,
+        ).manifest.name
     mounts, workdir = list(arguments.mount), arguments.workdir
     if arguments.here:
         here = os.getcwd()
@@ -113,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         distro=arguments.distro,
         image=image,
         disk=parse_disk(arguments.disk),
-        init=arguments.init or ("minimal" if arguments.rootfs else "systemd"),
+        init=arguments.init or ("minimal" if arguments.rootfs else ""),
         user=arguments.user,
         env=parse_environment(arguments.env),
         workdir=workdir,

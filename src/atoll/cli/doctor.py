@@ -19,8 +19,10 @@ from atoll.config import Config
 from atoll.errors import AtollError
 from atoll.events import Emit
 from atoll.hypervisor import confinement
+from atoll.hypervisor.model import parse_architecture
 from atoll.hypervisor.qemu.host import inspect_host
-from atoll.image import catalog, kernel
+from atoll.image import catalog, emulation, kernel
+from atoll.image.foreign import FOREIGN, PLATFORMS
 from atoll.vm import accelerator, serving
 from atoll.vm.network import catalog as networks
 from atoll.vm.network.catalog import Activity
@@ -96,6 +98,25 @@ def _check_programs(_: Config) -> Iterator[Check]:
     if process.find("setpriv") is None:
         finding = "not installed; a VM outlives a killed program until its guest notices"
         yield Check("setpriv", Outcome.NOTE, finding, "apt install util-linux")
+
+
+def _check_platforms(config: Config) -> Iterator[Check]:
+    """Only images of another platform need it."""
+    native = runtime.host_architecture()
+    foreign = parse_architecture(FOREIGN[native])
+    platform = PLATFORMS[foreign]
+    program = emulation.find(config.paths, foreign, native)
+    if program is not None:
+        yield Check("emulation", Outcome.OK, f"programs of {platform} run by {program}")
+    else:
+        error = emulation.missing(foreign)
+        yield Check("emulation", Outcome.NOTE, error.message, error.hint)
+    try:
+        whole = inspect_host(foreign, config.cache_dir)
+    except AtollError as error:
+        yield Check("emulation", Outcome.NOTE, f"no whole VMs of {platform}: {error.message}", error.hint)
+    else:
+        yield Check("emulation", Outcome.OK, f"whole VMs of {platform} run by QEMU {whole.version}")
 
 
 def _check_shares(_: Config) -> Iterator[Check]:
@@ -177,6 +198,7 @@ _CHECKS = (
     _check_atoll,
     _check_qemu,
     _check_programs,
+    _check_platforms,
     _check_shares,
     _check_networks,
     _check_cgroups,

@@ -5,23 +5,22 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from atoll.cli.options import add_json
+from atoll.cli.image_looking import wanted_platform
+from atoll.cli.options import add_json, add_platform
 from atoll.cli.output import listener, print_json, quoted, size
 from atoll.config import Config
 
 if TYPE_CHECKING:
-    from atoll.image.oci.documents import Platform
+    pass
 
 __all__ = ["configure", "inspect_remote"]
-
-_PLATFORM = "which of several platforms, as linux/arm64; this host's by default"
 
 
 def configure(commands: Any) -> None:
     """Add the actions."""
     pull = commands.add_parser("pull", help="have an image of a registry here")
     pull.add_argument("image", metavar="REFERENCE", help="such as python:3.12-slim, HOST/NAME@sha256:...")
-    pull.add_argument("--platform", help=_PLATFORM)
+    add_platform(pull)
     _add_quiet(pull)
     add_json(pull, "events and the manifest")
     pull.set_defaults(act=_pull)
@@ -29,7 +28,7 @@ def configure(commands: Any) -> None:
     push.add_argument("image", help="an image that is here")
     push.add_argument("reference", nargs="?", metavar="REFERENCE", help="default: the image's own name")
     push.add_argument("--tag", action="append", default=[], metavar="TAG", help="a further tag; repeatable")
-    push.add_argument("--platform", help=_PLATFORM)
+    add_platform(push)
     _add_quiet(push)
     add_json(push, "events and the result")
     push.set_defaults(act=_push)
@@ -47,7 +46,7 @@ def _pull(arguments: argparse.Namespace, config: Config) -> int:
     from atoll.image.registry.carrying import pull
 
     emit = listener(json=arguments.json, quiet=arguments.quiet)
-    image = pull(config, arguments.image, _platform(arguments), emit=emit)
+    image = pull(config, arguments.image, wanted_platform(config), emit=emit)
     origin = image.manifest.origin
     digest = origin.manifest if origin is not None else ""
     if arguments.json:
@@ -64,7 +63,7 @@ def _push(arguments: argparse.Namespace, config: Config) -> int:
         config,
         arguments.image,
         arguments.reference or arguments.image,
-        platform=_platform(arguments),
+        platform=wanted_platform(config),
         tags=arguments.tag,
         emit=listener(json=arguments.json, quiet=arguments.quiet),
     )
@@ -98,7 +97,7 @@ def inspect_remote(arguments: argparse.Namespace, config: Config) -> int:
     reference = parse(arguments.image, default=config.default_registry)
     found = inspect(
         reference,
-        _platform(arguments),
+        wanted_platform(config),
         registries=config.registries,
         emit=listener(json=arguments.json),
     )
@@ -115,11 +114,3 @@ def inspect_remote(arguments: argparse.Namespace, config: Config) -> int:
     if found.platforms:
         print(f"platforms     {quoted(', '.join(found.platforms))}")
     return 0
-
-
-def _platform(arguments: argparse.Namespace) -> Platform:
-    from atoll.image.kernel import host_architecture
-    from atoll.image.oci.documents import parse_platform, platform_of
-
-    wanted = arguments.platform
-    return parse_platform(wanted) if wanted else platform_of(host_architecture())

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from atoll.cli.options import add_json
+from atoll.cli.image_looking import find, wanted_platform
+from atoll.cli.options import add_json, add_platform
 from atoll.cli.output import listener, print_json, size
 from atoll.config import Config
 from atoll.errors import UsageError
@@ -30,7 +31,7 @@ def configure(commands: Any) -> None:
     )
     importing.add_argument("image", metavar="NAME[:TAG]")
     importing.add_argument("--name", default="", help="which image of an archive that has several")
-    importing.add_argument("--platform", help="which of several platforms, as linux/arm64")
+    add_platform(importing)
     importing.add_argument("--verbose", "-v", action="store_true", help="show the programs that are run")
     add_json(importing, "events and the result")
     importing.set_defaults(act=_import)
@@ -43,7 +44,7 @@ def configure(commands: Any) -> None:
         "--format", choices=_FORMS, default="oci", help="a layout as a tar, for `docker load`, or a directory"
     )
     exporting.add_argument("--compression", choices=_COMPRESSIONS, help="of the layers (gzip; docker: none)")
-    exporting.add_argument("--platform", help="that of the image, if not this host's")
+    add_platform(exporting)
     exporting.set_defaults(act=_export)
 
     commit = commands.add_parser("commit", help="make an image of a machine, running or not")
@@ -85,16 +86,13 @@ def _commit(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _import(arguments: argparse.Namespace, config: Config) -> int:
-    from atoll.image.kernel import host_architecture
     from atoll.image.local.importing import bring
-    from atoll.image.oci.documents import parse_platform, platform_of
 
-    wanted = arguments.platform
     image = bring(
         config.paths,
         arguments.place,
         arguments.image,
-        platform=parse_platform(wanted) if wanted else platform_of(host_architecture()),
+        platform=wanted_platform(config),
         pick=arguments.name,
         default=config.default_registry,
         emit=listener(json=arguments.json, verbose=arguments.verbose),
@@ -107,25 +105,17 @@ def _import(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _export(arguments: argparse.Namespace, config: Config) -> int:
-    from atoll.image import catalog
-    from atoll.image.architectures import PACKAGED
-    from atoll.image.kernel import host_architecture
     from atoll.image.local.exporting import export
-    from atoll.image.oci.documents import parse_platform
     from atoll.image.oci.offering import offer
     from atoll.image.oci.reference import parse
 
-    architecture = host_architecture()
-    if arguments.platform:
-        packaged = parse_platform(arguments.platform).architecture
-        architecture = next(name for name, other in PACKAGED.items() if other == packaged)
-    default = config.default_registry
-    image = catalog.find(config.paths, arguments.image, architecture=architecture, default=default)
+    image = find(config, arguments.image)
+    name = str(parse(arguments.image, default=config.default_registry).tagged())
     digest = export(
         offer(image),
         _output(arguments),
         form=arguments.format,
-        names=(str(parse(arguments.image, default=default).tagged()),),
+        names=(name,),
         layers=arguments.compression,
         emit=listener(),
     )

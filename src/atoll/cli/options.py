@@ -17,7 +17,9 @@ __all__ = [
     "add_egress_option",
     "add_json",
     "add_network_option",
+    "add_platform",
     "add_port_options",
+    "add_publish_option",
     "add_reverse_option",
     "add_vm_options",
     "auto_ports",
@@ -28,7 +30,7 @@ __all__ = [
 #: What ``--network`` can be beside a network's name.
 NETWORK_KINDS = ("own", "slirp", "none")
 
-_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold", "ca")
+_VM_OPTIONS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "cold", "ca", "platform", "full")
 
 
 def add_vm_options(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +39,13 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", "-m", metavar="SIZE", help="memory, such as 512M or 2G (default 512M)")
     parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="accelerator (default auto)")
     parser.add_argument("--kernel", metavar="PATH", help="kernel to boot instead of Debian's cloud kernel")
+    add_platform(parser)
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        default=None,
+        help="for another platform run a whole VM of it, instead of emulating its programs alone",
+    )
     parser.add_argument("--boot-timeout", metavar="SECONDS", help="time in which the guest must be up")
 
 
@@ -118,6 +127,13 @@ def add_vsock_options(parser: argparse.ArgumentParser) -> None:
 
 def add_port_options(parser: argparse.ArgumentParser) -> None:
     """What is said of ports."""
+    add_publish_option(parser)
+    add_reverse_option(parser)
+    add_auto_ports_options(parser)
+
+
+def add_publish_option(parser: argparse.ArgumentParser) -> None:
+    """Ports of this host that lead to the guest."""
     parser.add_argument(
         "--publish",
         "-p",
@@ -126,8 +142,6 @@ def add_port_options(parser: argparse.ArgumentParser) -> None:
         metavar="[ADDRESS:]HOST[:GUEST][/udp]",
         help="forward a port, or unix:PATH:GUEST; see `atoll port`",
     )
-    add_reverse_option(parser)
-    add_auto_ports_options(parser)
 
 
 def add_reverse_option(parser: argparse.ArgumentParser) -> None:
@@ -186,3 +200,10 @@ def parse_environment(items: Sequence[str]) -> dict[str, str]:
             value = os.environ[name]
         variables[name] = value
     return variables
+
+
+def add_platform(parser: argparse.ArgumentParser) -> None:
+    """Add ``--platform`` to a command that is about images."""
+    parser.add_argument(
+        "--platform", metavar="PLATFORM", help="of the image, as linux/arm64 (default this host's)"
+    )

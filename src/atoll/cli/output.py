@@ -108,6 +108,8 @@ class _Progress:
                 self._end(event)
             case events.Warned():
                 self._say(f"warning: {event.message}" + (f" ({event.hint})" if event.hint else ""))
+            case events.PortPublished():
+                self._say(f"{event.vm}: port {event.port} is {event.host} here")
             case events.AutoPortOpened():
                 self._say(f"{event.vm}: port {event.port} is {event.host} here")
             case _ if self._verbose:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll import runtime
 from atoll.cli.options import (
@@ -15,6 +15,7 @@ from atoll.cli.options import (
     add_ca_option,
     add_egress_option,
     add_network_option,
+    add_publish_option,
     add_vm_options,
     add_vsock_options,
     auto_ports,
@@ -25,8 +26,12 @@ from atoll.cli.output import JsonLines, listener
 from atoll.config import Config, NetworkKind
 from atoll.errors import UsageError
 from atoll.events import Emit
+from atoll.image.oci.runconfig import RunConfig
 from atoll.vm.network.egress import parse_egress, require_own
 from atoll.vm.spawning import Spawned
+
+if TYPE_CHECKING:
+    from atoll.sandbox.volumes import Wanted
 
 __all__ = ["configure", "run", "seconds"]
 
@@ -40,6 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_network_option(parser, default=False)
     add_egress_option(parser)
+    add_publish_option(parser)
+    parser.add_argument(
+        "--publish-all", "-P", action="store_true", help="forward a free port to each that the image exposes"
+    )
     add_auto_ports_options(parser)
     add_ca_option(parser)
     add_vsock_options(parser)
@@ -56,10 +65,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="go on from this snapshot of a sandbox; then no IMAGE is named",
     )
     parser.add_argument(
+        "--volume",
+        "-v",
+        action="append",
+        default=[],
+        metavar="HOST:GUEST[:ro]",
+        help="share a directory of the host; GUEST alone is an empty one of its own",
+    )
+    parser.add_argument(
+        "--entrypoint", metavar="PROGRAM", help="run this instead of the image's entrypoint; '' for none"
+    )
+    parser.add_argument(
         "--env", "-e", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable"
     )
     parser.add_argument("--workdir", "-w", metavar="DIR", help="directory in which the command starts")
-    parser.add_argument("--user", "-u", metavar="USER[:GROUP]", help="who runs the command (default root)")
+    parser.add_argument(
+        "--user", "-u", metavar="USER[:GROUP]", help="who runs the command (default the image's)"
+    )
+    parser.add_argument(
+        "--stop-timeout",
+        default="10",
+        metavar="SECONDS",
+        help="time for what an image runs to end when it is asked to (default 10)",
+    )
     parser.add_argument(
         "--timeout", metavar="SECONDS", help="end the command after this time, with status 124"
     )
@@ -69,67 +97,100 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     terminal.add_argument("--no-tty", "-T", action="store_false", dest="tty", help="give it pipes")
     parser.add_argument("--json", action="store_true", help="print events and output as JSON lines")
-    parser.add_argument("--verbose", "-v", action="store_true", help="show the stages and their times")
+    parser.add_argument("--verbose", action="store_true", help="show the stages and their times")
     parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
     parser.add_argument("image", nargs="?", metavar="IMAGE", help="such as debian, or debian:bookworm")
     parser.add_argument(
-        "argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="default: the image's shell"
+        "argv", nargs=argparse.REMAINDER, metavar="COMMAND", help="default: what the image says, or its shell"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Boot, run, remove; the command's exit status, or 128 plus the signal that ended it."""
     config = resolve(arguments).config
-    timeout = seconds(arguments.timeout)
+    timeout, grace = seconds(arguments.timeout), seconds(arguments.stop_timeout, "stop-timeout")
     environment = parse_environment(arguments.env)
     emit = listener(json=arguments.json, verbose=arguments.verbose, quiet=arguments.quiet)
-    vsock = _vsock(arguments)
-    spawned = _spawned(arguments, config, vsock, emit)
+    vsock, volumes = _vsock(arguments), _volumes(arguments)
+    spawned = _spawned(arguments, config, vsock, volumes, emit)
     # The guest boots from here on, while the event loop and all that needs it are loaded.
     import asyncio
 
     from atoll.cli.session import Session
-    from atoll.image import catalog
     from atoll.sandbox.sandbox import Sandbox
 
     tty = arguments.tty
     if tty is None:
         tty = os.isatty(0) and os.isatty(1) and not arguments.json
-    box = Sandbox(
-        arguments.image or "",
-        env=environment,
-        workdir=arguments.workdir,
-        user=arguments.user,
-        network=arguments.network,
-        egress=arguments.egress or None,
-        auto_ports=auto_ports(arguments),
-        auto_ports_deny=arguments.auto_ports_deny,
-        **vsock,
-        config=config,
-        on_event=emit,
-        spawned=spawned,
+    try:
+        words, stop = _planned(arguments, spawned)
+        box = Sandbox(
+            arguments.image or "",
+            env=environment,
+            workdir=arguments.workdir,
+            user=arguments.user,
+            network=arguments.network,
+            egress=arguments.egress or None,
+            auto_ports=auto_ports(arguments),
+            auto_ports_deny=arguments.auto_ports_deny,
+            volumes=arguments.volume,
+            ports=arguments.publish,
+            publish_all=arguments.publish_all,
+            **vsock,
+            config=config,
+            on_event=emit,
+            spawned=spawned,
+        )
+    except BaseException:
+        spawned.discard()
+        raise
+    session = Session(
+        box=box,
+        begin=box.open,
+        argv=words,
+        tty=bool(tty),
+        events=emit if isinstance(emit, JsonLines) else None,
+        timeout=timeout,
+        stop=stop,
+        grace=grace if spawned.run is not None else None,
     )
-    events = emit if isinstance(emit, JsonLines) else None
-    image, command = arguments.image, tuple(arguments.argv)
-    if (
-        arguments.template is not None or arguments.sandbox_snapshot is not None
-    ):  # then what stands where the image would is the command's first word
-        image, command = "", tuple(word for word in (image, *command) if word is not None)
-        command = command or ("/bin/sh",)
-    command = command or (catalog.find(config.paths, image).manifest.shell,)
-    session = Session(box=box, begin=box.open, argv=command, tty=bool(tty), events=events, timeout=timeout)
     return asyncio.run(session.run())
 
 
-def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any], emit: Emit) -> Spawned:
+def _planned(arguments: argparse.Namespace, spawned: Spawned) -> tuple[tuple[str, ...], int | None]:
+    """What is run, and the signal that asks it to end; None for whichever this process gets.
+
+    Raises:
+        ImageError: ``image.command``: there is nothing to run; ``image.config``: that is no signal.
+    """
+    from atoll.image.oci.command import stop_signal_of, words_of
+
+    said = tuple(arguments.argv)
+    if arguments.template is not None or arguments.sandbox_snapshot is not None:
+        # What stands where the image would is the command's first word.
+        said = tuple(word for word in (arguments.image, *said) if word is not None)
+    run = spawned.run or RunConfig()
+    words = words_of(run, said, arguments.entrypoint, spawned.shell)
+    return words, stop_signal_of(run) if run.stop_signal else None
+
+
+def _spawned(
+    arguments: argparse.Namespace,
+    config: Config,
+    vsock: dict[str, Any],
+    volumes: Wanted | None,
+    emit: Emit,
+) -> Spawned:
     """The VM, on its way up."""
     name = runtime.new_name()
     wish, lan = runtime.named_network(config, arguments.network)
     fixed: dict[str, object] = {
-        option: getattr(arguments, option) for option in ("cpus", "accel", "kernel", "cold")
+        option: getattr(arguments, option)
+        for option in ("cpus", "accel", "kernel", "cold", "platform", "full")
     }
     network = runtime.choose_network(config, wish=wish)
     fixed["network"] = None if network is NetworkKind.NONE or lan else network
+    fixed["volumes"] = volumes.shares if volumes is not None and volumes.shares else None
     egress = parse_egress(arguments.egress)
     if arguments.sandbox_snapshot is not None:
         from atoll.sandbox import reviving, warm
@@ -148,24 +209,28 @@ def _spawned(arguments: argparse.Namespace, config: Config, vsock: dict[str, Any
         hint = "such as `atoll run debian`; `atoll image ls` lists those that are here"
         raise UsageError("no image is named", code="arguments", hint=hint)
     require_own(egress, network)
-    if not vsock:
-        return runtime.launch(
-            config, name, arguments.image, network=network, lan=lan, egress=egress, emit=emit
-        )
-    from atoll.sandbox.vsock import parse
+    special: dict[str, Any] = {}
+    if vsock or volumes is not None:
+        from atoll.sandbox.volumes import shaping
+        from atoll.sandbox.vsock import parse
 
-    wanted = parse(**vsock)
+        special = shaping(parse(**vsock) if vsock else None, volumes)
     return runtime.launch(
-        config,
-        name,
-        arguments.image,
-        network=network,
-        lan=lan,
-        egress=egress,
-        devices=wanted.devices,
-        shaped=wanted.shaped,
-        emit=emit,
+        config, name, arguments.image, network=network, lan=lan, egress=egress, emit=emit, **special
     )
+
+
+def _volumes(arguments: argparse.Namespace) -> Wanted | None:
+    """What is said of volumes; None by default. Raises ``UsageError``: ``usage.mount``."""
+    if not arguments.volume:
+        return None
+    for text in arguments.volume:
+        if not {"/", ":"} & set(text):
+            hint = "write HOST:GUEST; the stages are shown by --verbose"
+            raise UsageError(f"-v {text}: no volume", code="mount", hint=hint)
+    from atoll.sandbox.volumes import parse
+
+    return parse(arguments.volume)
 
 
 def _vsock(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -185,7 +250,7 @@ def _vsock(arguments: argparse.Namespace) -> dict[str, Any]:
     return wanted
 
 
-def seconds(text: str | None) -> float | None:
+def seconds(text: str | None, option: str = "timeout") -> float | None:
     """The limit for a command. Raises ``UsageError``."""
     if text is None:
         return None
@@ -195,6 +260,6 @@ def seconds(text: str | None) -> float | None:
         limit = 0.0
     if not 0 < limit < float("inf"):
         raise UsageError(
-            f"--timeout {text}: no time", code="timeout", hint="write seconds, such as 30 or 0.5"
+            f"--{option} {text}: no time", code="timeout", hint="write seconds, such as 30 or 0.5"
         )
     return limit

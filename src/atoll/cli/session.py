@@ -27,6 +27,9 @@ __all__ = ["Session"]
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
+#: Of these a command is asked to end by what its image has for that.
+_ASKING = {signal.SIGINT, signal.SIGTERM}
+
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 #: So many signals to end, and the VM is removed whatever the command does.
@@ -44,6 +47,9 @@ class Session:
         tty: give it a terminal of this one's size.
         events: print output as events, through this; None to print it as it is.
         timeout: seconds after which it is ended.
+        stop: what the command gets in the place of a signal that asks this process to end, if it has no
+            terminal; None for that signal itself.
+        grace: seconds after such a signal until the VM is removed whatever the command does; None for no end.
     """
 
     box: Commands
@@ -52,6 +58,8 @@ class Session:
     tty: bool
     events: JsonLines | None
     timeout: float | None
+    stop: int | None = None
+    grace: float | None = None
     _execution: Execution | None = field(default=None, init=False)
     _task: asyncio.Task[int] | None = field(default=None, init=False)
     _stopped_by: int = field(default=0, init=False)
@@ -136,11 +144,18 @@ class Session:
         """Pass it on to the command; before there is one, and for those who insist, stop."""
         self._signals += number in _ENDING
         if self._execution is None or self._signals >= _INSISTENT:
-            self._stopped_by = number
-            assert self._task is not None
-            self._task.cancel()
-        else:
-            _in_background(self._execution.signal(number))
+            self._give_up(number)
+            return
+        asked = number in _ASKING and not self.tty
+        if asked and self.grace is not None and self._signals == 1:
+            asyncio.get_running_loop().call_later(self.grace, self._give_up, number)
+        _in_background(self._execution.signal(self.stop or number if asked else number))
+
+    def _give_up(self, number: int) -> None:
+        """Remove the VM, whatever the command does."""
+        self._stopped_by = number
+        assert self._task is not None
+        self._task.cancel()
 
     def _on_resize(self) -> None:
         if self._execution is not None:

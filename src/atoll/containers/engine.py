@@ -105,7 +105,9 @@ class Engine:
     ) -> None:
         self.settings = settings or EngineSettings()
         self._renew = renew
-        self._config = load().config if config is None else config
+        # Its image is Atoll's own, whatever platform others shall be of.
+        given = load().config if config is None else config
+        self._config = override(given, {"platform": "", "full": False})
         self._emit = on_event
         self._machine = OwnMachine(NAME, config=self._config, on_event=on_event)
 

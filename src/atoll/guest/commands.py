@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from atoll.errors import AtollError, ChannelError, CommandTimeoutError, GuestError, UsageError, innermost
 from atoll.events import Emit, ExecutionEnded, ExecutionStarted
 from atoll.guest.agent import Agent
@@ -21,10 +23,28 @@ from atoll.guest.messages import ExecStart, ExecutionState, Exit, Info, Terminal
 from atoll.guest.opening import Closing, opening
 from atoll.guest.result import Result
 
-__all__ = ["Commands", "feed"]
+__all__ = ["Commands", "Defaults", "feed"]
 
 #: Seconds between SIGTERM and SIGKILL for a command that ran past its time.
 _GRACE = 2.0
+
+
+class Defaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What commands get where nobody says anything else: what their image says.
+
+    Attributes:
+        env: variables.
+        workdir: directory in which they start; None for their user's home.
+        user: who runs them; None for root.
+        container: they are started as engines of containers start them.
+        stop_signal: what asks one of them to end, if the image started it.
+    """
+
+    env: dict[str, str] = {}
+    workdir: str | None = None
+    user: str | None = None
+    container: bool = False
+    stop_signal: int = signal.SIGTERM
 
 
 class Commands(Closing):
@@ -54,6 +74,7 @@ class Commands(Closing):
         self._workdir = workdir
         self._user = user
         self._timeout = timeout
+        self._defaults = Defaults()
         self._executions = 0
         self._prefix = f"x{os.urandom(4).hex()}-"  # others may run commands in the same guest
 
@@ -71,7 +92,12 @@ class Commands(Closing):
     @property
     def files(self) -> Files:
         """The files of the guest, for whoever runs commands and from where they start."""
-        return Files(Access(self._agent, self._explain, lambda: (self._user, self._workdir)))
+        return Files(Access(self._agent, self._explain, self._actor))
+
+    def _actor(self) -> tuple[str | None, str | None]:
+        """Who does what nobody else is named for, and where that begins."""
+        defaults = self._defaults
+        return self._user or defaults.user, self._workdir or defaults.workdir
 
     async def _agent(self) -> Agent:
         await self._reach()
@@ -222,8 +248,17 @@ class Commands(Closing):
         hint = "it was released, or ended with the client that started it"
         raise GuestError(f"no process {process}", reason="not_found", hint=hint)
 
-    def _held(self, execution: Execution, pid: int, *, takes_input: bool) -> Process:
-        return Process(execution, pid, takes_input=takes_input, explain=self._explain, on_end=self._tell_end)
+    def _held(
+        self, execution: Execution, pid: int, *, takes_input: bool, stop_signal: int = signal.SIGTERM
+    ) -> Process:
+        return Process(
+            execution,
+            pid,
+            takes_input=takes_input,
+            explain=self._explain,
+            on_end=self._tell_end,
+            stop_signal=stop_signal,
+        )
 
     def _tell_end(self, execution: Execution, end: Exit) -> None:
         self._emit(
@@ -264,16 +299,18 @@ class Commands(Closing):
             raise UsageError("a command is a list of program and arguments", code="argv", hint=hint)
         await self._reach()
         self._executions += 1
-        variables = {**self._env, **(env or {})}
-        place = cwd or self._workdir
+        variables = {**self._defaults.env, **self._env, **(env or {})}
+        actor, directory = self._actor()
+        place = cwd or directory
         start = ExecStart(
             id=f"{self._prefix}{self._executions}",
             argv=tuple(_guest_string(item) for item in argv),
             env={_guest_string(name): _guest_string(value) for name, value in variables.items()},
             cwd=_guest_string(place) if place else None,
-            user=user or self._user,
+            user=user or actor,
             tty=tty,
             stdin=stdin,
+            container=self._defaults.container,
         )
         execution = self._reached().start(start)
         try:

@@ -355,18 +355,33 @@ def _place_error(offset: int, error: GuestError) -> GuestError:
     return error
 
 
+#: What to do about a program that execve(2) does not take.
+_EXEC_HINTS = {
+    errno.ENOENT: "check the name and the image: small ones have no shell and no common tools",
+    errno.EACCES: "check the file's permissions, and that it is no directory",
+    errno.ENOEXEC: "it is made for another architecture, or is a script without `#!` in its first line",
+}
+
+
 def _start_error(start: messages.ExecStart, error: GuestError) -> GuestError:
     """Say which command could not be started, in the words that a shell's user knows."""
     if error.reason != "os":
         return error
     program = os.fsdecode(start.argv[0])
+    said = error.message.removeprefix(f"{program}: ")
+    if error.stage == "exec" and error.errno == errno.ENOENT and "/" not in program:
+        said = f'exec: "{program}": not found in $PATH'
+    if error.stage == "interpreter":
+        said = "what runs it, a script's interpreter or a program's loader, is not in the guest"
+    hint = _EXEC_HINTS.get(error.errno, "check the command's name and the image")
     hints = {
-        "exec": "check the command's name and the image; `sh -c` runs shell syntax",
+        "exec": "`sh -c` runs shell syntax" if " " in program else hint,
+        "interpreter": "see its first line, or `ldd`; one for another C library needs its loader",
         "cwd": "choose a directory that exists in the guest with --workdir",
         "user": "choose a user that exists in the guest with --user",
     }
     return CommandError(
-        f"cannot run {program}: {error.message.removeprefix(f'{program}: ')}",
+        f"cannot run {program}: {said}",
         reason=error.stage or "exec",
         errno=error.errno,
         stage=error.stage,

@@ -31,7 +31,7 @@ from atoll.guest.file_messages import FileInfo, Records, Status
 from atoll.guest.messages import Empty
 from atoll.guest.watching import Watch
 
-__all__ = ["MAX_ENTRIES", "MAX_READ", "Access", "Files"]
+__all__ = ["MAX_ENTRIES", "MAX_READ", "Access", "Files", "as_root"]
 
 T = TypeVar("T")
 
@@ -389,6 +389,18 @@ class Files:
         if isinstance(error, ChannelError) and not isinstance(error, ProtocolError):
             return await self._access.explain(error)
         return about_file(error, path)
+
+
+def as_root(agent: Agent) -> Files:
+    """The files of a guest for Atoll itself: as root. Errors of its channel are raised as they are."""
+
+    async def reached() -> Agent:
+        return agent
+
+    async def explain(error: ChannelError) -> AtollError:
+        return error
+
+    return Files(Access(reached, explain, lambda: ("root", "/")))
 
 
 def _how(*, append: bool, exclusive: bool, in_place: bool) -> str:

@@ -183,6 +183,7 @@ class Process(Closing):
         takes_input: bool,
         explain: Callable[[ChannelError], Awaitable[AtollError]],
         on_end: Callable[[Execution, Exit], None],
+        stop_signal: int = signal.SIGTERM,
     ) -> None:
         self._execution = execution
         self._pid = pid
@@ -190,6 +191,7 @@ class Process(Closing):
         self._input_ended = False
         self._opening_input = asyncio.Lock()
         self._on_end = on_end
+        self._stop_signal = stop_signal
         self._end: Exit | None = None
         self._holder = Holder(execution.argv[0] if execution.argv else execution.id, explain)
         self._stdout = Reader(execution.stdout, self._holder)
@@ -257,8 +259,8 @@ class Process(Closing):
             await self._execution.signal(number)
 
     async def terminate(self) -> None:
-        """Ask it to end: SIGTERM. Raises as ``signal``."""
-        await self.signal(signal.SIGTERM)
+        """Ask it to end: SIGTERM, or what its image says if it is what that runs. Raises as ``signal``."""
+        await self.signal(self._stop_signal)
 
     async def kill(self) -> None:
         """End it: SIGKILL. Raises as ``signal``."""

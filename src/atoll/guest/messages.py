@@ -108,7 +108,8 @@ class CloneBegin(Request, frozen=True, tag="clone.begin"):
         mac: of its network card; empty leaves it.
         hostname: empty leaves it; ``machine_id`` likewise, 32 digits in hexadecimal.
         growth: bytes of memory that it will be given at once, by which its limits are raised.
-        root: virtio-blk serial of the root of a boot that is held; ``data`` and ``modules`` likewise.
+        root: virtio-blk serial of the root of a boot that is held; ``data``, ``modules`` and
+            ``emulator`` likewise.
         init: what becomes process 1 of that root.
         direct: directories of that root, with colons between, that lie on the data disk itself.
     """
@@ -124,6 +125,7 @@ class CloneBegin(Request, frozen=True, tag="clone.begin"):
     modules: str = ""
     init: str = ""
     direct: str = ""
+    emulator: str = ""
 
 
 class EntropyReseed(Request, frozen=True, tag="entropy.reseed"):
@@ -265,7 +267,7 @@ class TerminalSize(msgspec.Struct, frozen=True):
 
 
 class ExecStart(Request, frozen=True, tag="exec.start"):
-    """Start a command; see section 6 for the defaults."""
+    """Start a command; see section 6 for the defaults, also those of a ``container``."""
 
     id: str
     argv: tuple[str | bytes, ...]
@@ -274,6 +276,7 @@ class ExecStart(Request, frozen=True, tag="exec.start"):
     user: str | None = None
     tty: TerminalSize | None = None
     stdin: bool = False
+    container: bool = False
 
 
 class ExecStdin(Request, frozen=True, tag="exec.stdin"):

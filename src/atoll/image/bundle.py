@@ -16,7 +16,7 @@ from atoll.errors import AtollError, ImageError, StoreError
 from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.image import cpio, erofs, kernel, modindex, modules, sources
 from atoll.image.kernel import Choice, FileRecord, Kernel, KernelBundle, Origin, Pointer
-from atoll.image.recipe import CHANNEL, DATA, DEVICES, RARE, RECIPE, ROOT
+from atoll.image.recipe import CHANNEL, DATA, DEVICES, EMULATION, RARE, RECIPE, ROOT
 from atoll.paths import Paths
 
 __all__ = [
@@ -36,11 +36,15 @@ _DIRECTORIES = ("dev", "etc", "mnt", "proc", "run", "sys", "tmp")
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """The modules of an initramfs, each list in load order; ``held`` is for what clones are made of."""
+    """The modules of an initramfs, each list in load order; ``held`` is for what clones are made of.
+
+    ``emulation`` is for guests that run programs of another architecture.
+    """
 
     channel: tuple[modules.Module, ...]
     root: tuple[modules.Module, ...]
     held: tuple[modules.Module, ...]
+    emulation: tuple[modules.Module, ...] = ()
 
 
 def select(tree: modules.Tree) -> Selection:
@@ -56,13 +60,15 @@ def select(tree: modules.Tree) -> Selection:
     loaded |= {module.name for module in root}
     there = tuple(name for name in DEVICES if name in tree.modules)
     held = tuple(module for module in modules.plan(tree, there) if module.name not in loaded)
-    return Selection(channel, root, held)
+    wanted = (EMULATION,) if EMULATION in tree.modules else ()
+    emulation = tuple(module for module in modules.plan(tree, wanted) if module.name not in loaded)
+    return Selection(channel, root, held, emulation)
 
 
 def devices(tree: modules.Tree) -> dict[str, tuple[str, ...]]:
     """For each driver of a device the files to load, in order; drivers that the kernel lacks are left out."""
     found: dict[str, tuple[str, ...]] = {}
-    for name in (*DEVICES, *RARE):
+    for name in (*DEVICES, *RARE, EMULATION):
         if tree.is_builtin(name):
             found[name] = ()
         elif name in tree.modules:
@@ -74,11 +80,17 @@ def modules_part(selection: Selection, directory: Path | None) -> bytes:
     """The part of the initramfs that a new agent leaves as it is: directories, console, modules and lists."""
     entries = [cpio.directory(name) for name in _DIRECTORIES]
     entries.append(cpio.character_device("dev/console", 5, 1))
-    for module in (*selection.channel, *selection.root, *selection.held):
+    every = (*selection.channel, *selection.root, *selection.held, *selection.emulation)
+    for module in dict.fromkeys(every):
         assert directory is not None
         plain = modules.without_signature(modules.read_module(directory / module.path))
         entries.append(cpio.file(_inside(module), plain))
-    lists = {"channel": selection.channel, "root": selection.root, "held": selection.held}
+    lists = {
+        "channel": selection.channel,
+        "root": selection.root,
+        "held": selection.held,
+        "emulation": selection.emulation,
+    }
     for name, chosen in lists.items():
         listing = "".join(f"/{_inside(module)}\n" for module in chosen)
         entries.append(cpio.file(f"modules/{name}", listing.encode()))

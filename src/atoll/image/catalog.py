@@ -8,8 +8,12 @@ manifest's digest (`atoll.image.oci.keeping`) and have any number of references 
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+import msgspec
 
 from atoll import store
 from atoll.errors import AtollError, ImageError, StoreError
@@ -26,15 +30,16 @@ from atoll.image.recipes import RECIPES, Reference, is_own, is_recipe, parse
 from atoll.paths import Paths
 
 __all__ = [
+    "adopt",
     "build",
     "directory_by",
     "directory_of",
     "ensure",
     "find",
-    "import_rootfs",
     "inspect",
     "installed",
     "lock_of",
+    "nearest",
     "remove",
     "require_programs",
     "verify",
@@ -67,19 +72,27 @@ def find(paths: Paths, name: str, *, architecture: str | None = None, default: s
     machine = architecture or host_architecture()
     directory = _built(paths, name, machine)
     if directory is not None:
-        return load(directory)
+        with _unless_removed():
+            return load(directory)
     if is_recipe(name):
         reference = parse(name)
         hint = f"build it with `atoll image build {reference}`"
         raise ImageError(f"the image {reference} ({machine}) is not here", code="missing", hint=hint)
     digest = _referred(paths, parse_reference(name, default=default).tagged(), machine)
     if digest:
-        try:
+        with _unless_removed():
             return load(directory_by(paths, digest))
-        except StoreError as error:
-            if error.code != "store.missing":
-                raise
     raise _missing(paths, name)
+
+
+@contextlib.contextmanager
+def _unless_removed() -> Iterator[None]:
+    """Go on where an image was removed while it was looked at."""
+    try:
+        yield
+    except StoreError as error:
+        if error.code != "store.missing":
+            raise
 
 
 def _built(paths: Paths, name: str, architecture: str) -> Path | None:
@@ -94,7 +107,7 @@ def _built(paths: Paths, name: str, architecture: str) -> Path | None:
     directory = directory_of(paths, reference, architecture)
     if not os.path.isdir(directory):
         return None
-    if not os.path.exists(directory / MANIFEST):
+    if not os.path.exists(directory / MANIFEST) and os.path.isdir(directory):
         message = f"the image {reference} is incomplete: it has no {MANIFEST}"
         raise ImageError(message, code="corrupt", hint=rebuild_hint(reference))
     return directory
@@ -114,22 +127,28 @@ def _referred(paths: Paths, reference: OciReference, architecture: str) -> str:
 
 
 def _missing(paths: Paths, name: str) -> ImageError:
-    error = _unknown(paths, name)
-    hint = f"get it with `atoll image pull {name}`; {error.hint}"
+    hint = f"get it with `atoll image pull {name}`; {_hint(paths, name)}"
     return ImageError(f"the image {name} is not here", code="missing", hint=hint)
 
 
-def _unknown(paths: Paths, name: str) -> ImageError:
+def nearest(paths: Paths, name: str) -> str:
+    """Of the names of images that are here, or can be built, the one that is most like ``name``; or empty."""
+    import difflib  # noqa: PLC0415 - for errors only
+
+    near = difflib.get_close_matches(name, _choices(paths), n=1)
+    return near[0] if near else ""
+
+
+def _choices(paths: Paths) -> list[str]:
     known = {listed.image.manifest.name for listed in installed(paths) if listed.image is not None}
     buildable = {f"{first}:{tag}" for first, recipe in RECIPES.items() for tag in recipe.tags}
-    choices = sorted({*known, *buildable, *RECIPES})
-    import difflib  # noqa: PLC0415 - for this error only
+    bare = {name[: len(name) - len(tag) - 1] for name in known if "/" not in (tag := name.rpartition(":")[2])}
+    return sorted({*known, *bare, *buildable, *RECIPES})
 
-    near = difflib.get_close_matches(name, choices, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return ImageError(
-        f"there is no image {name}", code="unknown", hint=f"{hint}known images: {', '.join(choices)}"
-    )
+
+def _hint(paths: Paths, name: str) -> str:
+    near = nearest(paths, name)
+    return (f"did you mean {near}? " if near else "") + f"known images: {', '.join(_choices(paths))}"
 
 
 def build(
@@ -159,7 +178,7 @@ def build(
     """
     reference = parse(name)
     if reference.name not in RECIPES:
-        raise _unknown(paths, name)
+        raise ImageError(f"there is no image {name}", code="unknown", hint=_hint(paths, name))
     machine = architecture or host_architecture()
     directory = directory_of(paths, reference, machine)
     with store.lock(lock_of(directory)):
@@ -204,47 +223,26 @@ def require_programs(manifest: ImageManifest) -> None:
         )
 
 
-def import_rootfs(paths: Paths, file: Path, name: str, *, emit: Emit = ignore) -> Image:
-    """Make an image of a root file system that another program made; an image of that name is replaced.
+def adopt(paths: Paths, image: Image, name: str) -> Image:
+    """Have an image stand for one of Atoll's own, which is replaced.
 
     Args:
         paths: where images are kept.
-        file: a tar of a root file system or of an OCI image layout; plain, or compressed by gzip, xz or zstd.
-        name: ``NAME`` or ``NAME:TAG``; of those that Atoll builds itself only such of which it knows what
-            must be in them, as ``engine``.
-        emit: told of progress.
+        image: of layers, in which the recipe's programs were looked for.
+        name: of a recipe.
 
     Raises:
-        ImageError: ``image.name``; ``image.missing``: there is no such file; ``image.archive``: it is
-            damaged, too large, or names what lies outside of it; ``image.program``: it lacks one that an
-            image of that name must have; ``image.build``.
-        PreflightError: a program or a permission is missing.
-        StoreError: ``store.full``, or the place for images cannot be written.
+        ImageError: ``image.program``: it lacks one.
+        StoreError: it cannot be written.
     """
     reference = parse(name)
-    recipe = RECIPES.get(reference.name)
-    if recipe is not None and not recipe.programs:
-        hint = "choose another; this one is for images that Atoll builds"
-        raise ImageError(f"{name!r} cannot be imported", code="name", hint=hint)
-    from atoll.image import rootfs  # noqa: PLC0415 - an image that is here must cost no import
-
-    native = host_architecture()
-    place = directory_of(paths, reference, "import")  # the architecture is known when the file has been read
-    with store.lock(lock_of(place)), store.staging(paths.images, place.name) as staged:
-        manifest = rootfs.build(
-            staged / ROOT,
-            file,
-            name=str(reference),
-            architecture=native,
-            tag=reference.tag,
-            programs=(*recipe.programs, *recipe.optional) if recipe is not None else (),
-            emit=emit,
-        )
-        require_programs(manifest)
+    manifest = msgspec.structs.replace(image.manifest, name=str(reference), origin=None, run=None)
+    require_programs(manifest)
+    directory = directory_of(paths, reference, manifest.architecture)
+    with store.lock(lock_of(directory)), store.staging(paths.images, directory.name) as staged:
+        os.link(image.root, staged / ROOT)
         store.write_record(staged / MANIFEST, manifest)
-        directory = directory_of(paths, reference, manifest.architecture)
-        with store.lock(lock_of(directory)):
-            store.publish(staged, directory)
+        store.publish(staged, directory)
     return load(directory)
 
 

@@ -41,7 +41,7 @@ PACKAGES = (
     "procps",
 )
 
-_LINES = 9  # "I:" lines that mmdebstrap writes
+_LINES = 10  # "I:" lines that mmdebstrap writes
 _UNDOCUMENTED = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
@@ -55,13 +55,16 @@ _CLEAN = """
 set -eu
 cd "$1"
 rm -f etc/resolv.conf etc/hostname etc/.pwd.lock etc/passwd- etc/group- etc/shadow- etc/gshadow- etc/sub?id-
-rm -f etc/apt/apt.conf.d/99mmdebstrap
+rm -f etc/apt/apt.conf.d/99mmdebstrap etc/dpkg/dpkg.cfg.d/00atoll
 rm -f var/cache/debconf/*-old var/lib/dpkg/*-old var/lib/systemd/random-seed
 find var/log -type f -delete
 : > etc/machine-id
 printf '127.0.0.1\\tlocalhost\\n::1\\tlocalhost ip6-localhost ip6-loopback\\n' > etc/hosts
 """
 _UBUNTU_KEYRING = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")  # the same place in the image
+
+#: Packages' scripts are run where an image is built.
+_HINT_FOREIGN = "this host itself must run its programs to build it: apt install arch-test qemu-user-static"
 
 #: What an image, and the tree that it is made from, take at most, bytes.
 _IMAGE_SPACE, _TREE_SPACE = 256 << 20, 1 << 30
@@ -122,14 +125,37 @@ def arguments(
         "--format=directory",
         f"--architectures={architecture}",
         f"--include={','.join(contents.packages)}",
-        *(f"--dpkgopt={option}" for option in _UNDOCUMENTED),
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in contents.excluded),
         *(f"--aptopt={option}" for option in options),
+        f"--extract-hook={_settings_of_dpkg(contents.excluded)}",
         *(f"--customize-hook={hook}" for hook in (*hooks, _CLEAN + contents.clean)),
         suite,
         str(tree),
     ]
     return [*argv, *sources]
+
+
+def _settings_of_dpkg(excluded: tuple[str, ...]) -> str:
+    """A script that has dpkg leave out files, and not wait for the disk: an unfinished tree is thrown away.
+
+    mmdebstrap unpacks the essential packages itself, and then has dpkg do it again. Told of the files, it
+    would pass each package through a filter, a fourth of all the work: they are removed in between instead.
+    """
+    options = (*_UNDOCUMENTED, *(f"path-exclude={pattern}" for pattern in excluded))
+    out, kept = (
+        " -o ".join(
+            f"-path {shlex.quote(f'.{option.removeprefix(kind)}')}"
+            for option in options
+            if option.startswith(kind)
+        )
+        for kind in ("path-exclude=", "path-include=")
+    )
+    return rf"""
+set -eu
+cd "$1"
+printf '%s\n' {shlex.join(options)} > etc/dpkg/dpkg.cfg.d/99mmdebstrap
+echo force-unsafe-io > etc/dpkg/dpkg.cfg.d/00atoll
+find ./usr \( {out} \) ! \( {kept} \) \( ! -type d -o -empty \) -delete
+"""
 
 
 def ubuntu_sources(mirror: str, suite: str, *, keyring: Path = _UBUNTU_KEYRING) -> tuple[str, ...]:
@@ -247,6 +273,8 @@ def _bootstrap(argv: list[str], emit: Emit) -> None:
         hint = "check the network with `apt-get update`, and that the suite exists"
         if "unshare" in error.detail or "newuidmap" in error.detail:
             hint = packing.HINT_UNSHARE
+        if "foreign architecture" in error.detail or "binfmt_misc" in error.detail:
+            hint = _HINT_FOREIGN
         raise ImageError(
             f"cannot build the image: {error}", code="build", hint=hint, detail=error.detail
         ) from error

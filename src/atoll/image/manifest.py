@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import ClassVar
@@ -16,10 +17,21 @@ from atoll.image.oci.runconfig import RunConfig
 from atoll.image.programs import Program
 from atoll.image.recipes import RECIPES
 
-__all__ = ["MANIFEST", "ROOT", "Image", "ImageManifest", "InstalledPackage", "Listed", "load", "rebuild_hint"]
+__all__ = [
+    "MANIFEST",
+    "ROOT",
+    "USED",
+    "Image",
+    "ImageManifest",
+    "InstalledPackage",
+    "Listed",
+    "load",
+    "rebuild_hint",
+    "touch",
+]
 
-#: Names of an image's record and of its root, in its directory.
-MANIFEST, ROOT = "manifest.json", "root.erofs"
+#: Names of an image's record and of its root, in its directory; the date of the last is when it was used.
+MANIFEST, ROOT, USED = "manifest.json", "root.erofs", "used"
 
 
 class InstalledPackage(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +106,7 @@ class Listed(msgspec.Struct, frozen=True):
 def rebuild_hint(reference: object) -> str:
     """What brings an image again."""
     if str(reference).partition(":")[0] not in RECIPES:
-        return f"import it again with `atoll image import FILE {reference}`"
+        return f"get it again with `atoll image pull {reference}` or `atoll image import FILE {reference}`"
     return f"build it again with `atoll image build --force {reference}`"
 
 
@@ -126,3 +138,9 @@ def load(directory: Path) -> Image:
 
 def _reference_of(directory: Path) -> str:
     return ":".join(directory.name.split("+")[:2])
+
+
+def touch(image: Image) -> None:
+    """Note that an image is used now."""
+    with contextlib.suppress(OSError):  # a note that cannot be made is no reason not to use it
+        (image.directory / USED).touch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CHANNEL", "DATA", "DEVICES", "RARE", "RECIPE", "ROOT"]
+__all__ = ["CHANNEL", "DATA", "DEVICES", "EMULATION", "RARE", "RECIPE", "ROOT"]
 
 #: Counts changes of how things are put into a bundle.
 _FORMAT = 4
@@ -23,5 +23,8 @@ DEVICES = ("virtio_net", "virtio_balloon", "virtio_rng", "virtio_mem", "virtiofs
 #: Likewise, in the few machines that want it: what others start from does without.
 RARE = ("vmw_vsock_virtio_transport",)
 
+#: Loaded only where programs of another architecture are to run, before the root's first one does.
+EMULATION = "binfmt_misc"
+
 #: All of this in one line.
-RECIPE = f"{_FORMAT} " + ",".join((*CHANNEL, "", *ROOT, "", *DATA, "", *DEVICES, "", *RARE))
+RECIPE = f"{_FORMAT} " + ",".join((*CHANNEL, "", *ROOT, "", *DATA, "", *DEVICES, "", *RARE, "", EMULATION))

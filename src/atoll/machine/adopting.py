@@ -33,6 +33,10 @@ from atoll.vm.network.attachment import with_mac
 __all__ = ["DISK_ONLY", "adopted", "adopted_spec", "check_spec", "lost", "modules_of", "vet"]
 
 _KEY = re.compile(r"[0-9a-f]{20}")
+
+#: The disk with what runs programs of another architecture, and what its file is called.
+_EMULATOR = "emulator"
+_EMULATOR_FILE = re.compile(r"qemu-(?:aarch64|x86_64)\.erofs")
 _ACCELERATORS = {"auto", *Accelerator}
 
 #: Seconds of a day and of a hundred years.
@@ -109,7 +113,12 @@ def _digest_of(bundle: kernel.KernelBundle) -> str:
 
 def lost(snapshot: Snapshot, paths: Paths) -> list[Path]:
     """Files of the kernel of an imported snapshot that are not here, or are others."""
-    directory = paths.kernel(_key_of(store.read_record(snapshot.place.plan, BootPlan).machine))
+    machine = store.read_record(snapshot.place.plan, BootPlan).machine
+    emulators = [_emulator(disk, paths) for disk in machine.disks if disk.serial == _EMULATOR]
+    gone = [path for path in emulators if not path.exists()]
+    if gone:
+        return gone
+    directory = paths.kernel(_key_of(machine))
     try:
         here = kernel.load(paths, directory.name)
     except AtollError:
@@ -157,7 +166,7 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
         machine,
         kernel=bundle.vmlinux,
         initramfs=bundle.initramfs,
-        disks=tuple(_disk(disk, bundle) for disk in machine.disks),
+        disks=tuple(_disk(disk, bundle, config.paths) for disk in machine.disks),
         vsock_cid=0,
         ram=None,
         more=None,
@@ -181,8 +190,17 @@ def adopted(plan: BootPlan, spec: MachineSpec, config: Config) -> BootPlan:
     )
 
 
-def _disk(disk: Disk, bundle: kernel.Kernel) -> Disk:
-    """The kernel's modules; the others are put in by whoever has them, and lead nowhere until then."""
+def _emulator(disk: Disk, paths: Paths) -> Path:
+    """Where this host has what runs programs of another architecture: its directory says all that it is."""
+    require(_KEY.fullmatch(disk.path.parent.name), "its emulator")
+    require(_EMULATOR_FILE.fullmatch(disk.path.name), "its emulator")
+    return paths.emulators / disk.path.parent.name / disk.path.name
+
+
+def _disk(disk: Disk, bundle: kernel.Kernel, paths: Paths) -> Disk:
+    """The kernel's modules and the emulator; others are put in by whoever has them: nowhere until then."""
+    if disk.serial == _EMULATOR:
+        return Disk(_emulator(disk, paths), disk.serial, read_only=True)
     if disk.serial == "modules":
         return Disk(bundle.directory / _MODULES, disk.serial, read_only=True)
     return Disk(Path(), disk.serial, read_only=disk.read_only)

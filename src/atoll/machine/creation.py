@@ -17,7 +17,7 @@ from atoll.errors import ImageError, UsageError
 from atoll.events import Emit, ignore
 from atoll.image import disk, recipes
 from atoll.machine import registry
-from atoll.machine.ports import check, parse_forwards, parse_reverse
+from atoll.machine.ports import check
 from atoll.machine.spec import (
     Init,
     MachineSpec,
@@ -36,6 +36,7 @@ from atoll.vm import serving
 from atoll.vm.autoports import parse_auto_ports
 from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.network.egress import parse_egress, require_own
+from atoll.vm.portwords import parse_forwards, parse_reverse
 from atoll.vm.restart import Policy
 
 E = TypeVar("E", bound=StrEnum)
@@ -59,7 +60,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     distro: str = "debian"
     image: str | None = None
     disk: int = 16 << 30
-    init: str = "systemd"
+    init: str = ""
     user: str = ""
     env: dict[str, str] = {}
     workdir: str = ""
@@ -90,7 +91,7 @@ def parse_disk(size: str | int) -> int:
 
 def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
     """The record of a new machine. Raises ``UsageError`` for a wish that is malformed."""
-    init = choose(Init, wishes.init, "init")
+    init = choose(Init, wishes.init, "init") if wishes.init else Init.SYSTEMD
     found, lan = runtime.named_network(config, wishes.network)
     network = runtime.choose_network(config, found)
     egress = parse_egress(wishes.egress)
@@ -122,6 +123,7 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
         idle_suspend=parse_idle(wishes.idle_suspend),
         vsock=parse_vsock(wishes.vsock, wishes.vsock_ports),
         ca=config.ca,
+        full=config.full,
         aliases=tuple(dict.fromkeys(map(parse_alias, wishes.aliases))),
     )
     check(spec)
@@ -129,22 +131,28 @@ def make_spec(config: Config, wishes: Wishes) -> MachineSpec:
 
 
 def create(config: Config, name: str, wishes: Wishes, emit: Emit = ignore) -> VmPaths:
-    """Make a machine; its image is built if it is not here. Raises as ``Machine.create``."""
-    return enter(config, name, make_spec(config, wishes), emit)
+    """Make a machine; its image is built or pulled if it is not here. Raises as ``Machine.create``."""
+    return enter(config, name, make_spec(config, wishes), emit, by_image=not wishes.init)
 
 
-def enter(config: Config, name: str, spec: MachineSpec, emit: Emit = ignore) -> VmPaths:
-    """``create`` for who has the record already."""
+def enter(
+    config: Config, name: str, spec: MachineSpec, emit: Emit = ignore, *, by_image: bool = False
+) -> VmPaths:
+    """``create`` for who has the record already; its image may say that it is none with systemd."""
     check_free(name, spec)
     if registry.exists(config.paths, name):  # before an image is built for nothing
         raise registry.taken(name)
     image = runtime.ensure_image(config, spec.image, emit)
+    if by_image and not image.manifest.init.endswith("/systemd"):
+        spec = msgspec.structs.replace(spec, init=Init.MINIMAL)
+        check(spec)
     if spec.init is Init.SYSTEMD and not image.manifest.init:
         hint = "use an image with systemd, or --init minimal"
         raise ImageError(f"the image {spec.image} has no init of its own", code="init", hint=hint)
     if spec.shares:
         serving.check()
-    runtime.found(config, emit=emit)  # what is missing on this host is said now, not at the first start
+    # What is missing on this host is said now, not at the first start.
+    runtime.found(config, root=image.manifest.architecture, emit=emit)
 
     def fill(place: VmPaths) -> None:
         take_root(image.root, place.root)

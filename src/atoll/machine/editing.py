@@ -17,13 +17,7 @@ from atoll.image import disk
 from atoll.image.manifest import ImageManifest
 from atoll.machine import registry, undoing
 from atoll.machine.creation import check_workdir, choose, parse_disk, shared, take_root
-from atoll.machine.ports import (
-    check,
-    parse_forwards,
-    parse_reverse,
-    show_forward,
-    show_reverse,
-)
+from atoll.machine.ports import check
 from atoll.machine.registry import Fill, Named
 from atoll.machine.spec import (
     MachineSpec,
@@ -42,6 +36,7 @@ from atoll.vm.branching import branch_at_rest, link_into
 from atoll.vm.chain import PLAIN, read_chain, require_files, size_of
 from atoll.vm.network.attachment import DEFAULT
 from atoll.vm.network.egress import parse_egress, require_own, shown_egress
+from atoll.vm.portwords import parse_forwards, parse_reverse, show_forward, show_reverse
 from atoll.vm.restart import Policy
 from atoll.vm.tidying import check_size, grow
 
@@ -65,6 +60,7 @@ EDITABLE = {
     "aliases": "what other machines call it, too, with commas between",
     "kernel": "a kernel to boot; empty for Debian's",
     "accel": "auto, kvm or tcg",
+    "full": "yes or no: a whole VM of its image's platform, whatever this host's is",
     "restart": "no, on-failure or always",
     "ready_probe": "a TCP port or a command; empty for none",
     "idle_suspend": "time such as 10m after which it is suspended if it does nothing; 0 for never",
@@ -75,7 +71,7 @@ EDITABLE = {
 #: Those of ``EDITABLE`` that hold at once for a machine that runs on Atoll's own network.
 PORTS = {"ports", "reverse", "auto_ports", "auto_ports_deny"}
 
-_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "ca")
+_SETTINGS = ("cpus", "memory", "accel", "kernel", "boot_timeout", "ca", "full")
 
 
 def parse_edit(text: str) -> tuple[str, str]:
@@ -207,6 +203,7 @@ _SHOWN: dict[str, Callable[[MachineSpec], str]] = {
     "network": lambda spec: spec.lan or str(network_of(spec)),
     "egress": lambda spec: shown_egress(spec.egress),
     "ca": lambda spec: "yes" if spec.ca else "no",
+    "full": lambda spec: "yes" if spec.full else "no",
     "aliases": lambda spec: ",".join(spec.aliases),
     "ready_probe": _show_probe,
     "idle_suspend": lambda spec: f"{spec.idle_suspend:g}",

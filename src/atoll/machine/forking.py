@@ -132,7 +132,7 @@ def copied(plan: BootPlan, name: str, spec: MachineSpec, place: VmPaths, disk: D
         attachment = replace(elsewhere(attachment, spec.on), renew=False)  # it is told in any case
     attachment = held_to(attachment, spec.egress)
     network = user_network(mac) if plan.setup.network is not None else None
-    setup = replace(plan.setup, network=network, script=setup_script(name, spec))
+    setup = replace(plan.setup, network=network, script=setup_script(spec), name=name)
     return replace(
         plan,
         machine=with_mac(with_root(machine, place), mac),

@@ -12,7 +12,7 @@ import msgspec
 
 from atoll import store
 from atoll.config import Config, load, override
-from atoll.errors import ChannelError
+from atoll.errors import ChannelError, ImageError
 from atoll.events import Emit, ignore
 from atoll.guest.copying import Copied, receive_tree, send_tree
 from atoll.image.manifest import Image, ImageManifest
@@ -51,7 +51,7 @@ class Machine(Linked, Ported, Checkpoints):
         cpus: int | None = None,
         memory: str | int | None = None,
         disk: str | int = "16G",
-        init: str = "systemd",
+        init: str = "",
         user: str = "",
         env: Mapping[str, str] | None = None,
         workdir: str = "",
@@ -64,6 +64,8 @@ class Machine(Linked, Ported, Checkpoints):
         egress: str | Sequence[str] = (),
         kernel: str | Path | None = None,
         accel: str | None = None,
+        platform: str | None = None,
+        full: bool | None = None,
         restart: str = "no",
         ready_probe: str | None = None,
         idle_suspend: str | float = 0.0,
@@ -84,7 +86,7 @@ class Machine(Linked, Ported, Checkpoints):
             cpus: vCPUs.
             memory: such as ``"512M"``, or bytes.
             disk: what it may write at most, such as ``"16G"``, or bytes.
-            init: ``systemd`` or ``minimal``.
+            init: ``systemd`` or ``minimal``; by default systemd where the image has it.
             user: the user whom commands are run as, made at the first start; root if empty.
             env: variables of every command.
             workdir: directory in which commands start.
@@ -100,6 +102,9 @@ class Machine(Linked, Ported, Checkpoints):
                 default. It needs a network of Atoll.
             kernel: a kernel to boot instead of Debian's cloud kernel.
             accel: ``auto``, ``kvm`` or ``tcg``.
+            platform: of its image, such as ``"linux/arm64"``; the host's by default. Programs of another one
+                are emulated in it.
+            full: for another platform be a whole VM of it instead, which is emulated with its kernel.
             restart: ``no``, ``on-failure`` or ``always``: what follows when the guest ends by itself.
             ready_probe: a TCP port or a shell command that must work before it counts as running.
             idle_suspend: such as ``"10m"``, or seconds, after which it is suspended if it does nothing and
@@ -124,6 +129,8 @@ class Machine(Linked, Ported, Checkpoints):
             "cpus": cpus,
             "memory": _size(memory),
             "accel": accel,
+            "platform": platform,
+            "full": full,
             "boot_timeout": boot_timeout,
             "kernel": kernel,
             "ca": ca,
@@ -438,8 +445,12 @@ class Machine(Linked, Ported, Checkpoints):
 
     @property
     def shell(self) -> str:
-        """The shell of its image. Raises as ``find``."""
-        return store.read_record(self.find().place.image, ImageManifest).shell
+        """The shell of its image. Raises ``ImageError``: ``image.shell``: it has none; and as ``find``."""
+        shell = store.read_record(self.find().place.image, ImageManifest).shell
+        if not shell:
+            hint = f"run one of its own programs: `atoll exec {self.name} -- PROGRAM`"
+            raise ImageError(f"{self.name}: its image has no shell", code="shell", hint=hint)
+        return shell
 
 
 def _size(size: str | int | None) -> str | None:

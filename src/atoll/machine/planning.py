@@ -70,10 +70,12 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         accel=spec.accel,
         kernel=Path(spec.kernel) if spec.kernel else None,
         boot_timeout=spec.boot_timeout,
+        full=spec.full,
     )
-    base = runtime.found(settings, emit=emit)
+    image = store.read_record(place.image, ImageManifest)
+    base = runtime.found(settings, root=image.architecture, emit=emit)
     files = msgspec.structs.replace(base.files, root=place.root)
-    init = store.read_record(place.image, ImageManifest).init if spec.init is Init.SYSTEMD else ""
+    init = image.init if spec.init is Init.SYSTEMD else ""
     mac = mac_of(spec.id)
     if spec.shares:
         serving.check()
@@ -99,7 +101,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
     kernel_vsock = spec.vsock is not None and spec.vsock.kernel
     if kernel_vsock:
         machine = msgspec.structs.replace(machine, vsock_cid=cid_of(spec.id))
-    kind = f"machine-{spec.init}{_TEMPLATES[network]}"
+    emulated = "-emulated" if base.files.emulator is not None else ""
+    kind = f"machine-{spec.init}{_TEMPLATES[network]}{emulated}"
     devices = (
         *("virtio_rng", "virtio_balloon"),
         *(("virtio_net",) if spec.network else ()),
@@ -111,7 +114,8 @@ def make_plan(config: Config, name: str, place: VmPaths, spec: MachineSpec, emit
         setup=Setup(
             modules=base.modules(*devices),
             network=user_network(mac) if network is NetworkKind.SLIRP else None,
-            script=setup_script(name, spec),
+            script=setup_script(spec),
+            name=name,
             shares=spec.shares,
             vsock=spec.vsock,
             probe=spec.probe,
@@ -164,14 +168,9 @@ def _hosted(name: str, place: VmPaths, spec: MachineSpec) -> BootPlan:
     )
 
 
-def setup_script(name: str, spec: MachineSpec) -> str:
-    """What the guest's shell does at each start: names, and the user, who is made once."""
-    # The line of a machine that this is a copy of would lead to itself.
-    lines = [
-        f"echo {name} > /etc/hostname",
-        f"grep -q '^127.0.1.1 {name}$' /etc/hosts || sed -i '/^127.0.1.1 [^ ]*$/d' /etc/hosts || true",
-        f"grep -q '[[:space:]]{name}$' /etc/hosts || echo '127.0.1.1 {name}' >> /etc/hosts",
-    ]
+def setup_script(spec: MachineSpec) -> str:
+    """What the guest's shell does at each start: the user, who is made once, a service; empty for nothing."""
+    lines = []
     if spec.user:
         lines.append(_USER.replace("USER", spec.user))  # a name that needs no quotes
     if spec.service is not None:

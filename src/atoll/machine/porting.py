@@ -11,13 +11,14 @@ from msgspec.structs import replace
 
 from atoll.hypervisor.model import Forward
 from atoll.machine import registry
-from atoll.machine.ports import parse_forwards, parse_reverse, with_ports, without_ports
+from atoll.machine.ports import with_ports, without_ports
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.machine.supervised import Supervised
 from atoll.vm.messages import Ports, PortsChange, PortsRead
 from atoll.vm.network.attachment import PortState
 from atoll.vm.ports import ports_changed
+from atoll.vm.portwords import parse_forwards, parse_reverse
 from atoll.vm.state import Phase
 
 __all__ = ["Port", "PortKind", "PortPhase", "Ported"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from atoll import runtime, store
+from atoll import store
 from atoll.config import Config
 from atoll.hypervisor.qemu.host import inspect_host
 from atoll.image.manifest import ImageManifest
@@ -64,7 +64,7 @@ def require_fit(snapshot: Snapshot, config: Config) -> None:
     lost: Sequence[Path]
     if snapshot.imported:
         thawing.require_host(machine, DISK_ONLY)
-        host = inspect_host(runtime.host_architecture(), config.cache_dir)
+        host = inspect_host(machine.architecture, config.cache_dir)
         lost = adopting.lost(snapshot, config.paths)
     else:
         host = inspect_host(machine.architecture, config.cache_dir)

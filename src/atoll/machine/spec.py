@@ -103,6 +103,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
         ca: it takes over this host's certificates of authorities, and its proxies.
         kernel: to boot instead of Debian's cloud kernel; empty for that.
         accel: ``auto``, ``kvm`` or ``tcg``.
+        full: it is a whole VM of its image's platform, whatever the host's is.
         restart: what follows when the guest ends by itself.
         probe: what must work before it counts as running.
         boot_timeout: seconds in which the guest must be up.
@@ -143,6 +144,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     auto_ports: AutoPorts | None = None
     aliases: tuple[str, ...] = ()
     ca: bool = True
+    full: bool = False
 
     @property
     def on(self) -> str:

@@ -14,7 +14,7 @@ from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.commands import Commands
 from atoll.machine import registry, suspending, undoing
-from atoll.machine.inherited import inherited
+from atoll.machine.inherited import defaults, inherited
 from atoll.machine.launching import reach, summon
 from atoll.machine.planning import make_plan
 from atoll.machine.registry import Named
@@ -321,6 +321,7 @@ class Supervised(Commands):
     def _adopt_defaults(self, spec: MachineSpec) -> None:
         env, workdir, user = self._preferred
         place = self._paths.machine(self.name)
+        self._defaults = defaults(place)
         self._env = {**inherited(place).environment, **spec.env, **env}
         self._workdir = workdir or (spec.workdir or None)
         self._user = user or (spec.user or None)

@@ -72,10 +72,10 @@ def launch(
     """
     found = catalog.find(config.paths, reference, kind=Kind.SANDBOX)
     catalog.require_kind(found, Kind.SANDBOX)
-    host = inspect_host(runtime.host_architecture(), config.cache_dir)
+    record = store.read_record(found.place.vm, Record)
+    host = inspect_host(record.machine.architecture, config.cache_dir)
     require_fit(found, host, hint="make it anew with `Sandbox.snapshot`")
     catalog.check(found)
-    record = store.read_record(found.place.vm, Record)
     original = adopting.adopted(record.machine) if found.imported else record.machine
     warm.require_card(original, lan, f"the snapshot {reference}")
     if not lan and not found.imported and not same:
@@ -88,7 +88,7 @@ def launch(
         held_to = record.egress if egress is None else egress
         attachment = None if same else runtime.attachment_of(config, machine, lan, held_to)
         spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
-        return Revived(replace(spawned, release=stack.pop_all().close), record.image)
+        return Revived(replace(spawned, release=stack.pop_all().close, run=record.run), record.image)
 
 
 def _machine(machine: Machine, name: str, place: SnapshotPaths, ram: Path) -> Machine:

@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from msgspec.structs import replace
+
 from atoll import runtime
 from atoll.config import Config, NetworkKind, load, override
 from atoll.errors import AtollError, ChannelError, UsageError, innermost
 from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
-from atoll.guest.commands import Commands
+from atoll.hypervisor.model import Forward
 from atoll.paths import NetworkPaths
 from atoll.sandbox import limits, warm
+from atoll.sandbox.imaged import Imaged
 from atoll.sandbox.keeping import Keeper
 from atoll.sandbox.limits import OnIdle
 from atoll.template import falling_back
@@ -32,16 +35,22 @@ from atoll.vm.spawning import Spawned
 from atoll.vm.state import StateError
 
 if TYPE_CHECKING:
+    from atoll.sandbox.publishing import Published
+    from atoll.sandbox.volumes import Mounted, Wanted
     from atoll.snapshot.catalog import Snapshot
     from atoll.vm.bootplan import AutoPorts
     from atoll.vm.following import Following
+    from atoll.vm.network.attachment import PortState
     from atoll.vm.vsock import VsockDevice
 
 __all__ = ["Sandbox"]
 
 
-class Sandbox(Linked, Commands):
+class Sandbox(Linked, Imaged):
     """A fresh Linux VM with a root of its own, removed when it is closed or when this process ends.
+
+    Where its image says how it wants to be run, commands get the image's variables, start in its directory
+    and are its user's, unless something else is said; ``run_image`` runs what it is made to run.
 
     Args:
         image: what its root is; built on first use.
@@ -52,7 +61,16 @@ class Sandbox(Linked, Commands):
         env: variables of every command.
         workdir: directory in which commands start; their user's home by default.
         cold: boot the VM instead of starting it from a template.
+        platform: of the image, such as ``"linux/arm64"``; the host's by default. Programs of another one are
+            emulated in it.
+        full: for another platform run a whole VM of it instead, which is emulated with its kernel.
         user: who runs commands: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root by default.
+        volumes: ``HOST:GUEST`` or ``HOST:GUEST:ro`` is a directory of this host; it is booted then, and
+            cannot be copied. ``GUEST`` alone is one of its own, made where it is missing.
+        ports: of this host that lead to it, ``[ADDRESS:]HOST[:GUEST][/udp]`` each, where HOST may be 0 for
+            any that is free; or ``unix:PATH:GUEST``. Without a network of Atoll's they are of TCP alone.
+            Copies of it have none.
+        publish_all: likewise any free port for each that its image exposes.
         template: one that ``atoll template build`` made: the sandbox goes on where that was frozen, with its
             image, its processes and, unless ``memory`` says more, its size.
         snapshot: name or id of one that ``snapshot`` made: the sandbox goes on where that was, with all that
@@ -91,7 +109,8 @@ class Sandbox(Linked, Commands):
         UsageError: ``usage.limit``: a limit is none; ``usage.template``, ``usage.snapshot``: the template or
             snapshot says that already; ``usage.rule``, ``usage.egress``: that is no rule, or none can be
             enforced; ``usage.vsock``: a port or path is none, or a template is named, too;
-            ``usage.network``: that is no name; ``usage.port``: ``auto_ports`` are no ports.
+            ``usage.network``: that is no name; ``usage.port``: that are no ports; ``usage.mount``: that is no
+            volume.
         NetworkError: ``network.unknown``: there is no network of that name.
     """
 
@@ -107,6 +126,8 @@ class Sandbox(Linked, Commands):
         workdir: str | None = None,
         user: str | None = None,
         cold: bool | None = None,
+        platform: str | None = None,
+        full: bool | None = None,
         template: str | None = None,
         snapshot: str | None = None,
         network: bool | str = False,
@@ -123,6 +144,9 @@ class Sandbox(Linked, Commands):
         auto_ports: bool | str = False,
         auto_ports_deny: str = "",
         ca: bool | None = None,
+        volumes: Sequence[str] = (),
+        ports: Sequence[str] = (),
+        publish_all: bool = False,
         config: Config | None = None,
         on_event: Emit = ignore,
         spawned: Spawned | None = None,
@@ -130,7 +154,22 @@ class Sandbox(Linked, Commands):
         wish = network if network and network != NetworkKind.NONE else None
         if template is not None or snapshot is not None:  # which of Atoll's networks it is on can be chosen
             wish = wish if not isinstance(wish, str) or wish in set(NetworkKind) else None
-        fixed = {"cpus": cpus, "accel": accel, "kernel": kernel, "cold": cold, "network": wish}
+        fixed: dict[str, object] = {
+            "cpus": cpus,
+            "accel": accel,
+            "kernel": kernel,
+            "cold": cold,
+            "platform": platform,
+            "full": full,
+            "network": wish,
+        }
+        self._volumes: Wanted | None = None
+        self._mounted: Mounted | None = None
+        if volumes:
+            from atoll.sandbox.volumes import parse as parse_volumes  # noqa: PLC0415 - rarely wanted
+
+            self._volumes = parse_volumes(volumes)
+            fixed["volumes"] = volumes if self._volumes.shares else None
         if snapshot is not None:
             warm.refuse_beside_snapshot({**fixed, "memory": memory, "template": template})
         elif template is not None:
@@ -140,6 +179,13 @@ class Sandbox(Linked, Commands):
         self._auto_ports = (auto_ports, auto_ports_deny)
         self._rule = parse_auto_ports(auto_ports, auto_ports_deny)
         self._following: Following | None = None
+        self._ports = (tuple(ports), publish_all)
+        self._published: Published | None = None
+        self._forwards: tuple[Forward, ...] = ()
+        if ports:
+            from atoll.sandbox import publishing  # noqa: PLC0415 - rarely wanted
+
+            self._forwards = publishing.parse(ports)
         if vsock or vsock_ports:
             from atoll.sandbox.vsock import parse  # noqa: PLC0415 - rarely wanted
 
@@ -151,6 +197,8 @@ class Sandbox(Linked, Commands):
             "accel": accel,
             "kernel": kernel,
             "cold": cold,
+            "platform": platform,
+            "full": full,
             "ca": ca,
         }
         self._config = load(flags).config if config is None else override(config, flags)
@@ -173,8 +221,10 @@ class Sandbox(Linked, Commands):
         self.labels = dict(labels or {})
         self.image = image
         self.name = spawned.name if spawned else runtime.new_name()
+        if spawned:
+            self._know(spawned)
 
-    start = Commands.start_process
+    start = Imaged.start_process
 
     @property
     def vm(self) -> Vm:
@@ -182,6 +232,11 @@ class Sandbox(Linked, Commands):
         if self._vm is None:
             raise UsageError("the sandbox is not open", code="state", hint="use it in a with statement")
         return self._vm
+
+    @property
+    def published(self) -> tuple[PortState, ...]:
+        """The ports of this host that were asked for and lead to it, once it is open."""
+        return self._published.states if self._published is not None else ()
 
     async def open(self) -> None:
         """Spawn the VM and wait until it is up. Nothing happens if it is.
@@ -195,9 +250,14 @@ class Sandbox(Linked, Commands):
             await self._launch()
         try:
             await self._inherit_at_boot()
+            await self._furnish(self.vm.agent, self.vm.address)
             if self._vsock is not None:
                 self._device = await self._vsock.plug_into(self.vm, self._emit)
+            if self._volumes is not None:
+                await self._mount(self._volumes)
             await limits.enforce(self._limits, self.vm.agent, self.files)
+            if self._forwards or self._ports[1]:
+                await self._publish()
             if self._rule is not None:
                 await self._follow(self._rule)
         except BaseException:
@@ -231,6 +291,26 @@ class Sandbox(Linked, Commands):
         patience, paths = self._config.boot_timeout, self._config.paths
         await falling_back.boot(self.vm, again, patience=patience, paths=paths, emit=self._emit)
 
+    def _shaping(self) -> dict[str, Any]:
+        if self._vsock is None and self._volumes is None:
+            return {}
+        from atoll.sandbox.volumes import shaping  # noqa: PLC0415 - rarely wanted
+
+        return shaping(self._vsock, self._volumes)
+
+    async def _mount(self, wanted: Wanted) -> None:
+        from atoll.sandbox.volumes import Mounted  # noqa: PLC0415 - rarely wanted
+
+        self._mounted = Mounted(wanted, self.vm)
+        await self._mounted.mount()
+
+    async def _publish(self) -> None:
+        from atoll.sandbox.publishing import Published, with_exposed  # noqa: PLC0415 - rarely wanted
+
+        wanted = with_exposed(self._forwards, self._run) if self._ports[1] else self._forwards
+        self._published = Published(self.vm, self._emit)
+        await self._published.publish(wanted)
+
     async def _follow(self, rule: AutoPorts) -> None:
         from atoll.vm.following import Following  # noqa: PLC0415 - rarely wanted
 
@@ -242,10 +322,12 @@ class Sandbox(Linked, Commands):
         """Launch beside the event loop: builds take long. A cancelled caller does not wait for them."""
         launch = _Launch(self._spawn)
         try:
-            self._vm = Vm(await launch.spawned(), self._emit)
+            spawned = await launch.spawned()
         except asyncio.CancelledError:
             launch.abandon()
             raise
+        self._vm = Vm(spawned, self._emit)
+        self._know(spawned)
 
     def _spawn(self) -> Spawned:
         if self._snapshot is not None:
@@ -264,8 +346,7 @@ class Sandbox(Linked, Commands):
                 network=self._network,
                 lan=self._lan,
                 egress=self._egress or (),
-                devices=self._vsock.devices if self._vsock is not None else (),
-                shaped=self._vsock.shaped if self._vsock is not None else None,
+                **self._shaping(),
                 emit=self._emit,
             )
         egress = self._egress or ()
@@ -287,8 +368,12 @@ class Sandbox(Linked, Commands):
             await self._device.forget()
         if self._following is not None:
             await self._following.close()
+        if self._published is not None:
+            await self._published.close()
         if self._vm is not None:
             await self._vm.close()
+        if self._mounted is not None:
+            await self._mounted.close()
 
     async def pause(self) -> None:
         """Stop the vCPUs: the guest stands still until ``resume``, and so do its clocks.
@@ -342,6 +427,9 @@ class Sandbox(Linked, Commands):
         if self._vsock is not None:
             message = "a sandbox with a virtio socket cannot be copied"
             raise UsageError(message, code="vsock", hint="use a machine: `atoll create --vsock NAME`")
+        if self._volumes is not None and self._volumes.shares:
+            message = "a sandbox with a directory of the host cannot be copied"
+            raise UsageError(message, code="mount", hint="copy what it needs into it: `files.write`")
 
     async def fork(self, count: int = 1) -> list[Self]:
         """Copy this sandbox as it runs: memory, processes and files. It goes on, and so do the copies.
@@ -353,7 +441,8 @@ class Sandbox(Linked, Commands):
             count: how many copies.
 
         Raises:
-            UsageError: ``usage.fork``: there are to be none; ``usage.vsock``: it has a virtio socket.
+            UsageError: ``usage.fork``: there are to be none; ``usage.vsock``: it has a virtio socket;
+                ``usage.mount``: it has a directory of the host.
             BootError: it cannot be copied, or a copy does not come up: then there is none of them.
         """
         if count < 1:
@@ -395,7 +484,7 @@ class Sandbox(Linked, Commands):
 
         Raises:
             UsageError: ``usage.snapshot``: that is no name; ``usage.state``: the sandbox was closed;
-                ``usage.vsock``: it has a virtio socket.
+                ``usage.vsock``: it has a virtio socket; ``usage.mount``: it has a directory of the host.
             StoreError: ``store.already_exists``: there is one of that name; ``store.full``: nothing is left.
             BootError: it cannot be copied.
         """
@@ -411,7 +500,7 @@ class Sandbox(Linked, Commands):
             self._id = self._id or os.urandom(16).hex()
             place = self.vm.attachment
             lan = place.network.name if place is not None and place.network.name != SANDBOXES else ""
-            subject = snapshots.Subject(id=self._id, image=self.image, lan=lan)
+            subject = snapshots.Subject(id=self._id, image=self.image, lan=lan, run=self._run)
             return await snapshots.make(
                 self._config.paths, self.vm, subject, wish, self._emit, live=not pause
             )
@@ -435,7 +524,7 @@ class Sandbox(Linked, Commands):
             idle_timeout=self._limits.idle_timeout or None,
             on_idle=self._limits.on_idle,
             labels=self.labels,
-            spawned=spawned,
+            spawned=replace(spawned, run=self._run, shell=self._shell),
         )
 
     async def _reach(self) -> None:

@@ -20,6 +20,7 @@ from atoll.hypervisor.model import Machine
 from atoll.hypervisor.qemu.argv import RAM_ID, ram_block
 from atoll.hypervisor.qemu.backend import QemuHypervisor
 from atoll.hypervisor.qemu.unpacking import put, unpack
+from atoll.image.oci.runconfig import RunConfig
 from atoll.paths import Paths, SnapshotPaths
 from atoll.patience import in_thread
 from atoll.snapshot import catalog
@@ -51,6 +52,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         image: what its root is.
         lan: the network of Atoll that it was on; empty for that of sandboxes.
         egress: lines of the policy that it was held to.
+        run: how its image wants to be run; None if that says nothing of it.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -60,6 +62,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     lan: str = ""
     egress: tuple[str, ...] = ()
+    run: RunConfig | None = None
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,11 +72,13 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
         id: its own; no other sandbox has it.
         image: what its root is.
         lan: the network of Atoll that it is on; empty for that of sandboxes.
+        run: how its image wants to be run.
     """
 
     id: str
     image: str
     lan: str = ""
+    run: RunConfig | None = None
 
 
 class _Copied(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,7 +215,13 @@ def _gather(place: SnapshotPaths, subject: Subject, copied: _Copied) -> Sequence
     disks = [place.disk(disk.serial) for disk in copied.machine.disks]
     for disk, target in zip(copied.machine.disks, disks, strict=True):
         take_held(disk.path, copied.pid, target)
-    record = Record(machine=copied.machine, image=subject.image, lan=subject.lan, egress=copied.egress)
+    record = Record(
+        machine=copied.machine,
+        image=subject.image,
+        lan=subject.lan,
+        egress=copied.egress,
+        run=subject.run,
+    )
     store.write_record(place.vm, record)
     return [place.vm.name, *(disk.name for disk in disks)]
 

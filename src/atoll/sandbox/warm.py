@@ -121,7 +121,7 @@ def launch(
     found = find(config, template)
     manifest = found.manifest
     assert manifest.machine is not None
-    host = inspect_host(runtime.host_architecture(), config.cache_dir)
+    host = inspect_host(manifest.machine.architecture, config.cache_dir)
     hypervisor = QemuHypervisor(host, config.paths.network(SANDBOXES).cards)
     if manifest.identity != _identity(hypervisor, host, manifest.machine):
         message = f"the template {template} was made with another QEMU, or on another CPU"
@@ -137,7 +137,8 @@ def launch(
         machine = clone_of(with_disks_at(manifest.machine, found.place), name, place.ram)
         clone = Clone("", place.state, size, manifest.created)
         attachment = runtime.attachment_of(config, machine, lan, egress)
-        return spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
+        spawned = spawn_clone(hypervisor, machine, clone, emit, attachment=attachment)
+        return replace(spawned, run=manifest.run)
 
 
 def require_card(machine: Machine, lan: str, what: str) -> None:
@@ -178,7 +179,14 @@ def rebuilt(config: Config, name: str) -> tuple[Config, str, str, Preparation]:
     """
     manifest = find(config, name).manifest
     assert manifest.preparation is not None
-    same = replace(config, cpus=manifest.vcpus, memory=manifest.memory, accel=manifest.accelerator)
+    same = replace(
+        config,
+        cpus=manifest.vcpus,
+        memory=manifest.memory,
+        accel=manifest.accelerator,
+        platform=manifest.platform,
+        full=manifest.full,
+    )
     return same, name, manifest.image, manifest.preparation
 
 
@@ -205,7 +213,14 @@ def _recipe(
     return Recipe(
         base.hypervisor,
         machine,
-        replace(manifest, preparation=preparation, machine=machine),
+        replace(
+            manifest,
+            preparation=preparation,
+            machine=machine,
+            platform=config.platform,
+            full=config.full,
+            run=prepared.image.manifest.run,
+        ),
         modules,
         config.boot_timeout,
         keeps_disks=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from atoll.errors import StoreError
-from atoll.hypervisor.model import Machine
+from atoll.hypervisor.model import Accelerator, Machine
 from atoll.hypervisor.qemu.host import QemuHost, cpu_identity, host_memory
 from atoll.image.kernel import host_architecture
 from atoll.snapshot.catalog import Snapshot, manifest_of
@@ -73,7 +73,8 @@ def require_host(machine: Machine, hint: str) -> None:
     Raises:
         StateError: ``state.mismatch``: this host is too small, or of another kind.
     """
-    if machine.architecture != host_architecture() or machine.memory > host_memory():
+    foreign = machine.architecture != host_architecture() and machine.accelerator is not Accelerator.TCG
+    if foreign or machine.memory > host_memory():
         message = f"it was made of {machine.architecture} with {machine.memory >> 20} MiB of memory"
         raise StateError(message, code="mismatch", hint=hint)
 

@@ -59,9 +59,12 @@ _WHERE = {"socket-id", "die-id", "cluster-id", "core-id", "thread-id", "node-id"
 
 #: Of sandboxes and of machines: serials of disks, and whether they are written.
 _DISKS = {
-    Kind.SANDBOX: {"root": False, "modules": False},
-    Kind.MACHINE: {"root": False, "modules": False, "data": True},
+    Kind.SANDBOX: {"root": False, "modules": False, "emulator": False},
+    Kind.MACHINE: {"root": False, "modules": False, "emulator": False, "data": True},
 }
+
+#: Those that not every VM has.
+_OPTIONAL_DISKS = {"modules", "emulator"}
 
 
 def require(good: object, what: str) -> None:
@@ -124,7 +127,9 @@ def _check_files(manifest: Manifest) -> None:
         wanted |= {"boot.json"} if manifest.ram else set()
         require(names == wanted, "its files")
     else:
-        require({"vm.json", "root.erofs"} <= names <= {"vm.json", "root.erofs", "modules.erofs"}, "its files")
+        known = {"vm.json", *(f"{serial}.erofs" for serial in _DISKS[Kind.SANDBOX])}
+        required = known - {f"{serial}.erofs" for serial in _OPTIONAL_DISKS}
+        require(required <= names <= known, "its files")
     for name, entry in manifest.files.items():
         most = LARGEST_RECORD if is_record(name) else LARGEST
         require(0 <= entry.size <= most and _SHA256.fullmatch(entry.digest), f"what it says of {name}")
@@ -166,7 +171,7 @@ def check_machine(manifest: Manifest, machine: Machine) -> None:
     known = _DISKS[manifest.kind]
     serials = [disk.serial for disk in machine.disks]
     require(len(set(serials)) == len(serials) and set(serials) <= known.keys(), "the disks of its VM")
-    require(known.keys() - {"modules"} <= set(serials), "the disks of its VM")
+    require(known.keys() - _OPTIONAL_DISKS <= set(serials), "the disks of its VM")
     require(all(_is_plain(disk, written=known[disk.serial]) for disk in machine.disks), "the disks of its VM")
     if not resident:
         files = {f"{serial}.erofs" for serial in serials}

@@ -17,6 +17,7 @@ import msgspec
 from atoll import store
 from atoll.errors import StoreError
 from atoll.hypervisor.model import Machine
+from atoll.image.oci.runconfig import RunConfig
 from atoll.paths import Paths, TemplatePaths
 from atoll.vm.bootplan import Probe
 
@@ -83,6 +84,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         failure: why no VM can start from it; empty if they can.
         preparation: what a user had done in it; None for a template that is made by itself.
         machine: the VM that was frozen, of a user's template; its disks lie beside the RAM.
+        platform: that was said for its image; empty for the host's.
+        full: whether a whole VM of that platform was asked for.
+        run: of a user's template, how its image wants to be run; None if that says nothing of it.
     """
 
     SCHEMA: ClassVar[int] = 1
@@ -102,6 +106,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     failure: str = ""
     preparation: Preparation | None = None
     machine: Machine | None = None
+    platform: str = ""
+    full: bool = False
+    run: RunConfig | None = None
 
     @property
     def subject(self) -> str:

@@ -118,9 +118,16 @@ def most_memory(memory: int, *, host: int) -> int:
     return min(most, host)
 
 
-def plan_original(files: Bootable, shape: Shape, *, most: int) -> Machine:
-    """The VM that is frozen once it is up; ``most`` is up to how much memory clones may have, bytes."""
-    return plan_growing(_NAME, files, shape, most=most, machine_id=_MACHINE_ID)
+def plan_original(files: Bootable, shape: Shape, *, most: int, names: bool = False) -> Machine:
+    """The VM that is frozen once it is up.
+
+    Args:
+        files: what it boots from.
+        shape: its size.
+        most: up to how much memory clones may have, bytes.
+        names: as for ``plan``.
+    """
+    return plan_growing(_NAME, files, shape, most=most, machine_id=_MACHINE_ID, names=names)
 
 
 def name_of(image: str, shape: Shape, kernel: str, *, most: int = 0) -> str:

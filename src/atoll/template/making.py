@@ -19,6 +19,7 @@ from atoll.guest.agent import Agent
 from atoll.guest.messages import ExecStart
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import CloningHypervisor
+from atoll.image.oci.command import environment_of
 from atoll.paths import Paths, TemplatePaths
 from atoll.template import cache
 from atoll.template.cache import Manifest, Template
@@ -185,7 +186,9 @@ async def _prepare(vm: Vm, recipe: Recipe, place: TemplatePaths, emit: Emit) -> 
             inherited = recipe.inherited or Inheritance()
             if inherited:
                 await give(vm.agent, inherited, recipe.manifest.name, emit, throw_away=True)
-            await carry_out(vm.agent, recipe.manifest.preparation, emit, inherited.environment)
+            run = recipe.manifest.run
+            environment = {**(environment_of(run) if run is not None else {}), **inherited.environment}
+            await carry_out(vm.agent, recipe.manifest.preparation, emit, environment)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WARM_UP_TIME):
                 await _warm_up(vm.agent)

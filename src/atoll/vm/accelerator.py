@@ -112,6 +112,8 @@ def examine(candidate: Candidate, record: Path, emit: Emit = ignore, *, anew: bo
 
 
 def _recall(candidate: Candidate, record: Path) -> _Known:
+    if candidate.architecture != candidate.native:  # nothing of the host is tested, and its TSC not seen
+        return _Known("", None)
     key = f"{_boot_id()} {candidate.host.identity} {candidate.identity}"
     try:
         known = store.read_record(record, _Known)

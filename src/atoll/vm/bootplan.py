@@ -132,6 +132,7 @@ class Setup(msgspec.Struct, frozen=True):
         farewell: for the guest's ``/bin/sh``, as root, before it is ended in order; empty for none.
         inherited: what it takes over of this host, and no more of what it took over before; None to let be.
         systemd: that is process 1 of it.
+        name: what the guest knows itself by, in files of its own; empty to let them be.
     """
 
     modules: tuple[str, ...] = ()
@@ -145,6 +146,7 @@ class Setup(msgspec.Struct, frozen=True):
     vsock: Vsock | None = None
     inherited: Inheritance | None = None
     systemd: bool = False
+    name: str = ""
 
 
 class Beginning(StrEnum):

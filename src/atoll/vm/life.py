@@ -45,6 +45,7 @@ class Vm(Closing):
         hypervisor: what runs it.
         booted: its root is mounted.
         attachment: where its network card is plugged in; None if nowhere.
+        address: of that card, once it is booted; empty if it has none.
     """
 
     def __init__(self, spawned: Spawned, emit: Emit) -> None:
@@ -65,6 +66,7 @@ class Vm(Closing):
         self._agent: Agent | None = None
         self._answered = False
         self.booted = False
+        self.address = ""
         self._closed = False
 
     @property
@@ -199,11 +201,16 @@ class Vm(Closing):
         if self._cable is not None:
             from atoll.vm.network.cable import setup_of  # noqa: PLC0415
 
-            interface = await join_network(agent, setup_of(self._mac, await self._cable.plugged()))
+            plugged = await self._cable.plugged()
+            self.address = plugged.address.partition("/")[0]
+            interface = await join_network(agent, setup_of(self._mac, plugged))
             if self._clone is not None and not self._clone.template:  # its original was on a network, too
                 await renew_ipv6(agent, interface)
-        elif self.machine.network is not None and self._clone is None:
-            await join_network(agent, user_network(self.machine.network.mac))
+        elif self.machine.network is not None:
+            network = user_network(self.machine.network.mac)
+            self.address = network.address.partition("/")[0]
+            if self._clone is None:
+                await join_network(agent, network)
 
     async def _begin(self, clone: Clone) -> None:
         """Wait until a clone is itself, and has the memory that it shall have."""

@@ -40,6 +40,9 @@ _CONSOLES = {Architecture.X86_64: "ttyS0", Architecture.AARCH64: "ttyAMA0"}
 #: The guest powers off when the host closes the channel. No clone is told so anew.
 _LIFELINE = "atoll.lifeline=1"
 
+#: The root is such as engines of containers use: they make files in it that it lacks.
+_NAMES = "atoll.names=1"
+
 #: The address of a template's network card; each clone is told its own.
 ANY_MAC = "02:00:00:00:00:01"
 
@@ -91,12 +94,14 @@ class Bootable(msgspec.Struct, frozen=True):
         initramfs: holds the agent.
         modules: EROFS with the kernel's modules, or None.
         root: EROFS with the root, or None to stay in the initramfs.
+        emulator: EROFS with what runs the programs of a root of another architecture, or None.
     """
 
     kernel: Path
     initramfs: Path
     modules: Path | None = None
     root: Path | None = None
+    emulator: Path | None = None
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -117,6 +122,7 @@ def plan(
     hostname: str = "",
     machine_id: str = "",
     lifeline: bool = True,
+    names: bool = False,
 ) -> Machine:
     """The machine that boots ``files``.
 
@@ -127,6 +133,7 @@ def plan(
         hostname: of the guest; ``name`` by default.
         machine_id: of the guest (machine-id(5)); its root's own by default.
         lifeline: the guest powers off when the host closes the channel.
+        names: its agent sees to the files by which it knows its name.
     """
     disks: list[Disk] = []
     agent: list[str] = [f"atoll.hostname={hostname or name}"]
@@ -138,8 +145,13 @@ def plan(
     if files.modules is not None and files.root is not None:
         disks.append(Disk(files.modules, serial="modules", read_only=True))
         agent.append("atoll.modules=modules")
+    if files.emulator is not None and files.root is not None:
+        disks.append(Disk(files.emulator, serial="emulator", read_only=True))
+        agent.append("atoll.emulator=emulator")
     if lifeline:
         agent.append(_LIFELINE)
+    if names:
+        agent.append(_NAMES)
     return Machine(
         name=name,
         architecture=shape.architecture,
@@ -153,9 +165,11 @@ def plan(
     )
 
 
-def plan_growing(name: str, files: Bootable, shape: Shape, *, most: int, machine_id: str = "") -> Machine:
+def plan_growing(
+    name: str, files: Bootable, shape: Shape, *, most: int, machine_id: str = "", names: bool = False
+) -> Machine:
     """As ``plan``, with memory that can be plugged in up to ``most`` bytes."""
-    machine = plan(name, files, shape, machine_id=machine_id)
+    machine = plan(name, files, shape, machine_id=machine_id, names=names)
     if most <= shape.memory:
         return machine
     return msgspec.structs.replace(machine, max_memory=most, cmdline=(*machine.cmdline, *_GROWING))

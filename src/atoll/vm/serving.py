@@ -17,7 +17,7 @@ from atoll.paths import VmPaths
 from atoll.process import Process
 from atoll.vm.bootplan import Share
 
-__all__ = ["check", "serve"]
+__all__ = ["check", "serve", "serve_at"]
 
 _SUBUID, _SUBGID = Path("/etc/subuid"), Path("/etc/subgid")
 
@@ -35,14 +35,23 @@ def check() -> Daemon:
 
 
 def serve(place: VmPaths, name: str, share: Share, owner: tuple[int, int]) -> tuple[Process, socket.socket]:
+    """``serve_at`` for a machine: with a socket of that name in its directory ``place``, and its own log."""
+    log = os.open(place.log("shares"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        return serve_at(place.socket(name), log, share, owner)
+    finally:
+        os.close(log)
+
+
+def serve_at(path: Path, log: int, share: Share, owner: tuple[int, int]) -> tuple[Process, socket.socket]:
     """Start a daemon; it, and the connection to it.
 
     It is connected to before it runs, and ends when the connection is closed: should this process be killed
     at any moment no daemon is left.
 
     Args:
-        place: the machine's directory.
-        name: of the socket, which is gone when this returns.
+        path: of the socket, which is gone when this returns.
+        log: descriptor to which the daemon writes.
         share: what is served.
         owner: the user and the group in the guest who shall be this user.
 
@@ -52,24 +61,19 @@ def serve(place: VmPaths, name: str, share: Share, owner: tuple[int, int]) -> tu
     """
     daemon = virtiofs.find()
     users, groups = ((), ()) if os.geteuid() == 0 else _maps(daemon, *owner)
-    path = place.socket(name)
-    log = os.open(place.log("shares"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        with listen(path) as listener:
-            sock = connect(path)
-            path.unlink()
-            command = virtiofs.enclosed(
-                virtiofs.serve(daemon, share.host, listener.fileno()),
-                share.host,
-                read_only=share.read_only,
-                users=users,
-                groups=groups,
-            )
-            return process.spawn(
-                command, pass_fds=[listener.fileno()], output=log, cwd=Path("/"), die_with_parent=False
-            ), sock
-    finally:
-        os.close(log)
+    with listen(path) as listener:
+        sock = connect(path)
+        path.unlink()
+        command = virtiofs.enclosed(
+            virtiofs.serve(daemon, share.host, listener.fileno()),
+            share.host,
+            read_only=share.read_only,
+            users=users,
+            groups=groups,
+        )
+        return process.spawn(
+            command, pass_fds=[listener.fileno()], output=log, cwd=Path("/"), die_with_parent=False
+        ), sock
 
 
 def _maps(daemon: Daemon, user: int, group: int) -> tuple[tuple[Range, ...], tuple[Range, ...]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 from collections.abc import Awaitable, Callable
 
-from atoll.errors import BootError, GuestError
+from atoll.errors import BootError, FileMissingError, GuestError
 from atoll.events import Emit, WaitingFor, Warned
 from atoll.guest.agent import Agent
 from atoll.guest.execution import Execution
+from atoll.guest.files import as_root
 from atoll.guest.messages import ExecStart
 from atoll.vm.bootplan import Probe, Setup
+from atoll.vm.hostfiles import give_names
 from atoll.vm.inheriting.giving import give
 from atoll.vm.steps import join_network, renew_ipv6
 
@@ -54,6 +58,8 @@ async def set_up(
             interface = await join_network(agent, setup.network)
             if renew_network:
                 await renew_ipv6(agent, interface)
+        if setup.name:
+            await give_names(agent, vm, emit, name=setup.name)
         if setup.inherited is not None:
             await give(agent, setup.inherited, vm, emit, systemd=setup.systemd)
         if setup.script:
@@ -111,11 +117,17 @@ async def _probe(agent: Agent, probe: Probe) -> bool:
     try:
         if probe.command:
             return (await run_quietly(agent, probe.command))[0] == 0
-        pattern = f":{probe.port:04X} [0-9A-F:]* 0A "
-        tables = "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null"
-        return (await run_quietly(agent, ("/bin/sh", "-c", f"{tables} | grep -q '{pattern}'")))[0] == 0
+        tables = [await _read(agent, path) for path in ("/proc/net/tcp", "/proc/net/tcp6")]
+        return re.search(rf":{probe.port:04X} [0-9A-F:]* 0A ", "".join(tables)) is not None
     except GuestError:
         return False
+
+
+async def _read(agent: Agent, path: str) -> str:
+    """A table of the guest's kernel; empty if that has none."""
+    with contextlib.suppress(FileMissingError):
+        return (await as_root(agent).read(path)).decode("ascii", errors="replace")
+    return ""
 
 
 def _describe(probe: Probe) -> str:

@@ -19,6 +19,7 @@ from atoll import process, store
 from atoll.errors import AtollError, BootError, GuestError
 from atoll.events import Emit, Warned
 from atoll.guest.agent import Agent
+from atoll.guest.files import as_root
 from atoll.hypervisor.port import Pluggable, Resident, end, wait_for_exit
 from atoll.paths import VmPaths
 from atoll.process import Adopted, Identity, Process
@@ -26,7 +27,6 @@ from atoll.vm import holding
 from atoll.vm.bootplan import BootPlan, Setup, Share
 from atoll.vm.logs import tail
 from atoll.vm.serving import serve
-from atoll.vm.setup import run_quietly
 from atoll.vm.state import StateError
 from atoll.vm.vsock import taken_slots
 
@@ -395,10 +395,11 @@ class Shares:
     async def _unmount_if_ours(self, plugged: Plugged) -> None:
         """Unmount what a record may not tell of; never what lies beneath."""
         _, agent = self._connected()
-        words = ("/bin/sh", "-c", 'grep -q "^$1 $2 virtiofs " /proc/mounts', "sh", _tag(plugged.slot))
-        escaped = plugged.share.guest.replace("\\", "\\\\").replace(" ", "\\\\040")
+        escaped = plugged.share.guest.replace("\\", "\\134").replace(" ", "\\040")
         async with asyncio.timeout(_FAREWELL):
-            if (await run_quietly(agent, (*words, escaped)))[0] == 0:
+            mounts = (await as_root(agent).read("/proc/mounts")).decode(errors="replace")
+            start = f"{_tag(plugged.slot)} {escaped} virtiofs "
+            if any(line.startswith(start) for line in mounts.splitlines()):
                 await agent.unmount(plugged.share.guest, lazy=True)
 
     async def _end_daemon(self, slot: int) -> None:
@@ -438,11 +439,12 @@ async def _owner(agent: Agent, user: str) -> tuple[int, int]:
     """The numbers of the machine's user and of that user's group; root if it has none."""
     if not user or os.geteuid() == 0:  # then numbers stay what they are
         return 0, 0
-    status, said = await run_quietly(agent, ("/bin/sh", "-c", 'id -u "$1" && id -g "$1"', "sh", user))
-    words = said.split()
-    if status or len(words) != 2:
-        return 0, 0
-    return int(words[0]), int(words[1])
+    with contextlib.suppress(GuestError):
+        for line in (await as_root(agent).read("/etc/passwd")).decode(errors="replace").splitlines():
+            name, *fields = line.split(":")
+            if name == user and len(fields) >= 3 and fields[1].isdecimal() and fields[2].isdecimal():
+                return int(fields[1]), int(fields[2])
+    return 0, 0
 
 
 def _tag(slot: int) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from atoll.events import Emit, StageReached, VmSpawned
 from atoll.hypervisor.model import Machine
 from atoll.hypervisor.port import CloningHypervisor, Hypervisor, VirtualMachine
+from atoll.image.oci.runconfig import RunConfig
 from atoll.vm.network.attachment import Attachment
 
 __all__ = ["Clone", "Spawned", "spawn", "spawn_clone"]
@@ -56,6 +57,8 @@ class Spawned(msgspec.Struct, frozen=True):
         modules: of the kernel, which are loaded once it is up; a clone has them.
         attachment: where its network card is plugged in; None if that has none.
         release: lets go of what is held for it. Called once it is gone; calling it twice is fine.
+        run: how its image wants to be run; None if that says nothing of it. It is no part of the VM.
+        shell: what runs in it where no command is given; empty if it has none.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Spawned(msgspec.Struct, frozen=True):
     modules: tuple[str, ...] = ()
     attachment: Attachment | None = None
     release: Callable[[], None] = _nothing
+    run: RunConfig | None = None
+    shell: str = "/bin/sh"
 
     def discard(self) -> None:
         """Remove the VM, which nobody has talked to; blocks for milliseconds."""

@@ -17,6 +17,7 @@ from atoll.hypervisor.qemu.argv import MORE, RAM
 from atoll.hypervisor.qemu.memory import Copy, find_memory
 from atoll.hypervisor.qemu.migrating import wait_for_former, write
 from atoll.hypervisor.qemu.qmp import Monitor
+from atoll.hypervisor.qemu.vcpus import vcpus_of
 
 __all__ = ["Shape", "capture", "copy", "freeze", "go_on", "shape_of"]
 
@@ -152,8 +153,7 @@ class Shape(NamedTuple):
 
 async def shape_of(monitor: Monitor) -> Shape:
     """Ask QEMU. Raises ``BootError``."""
-    every = await monitor.execute("query-hotpluggable-cpus")
-    present = [one for one in reversed(every) if "qom-path" in one]
+    present = [one for one in reversed(await vcpus_of(monitor)) if "qom-path" in one]
     plugged = [one for one in present if "/peripheral/" in one["qom-path"]]
     memory = int((await monitor.execute("query-memory-size-summary"))["base-memory"])
     devices = tuple(

@@ -17,6 +17,7 @@ from atoll.errors import BootError
 from atoll.hypervisor.port import Balloon, MemorySize
 from atoll.hypervisor.qemu.argv import file_node, overlay_node
 from atoll.hypervisor.qemu.qmp import Monitor
+from atoll.hypervisor.qemu.vcpus import vcpus_of
 
 __all__ = ["Plugging"]
 
@@ -178,7 +179,7 @@ class Plugging:
 
     async def plug_vcpus(self, count: int) -> int:
         """Plug vCPUs in until there are ``count`` or no more can be; how many there are."""
-        every = await self._monitor.execute("query-hotpluggable-cpus")
+        every = await vcpus_of(self._monitor)
         present = sum("qom-path" in one for one in every)
         for one in reversed(every):  # QEMU lists the last one first
             if present < count and "qom-path" not in one:

@@ -23,7 +23,6 @@ from atoll.events import Emit, progress, task
 from atoll.image.decompressing import CHUNK, HEAD, decompressed, kind_of
 from atoll.image.kernel import host_architecture
 from atoll.image.local import naming
-from atoll.image.local.squeezing import Compression, squeezed
 from atoll.image.local.tarheaders import DIRECTORY, END, Entry, header, padding
 from atoll.image.oci import documents
 from atoll.image.oci.documents import (
@@ -42,6 +41,7 @@ from atoll.image.oci.documents import (
 )
 from atoll.image.oci.reference import parse
 from atoll.image.oci.source import LayerSource, Offered, Stream
+from atoll.image.oci.squeezing import Compression, squeezed
 from atoll.image.refusing import refuse
 
 __all__ = ["Form", "export"]
@@ -151,7 +151,7 @@ def _write(
     kind = documents.manifest_of(manifest).media_type or MANIFEST
     platform = Platform(config.architecture, config.os, config.variant)
     described = Descriptor(kind, digest, len(manifest), platform=platform)
-    index = Index(media_type=INDEX, manifests=_entries(described, names))
+    index = Index(schema_version=2, media_type=INDEX, manifests=_entries(described, names))
     sink.add("index.json", documents.encode(index))
     if docker:
         paths = tuple(_path(one.descriptor.digest) for one in written)

@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from atoll import store
 from atoll.errors import ImageError
 from atoll.events import Emit
 from atoll.image import catalog
 from atoll.image.local.offering import offer
 from atoll.image.manifest import Image
-from atoll.image.oci import keeping
+from atoll.image.oci import keeping, names
 from atoll.image.oci.documents import Platform
 from atoll.image.oci.reference import HUB, parse
 from atoll.image.recipes import RECIPES, canonical, is_recipe
@@ -36,7 +37,7 @@ def bring(
         paths: where images are kept.
         place: see ``offer``.
         name: a reference. Of the names that Atoll builds itself only such of which it knows what must be in
-            them, as ``engine``, and those only from a file.
+            them, as ``engine``.
         platform: which image is taken where there are several, and that of one that does not say it.
         pick: the image's name in an archive of several.
         default: the registry of a reference that names none.
@@ -48,10 +49,7 @@ def bring(
         StoreError: ``store.full``, or the place for images cannot be written.
     """
     if is_recipe(name):
-        if not RECIPES[name.partition(":")[0]].programs:
-            hint = "choose another; this one is for images that Atoll builds"
-            raise ImageError(f"{name!r} cannot be imported", code="name", hint=hint)
-        return catalog.import_rootfs(paths, Path(place), name, emit=emit)
+        return _instead(paths, place, name, platform, pick, emit)
     reference = parse(name, default=default).tagged()
     if reference.digest:
         hint = "write NAME or NAME:TAG"
@@ -59,6 +57,24 @@ def bring(
     shown = canonical(name, default=default)
     with offer(place, platform=platform, name=pick, emit=emit, sockets=_sockets(paths)) as offered:
         return keeping.add(paths, offered, name=shown, platform=platform, references=(reference,), emit=emit)
+
+
+def _instead(paths: Paths, place: str, name: str, platform: Platform, pick: str, emit: Emit) -> Image:
+    """Take in an image that stands for one that Atoll builds."""
+    recipe = RECIPES[name.partition(":")[0]]
+    if not recipe.programs:
+        hint = "choose another; this one is for images that Atoll builds"
+        raise ImageError(f"{name!r} cannot be imported", code="name", hint=hint)
+    programs = (*recipe.programs, *recipe.optional)
+    with offer(place, platform=platform, name=pick, emit=emit, sockets=_sockets(paths)) as offered:
+        image = keeping.add(paths, offered, name=name, platform=platform, programs=programs, emit=emit)
+    try:
+        return catalog.adopt(paths, image, name)
+    finally:
+        assert image.manifest.origin is not None
+        with store.lock(catalog.lock_of(image.directory)):
+            if not any(one.manifest == image.manifest.origin.manifest for one in names.names(paths)):
+                store.remove_tree(image.directory)
 
 
 def _sockets(paths: Paths) -> Sequence[Path]:

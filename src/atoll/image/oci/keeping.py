@@ -26,6 +26,7 @@ from atoll.image import catalog, packing
 from atoll.image.architectures import PACKAGED
 from atoll.image.manifest import MANIFEST, ROOT, Image, ImageManifest, load
 from atoll.image.oci import documents, layer, names, relocating, surveying
+from atoll.image.oci.command import directories_of
 from atoll.image.oci.documents import ImageConfig, Manifest, Platform
 from atoll.image.oci.layer import Budget, place_of
 from atoll.image.oci.merging import Tree
@@ -33,8 +34,10 @@ from atoll.image.oci.metadata import BLOCK, plan, superblock
 from atoll.image.oci.offering import CONFIG, DOCUMENT
 from atoll.image.oci.record import Layer, Origin
 from atoll.image.oci.reference import Reference
+from atoll.image.oci.runconfig import RunConfig
 from atoll.image.oci.source import LayerSource, Offered
 from atoll.image.oci.space import Space, blocks
+from atoll.image.oci.stopping import Stopping
 from atoll.image.refusing import refuse
 from atoll.paths import Paths
 
@@ -165,6 +168,9 @@ def _make(
         if not offered.whiteouts:
             for trace in _TRACES:
                 tree.remove(trace.split(b"/"))
+        if offered.config:  # as engines make them when they run it; a VM need not
+            for path in directories_of(documents.config_of(offered.config).config or RunConfig()):
+                tree.make(path.encode(errors="replace"))
         found = surveying.survey(tree, file.fileno(), programs)
         config, document = _documents(offered, layers, platform, found.architecture)
         start = blocks(space.end)
@@ -259,7 +265,7 @@ class _Taking:
         self._space = space
         self._progress = progress
         self._budget = Budget()
-        self._stop = threading.Event()
+        self._stop = Stopping()
         self._here = _layers_here(paths)
 
     def all(self, sources: Sequence[LayerSource]) -> tuple[Layer, ...]:
@@ -272,7 +278,7 @@ class _Taking:
                     taken[number] = self._take(number, source)
                     self._progress.finish(source.size or 0)
             except BaseException:
-                self._stop.set()
+                self._stop.stop()
                 raise
 
         try:

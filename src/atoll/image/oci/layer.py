@@ -7,10 +7,11 @@ tape, from which its tar can be made again (`atoll.image.oci.tape`).
 from __future__ import annotations
 
 import hashlib
-import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -20,6 +21,7 @@ from atoll.image.oci.merging import Item, shown
 from atoll.image.oci.record import Layer
 from atoll.image.oci.source import LayerSource, Stream
 from atoll.image.oci.space import Area, Space
+from atoll.image.oci.stopping import Stopping
 from atoll.image.oci.tape import LONGEST, Pieces, Tape, tape_of
 from atoll.image.refusing import refuse
 from atoll.image.tarstream import Entry, TarStream
@@ -144,7 +146,7 @@ class _Counted:
     """
 
     def __init__(
-        self, stream: Stream, source: LayerSource, advance: Callable[[int], None], stop: threading.Event
+        self, stream: Stream, source: LayerSource, advance: Callable[[int], None], stop: Stopping
     ) -> None:
         self._stream = stream
         self._source = source
@@ -154,13 +156,14 @@ class _Counted:
         self.size = 0
 
     def read(self, size: int) -> bytes:
-        if self._stop.is_set():
+        if self._stop:
             raise Cancelled
         data = self._stream.read(size)
         self.size += len(data)
         if self._source.size is not None and self.size > self._source.size:
             raise refuse(f"the layer {self._source.digest} has more than its {self._source.size} bytes")
-        self._sum.update(data)
+        if not self._source.verified:
+            self._sum.update(data)
         self._advance(len(data))
         return data
 
@@ -168,11 +171,50 @@ class _Counted:
         """The digest of all, once the rest has come. Raises ``ImageError``: it is not as it should be."""
         while self.read(CHUNK):
             pass
+        if self._source.verified:
+            return self._source.digest
         digest = f"{self._sum.name}:{self._sum.hexdigest()}"
         if self._source.size is not None and self.size != self._source.size:
             raise refuse(f"the layer {digest} has {self.size} of {self._source.size} bytes")
         if self._source.digest not in {"", digest}:
             raise refuse(f"the layer {self._source.digest} is not what its digest says: it is {digest}")
+        return digest
+
+
+class _Plain:
+    """The digest of a tar, computed beside what is done with it.
+
+    Args:
+        expected: what it should be; empty if nobody knows.
+    """
+
+    def __init__(self, expected: str) -> None:
+        self.size = 0
+        self._expected = expected
+        self._sum = hashlib.new(expected.partition(":")[0] or "sha256")
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, data: bytes) -> None:
+        """The next bytes; the sum is one piece behind at most."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(self._sum.update, data)
+        self.size += len(data)
+
+    def finish(self) -> str:
+        """The digest. Raises ``ImageError``: ``image.archive``: it is not as it should be."""
+        if self._last is not None:
+            self._last.result()
+        digest = f"{self._sum.name}:{self._sum.hexdigest()}"
+        if self._expected not in {"", digest}:
+            raise refuse(f"a layer is {digest}, and not {self._expected} as the image's configuration says")
         return digest
 
 
@@ -183,7 +225,7 @@ def receive(
     budget: Budget,
     *,
     advance: Callable[[int], None],
-    stop: threading.Event,
+    stop: Stopping,
 ) -> Layer:
     """Take in a layer.
 
@@ -193,7 +235,7 @@ def receive(
         place: for its index and tape, without their endings.
         budget: of the image.
         advance: told of bytes as they come.
-        stop: once it is set, the layer is given up.
+        stop: says whether the layer is given up.
 
     Raises:
         ImageError: ``image.archive``: it is damaged, too large, or not what its digest says.
@@ -203,22 +245,17 @@ def receive(
     area = Area(space)
     tape = Tape(tape_of(place))
     receiver = _Receiver(area, tape, budget)
-    plain = hashlib.new(source.diff_id.partition(":")[0] or "sha256")
-    size = 0
     try:
-        with source.open() as stream:
+        with source.open() as stream, stop.watching(stream), _Plain(source.diff_id) as plain:
             counted = _Counted(stream, source, advance, stop)
             tar = TarStream(receiver, raw=receiver.raw)
             unpacked = decompressed(counted)
             while data := unpacked.read(CHUNK):
-                plain.update(data)
-                size += len(data)
+                plain.add(data)
                 tar.feed(data)
                 receiver.bound()
             digest = counted.finish()
-        diff_id = f"{plain.name}:{plain.hexdigest()}"
-        if source.diff_id not in {"", diff_id}:
-            raise refuse(f"a layer is {diff_id}, and not {source.diff_id} as the image's configuration says")
+            diff_id = plain.finish()
         tar.close(marked=not (source.digest or source.diff_id))
         tape.add(receiver.raw, ())
         tape.close()
@@ -228,7 +265,7 @@ def receive(
     write_index(place, receiver.items)
     return Layer(
         diff_id=diff_id,
-        size=size,
+        size=plain.size,
         digest="" if digest == diff_id else digest,
         blob_size=counted.size,
         media_type=source.media_type,

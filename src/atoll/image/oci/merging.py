@@ -219,8 +219,25 @@ class Tree:
         """What a path leads to, links followed; None if nothing."""
         return self._walk(parts, make=False)
 
+    def make(self, path: bytes) -> None:
+        """Have a directory at ``path``, if nothing else is in its way."""
+        if len(path) <= _LONGEST_PATH and b"\0" not in path:
+            parts = path.split(b"/")
+            if all(len(part) <= _LONGEST_NAME for part in parts):
+                self._walk(parts, make=True)
+
+    def locate(self, parts: Iterable[bytes]) -> tuple[bytes, Node] | None:
+        """The same, with its own path, in which no link is."""
+        way = self._way(parts, make=False)
+        return None if way is None else (b"/".join(name for name, _ in way), way[-1][1])
+
     def _walk(self, parts: Iterable[bytes], *, make: bool) -> Node | None:
-        way = [self.root]
+        way = self._way(parts, make=make)
+        return None if way is None else way[-1][1]
+
+    def _way(self, parts: Iterable[bytes], *, make: bool) -> list[tuple[bytes, Node]] | None:
+        """The nodes from the root to what a path leads to, each with its name."""
+        way = [(b"", self.root)]
         todo = list(parts)[::-1]
         links = 0
         while todo:
@@ -230,7 +247,7 @@ class Tree:
             if part == b"..":
                 way = way[:-1] or way
                 continue
-            children = way[-1].children
+            children = way[-1][1].children
             if children is None:
                 return None
             found = children.get(part)
@@ -239,15 +256,15 @@ class Tree:
                     return None
                 found = children[part] = Node(children={})
             if not stat.S_ISLNK(found.mode):
-                way.append(found)
+                way.append((part, found))
                 continue
             links += 1
             if links > _MOST_LINKS:
                 return None
             if found.target.startswith(b"/"):
-                way = [self.root]
+                way = way[:1]
             todo += found.target.split(b"/")[::-1]
-        return way[-1]
+        return way
 
     def remove(self, parts: Iterable[bytes]) -> None:
         """Take out what is at a path itself, if anything; no link is followed."""

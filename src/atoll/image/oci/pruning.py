@@ -13,14 +13,13 @@ import msgspec
 from atoll import store
 from atoll.errors import StoreError
 from atoll.image import catalog
-from atoll.image.manifest import Image, Listed
+from atoll.image.manifest import USED, Image, Listed
 from atoll.image.oci import names
 from atoll.image.oci.reference import parse
 from atoll.paths import Paths
 
-__all__ = ["Doomed", "plan", "prune", "touch"]
+__all__ = ["Doomed", "plan", "prune"]
 
-_USED = "used"
 _PARTIAL = re.compile(r"\.partial-(?P<name>.+)-[0-9a-f]{8}")
 
 
@@ -38,12 +37,6 @@ class Doomed(msgspec.Struct, frozen=True):
     size: int
 
 
-def touch(image: Image) -> None:
-    """Note that an image is used now."""
-    with contextlib.suppress(OSError):  # a note that cannot be made is no reason not to use it
-        (image.directory / _USED).touch()
-
-
 def plan(
     listed: Iterable[Listed],
     known: Iterable[names.Name],
@@ -57,8 +50,7 @@ def plan(
     Args:
         listed: the images.
         known: the references.
-        every: also those that references mean, if nothing on this host shares their root: no machine, no
-            snapshot, no template.
+        every: also those that references mean, if no machine and no snapshot shares their root.
         unused_for: seconds for which none that goes was used.
         now: seconds since the epoch.
     """
@@ -114,7 +106,7 @@ def _sweep(paths: Paths) -> int:
 def _used(image: Image) -> float:
     """When an image was used last, or made; seconds since the epoch."""
     try:
-        return max((image.directory / _USED).stat().st_mtime, image.manifest.created)
+        return max((image.directory / USED).stat().st_mtime, image.manifest.created)
     except FileNotFoundError:
         return image.manifest.created
 

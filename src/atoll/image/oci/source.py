@@ -28,6 +28,7 @@ class LayerSource(msgspec.Struct, frozen=True, kw_only=True):
         size: of these bytes; None likewise.
         media_type: of them; what the compression is, the bytes themselves say.
         diff_id: digest of the tar; empty where nobody knows it.
+        verified: the stream itself compares the bytes with digest and size, before it gives the last of them.
     """
 
     open: Callable[[], AbstractContextManager[Stream]]
@@ -35,6 +36,7 @@ class LayerSource(msgspec.Struct, frozen=True, kw_only=True):
     size: int | None = None
     media_type: str = ""
     diff_id: str = ""
+    verified: bool = False
 
 
 class Offered(msgspec.Struct, frozen=True, kw_only=True):

@@ -98,10 +98,10 @@ def _release(text: bytes) -> dict[str, str]:
 
 def _program(tree: Tree, root: int, name: str) -> Program:
     for directory in SEARCH:
-        path = f"/{directory}/{name}"
-        node = _find(tree, path)
-        if node is None:
+        located = tree.locate(f"{directory}/{name}".encode().split(b"/"))
+        if located is None:
             continue
+        path, node = located[0].decode(errors="backslashreplace"), located[1]
         if not stat.S_ISREG(node.mode):
             return Program(name, path, 0, node.mode)
         digest, at, end = hashlib.sha256(), node.offset, node.offset + node.size

@@ -1,26 +1,22 @@
 """A layer on its way to a registry: compressed, and summed before and behind that. Pure.
 
-The same tar gives the same bytes with the same zlib: the gzip header has neither name nor time (RFC 1952).
+The same tar gives the same bytes with the same zlib, as exports do.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterable, Iterator
 
 from atoll.errors import ImageError
 from atoll.image.oci import documents
 from atoll.image.oci.documents import Descriptor
+from atoll.image.oci.squeezing import squeezed
 
 __all__ = ["Packed", "found_form", "is_compressed"]
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-
-#: zlib: a gzip header, and its largest window.
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS
-_LEVEL = 6
 
 
 def is_compressed(beginning: bytes) -> bool:
@@ -55,24 +51,45 @@ class Packed:
 
     def __iter__(self) -> Iterator[bytes]:
         """The bytes. Raises ``ImageError``: ``image.archive``: the tar is not that of the digest."""
-        compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
-        plain = hashlib.new(self._diff_id.partition(":")[0])
-        for piece in self._pieces:
-            plain.update(piece)
-            yield from self._summed(compressor.compress(piece))
-        if self._diff_id != f"{plain.name}:{plain.hexdigest()}":
-            message = f"a layer of the image is not the one that its configuration names: {self._diff_id}"
-            raise ImageError(
-                message, code="archive", hint="nothing was pushed; `atoll image inspect` tells more"
-            )
-        yield from self._summed(compressor.flush())
+        plain = _Plain(self._pieces, self._diff_id)
+        for packed in squeezed(plain, "gzip"):
+            plain.check()
+            self._hasher.update(packed)
+            self._size += len(packed)
+            yield packed
 
     def descriptor(self) -> Descriptor:
         """What was sent, when all was."""
         return Descriptor(documents.LAYER_GZIP, f"sha256:{self._hasher.hexdigest()}", self._size)
 
-    def _summed(self, packed: bytes) -> Iterator[bytes]:
-        if packed:
-            self._hasher.update(packed)
-            self._size += len(packed)
-            yield packed
+
+class _Plain:
+    """Pieces of a tar as a stream, which are summed.
+
+    Args:
+        pieces: of the tar.
+        diff_id: its digest.
+    """
+
+    def __init__(self, pieces: Iterable[bytes], diff_id: str) -> None:
+        self._pieces = iter(pieces)
+        self._diff_id = diff_id
+        self._hasher = hashlib.new(diff_id.partition(":")[0])
+        self._rest = b""
+        self._ended = False
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+        data = self._rest or next(filter(None, self._pieces), b"")
+        self._rest = data[size:]
+        self._hasher.update(data[:size])
+        self._ended = not data
+        return data[:size]
+
+    def check(self) -> None:
+        """Refuse what has ended and is not what its digest says, before the last of it is sent."""
+        if self._ended and self._diff_id != f"{self._hasher.name}:{self._hasher.hexdigest()}":
+            message = f"a layer of the image is not the one that its configuration names: {self._diff_id}"
+            raise ImageError(
+                message, code="archive", hint="nothing was pushed; `atoll image verify` tells more"
+            )

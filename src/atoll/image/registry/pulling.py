@@ -227,6 +227,7 @@ def _layers(session: Session, found: Inspected) -> tuple[LayerSource, ...]:
             size=layer.size,
             media_type=layer.media_type,
             diff_id=diff_id,
+            verified=True,
         )
         for layer, diff_id in pairs
     )

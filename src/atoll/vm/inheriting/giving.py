@@ -9,7 +9,7 @@ from typing import Final
 from atoll.errors import AtollError, ChannelError
 from atoll.events import Emit, Warned
 from atoll.guest.agent import Agent
-from atoll.guest.files import Access, Files
+from atoll.guest.files import Files, as_root
 from atoll.guest.messages import ExecStart
 from atoll.vm.inheriting import rendering
 from atoll.vm.inheriting.believing import Believing, read_text, write_text
@@ -47,7 +47,7 @@ async def give(
     Raises:
         ChannelError: the guest is gone.
     """
-    files = _files_of(agent)
+    files = as_root(agent)
     stage = "certificates"
     try:
         await Believing(files, inherited.certificates).give()
@@ -59,16 +59,6 @@ async def give(
     except AtollError as error:
         message = f"{vm}: it has not all that it takes over of this host ({stage}): {error.message}"
         emit(Warned(message=message, hint="without, it is started with `--no-ca`"))
-
-
-def _files_of(agent: Agent) -> Files:
-    async def reached() -> Agent:
-        return agent
-
-    async def explain(error: ChannelError) -> AtollError:
-        return error
-
-    return Files(Access(reached, explain, lambda: ("root", "/")))
 
 
 async def _set_variables(agent: Agent, files: Files, variables: Mapping[str, str], *, systemd: bool) -> None:
