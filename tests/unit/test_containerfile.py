@@ -47,7 +47,7 @@ def test_the_images_that_the_last_stage_needs_are_found(text, found):
 
 def test_a_target_an_argument_and_a_platform_choose():
     text = "ARG V=1\nFROM --platform=$P a:$V AS x\nFROM b AS y"
-    assert bases(text, {"V": "2", "P": "linux/arm64"}, target="x") == (Base("a:2", "linux/arm64"),)
+    assert bases(text, {"V": "2", "P": "linux/arm64"}, target="x") == (Base("a:2", "linux/arm64", "a:$V"),)
     assert names(text, target="1") == ["b"]
     assert names(text, target="nothing") == ["b"]
 

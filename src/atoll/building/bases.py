@@ -54,7 +54,7 @@ class _KeptLayer(msgspec.Struct, frozen=True, rename="kebab"):
 def have(
     config: Config, wanted: Sequence[Base], platform: Platform, *, fresh: bool, emit: Emit
 ) -> dict[str, Image]:
-    """The images of a Containerfile, by the names that it has for them.
+    """The images of a Containerfile, by the names that it has for them: as they are written, and in full.
 
     One of which it wants several platforms is left to the builder, which keeps names apart by nothing else.
 
@@ -69,14 +69,16 @@ def have(
         RegistryError, ImageError: one cannot be had.
     """
     found: dict[str, Image] = {}
-    names = [base.name for base in wanted]
     for base in wanted:
-        if names.count(base.name) > 1:
+        if any(other.name == base.name and other.platform != base.platform for other in wanted):
             message = f"{base.name} is wanted for several platforms: the builder pulls it without credentials"
             emit(Warned(message=message))
             continue
         of = documents.parse_platform(base.platform) if base.platform else platform
-        found[base.name] = _have(config, base.name, of, fresh=fresh, emit=emit)
+        if base.name not in found:
+            found[base.name] = _have(config, base.name, of, fresh=fresh, emit=emit)
+        if "=" not in base.written:  # what stands before one is the name, to the builder
+            found[base.written] = found[base.name]
     return found
 
 

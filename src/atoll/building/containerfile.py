@@ -25,12 +25,14 @@ class Base(msgspec.Struct, frozen=True):
     """An image that is needed.
 
     Attributes:
-        name: as it is written, with variables replaced.
+        name: with variables replaced.
         platform: that is asked for with it; empty for that of the build.
+        written: the name as it is written, by which the builder looks it up.
     """
 
     name: str
     platform: str = ""
+    written: str = ""
 
 
 class _Stage:
@@ -66,7 +68,7 @@ def bases(text: str, arguments: Mapping[str, str], *, target: str = "") -> tuple
                 wanted.append(other)
             elif base.name and base.name != _SCRATCH:
                 found[base] = None
-    return tuple(sorted(found, key=lambda base: (base.name, base.platform)))
+    return tuple(sorted(found, key=lambda base: (base.name, base.platform, base.written)))
 
 
 def _find(stages: list[_Stage], name: str, before: int) -> int | None:
@@ -86,13 +88,14 @@ def _stages(text: str, arguments: Mapping[str, str]) -> list[_Stage]:
         elif word == "FROM":
             flags, words = _flags(rest)
             name = words[2].lower() if len(words) > 2 and words[1].lower() == "as" else ""
-            base = _expanded(words[0], known) if words else ""
-            stages.append(_Stage(name, Base(base, _expanded(flags.get("platform", ""), known))))
+            written = words[0] if words else ""
+            platform = _expanded(flags.get("platform", ""), known)
+            stages.append(_Stage(name, Base(_expanded(written, known), platform, written)))
         elif word in {"COPY", "ADD"} and stages:
             source = _flags(rest)[0].get("from", "")
-            stages[-1].needs.append(Base(_expanded(source, known)))
+            stages[-1].needs.append(Base(_expanded(source, known), written=source))
         elif word == "RUN" and stages:
-            stages[-1].needs += [Base(_expanded(source, known)) for source in _mounted(rest)]
+            stages[-1].needs += [Base(_expanded(one, known), written=one) for one in _mounted(rest)]
     return stages
 
 

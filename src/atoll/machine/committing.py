@@ -171,7 +171,15 @@ async def _read(
 
 
 def _change(record: Record) -> Change:
-    return Change(record.path, None if record.here is None else _state(record.here))
+    here, base = record.here, record.base
+    if here is None:
+        return Change(record.path, None)
+    same = here.type == "directory" and base is not None and _owner(here) == _owner(base)
+    return Change(record.path, _state(here), same)
+
+
+def _owner(entry: Entry) -> tuple[object, ...]:
+    return (entry.type, entry.mode, entry.uid, entry.gid, entry.xattrs)
 
 
 def _state(entry: Entry) -> State:

@@ -46,8 +46,17 @@ _OWN = (
     *(b"var/lib/dbus/machine-id", b"var/lib/systemd/random-seed", b"etc/ssh/ssh_host_*"),
     *(b"usr/local/share/ca-certificates/atoll-host.crt", b"etc/profile.d/atoll-host.sh"),
     *(b"etc/apt/apt.conf.d/90atoll-host", b"etc/systemd/system.conf.d/atoll-host.conf"),
+    *(b"lib/modules", b"lib/modules/", b"usr/lib/modules", b"usr/lib/modules/"),
     *(b"etc/pki/ca-trust/source/anchors/atoll-host.crt", b"etc/pki/trust/anchors/atoll-host.crt"),
 )
+#: There if the host gave its certificates, which then are in these, too.
+_GIVEN = (
+    b"usr/local/share/ca-certificates/atoll-host.crt",
+    b"etc/pki/ca-trust/source/anchors/atoll-host.crt",
+    b"etc/pki/trust/anchors/atoll-host.crt",
+)
+_BUNDLES = (b"etc/ssl/certs/", b"etc/pki/tls/certs/ca-bundle.crt", b"var/lib/ca-certificates/ca-bundle.pem")
+
 _OWN_FILES = frozenset(own for own in _OWN if not own.endswith((b"/", b"*")))
 _OWN_BEGINNINGS = tuple(own.rstrip(b"*") for own in _OWN if own.endswith((b"/", b"*")))
 
@@ -83,10 +92,17 @@ class State(msgspec.Struct, frozen=True, gc=False):
 
 
 class Change(NamedTuple):
-    """A file that is not as it was; None for one that is gone."""
+    """A file that was written.
+
+    Attributes:
+        path: below the root.
+        here: as it is; None for one that is gone.
+        same: it is a directory with nothing changed but what is in it.
+    """
 
     path: bytes
     here: State | None
+    same: bool = False
 
 
 class Planned(NamedTuple):
@@ -98,35 +114,60 @@ class Planned(NamedTuple):
 
 def plan(changes: Sequence[Change]) -> list[Planned]:
     """The entries of a layer, in order: directories before what they hold, links behind what they link to."""
-    found: list[Planned] = []
+    own, beginnings = _OWN_FILES, _OWN_BEGINNINGS
+    if any(path in _GIVEN and here is not None for path, here, _ in changes):
+        beginnings += _BUNDLES
+    found: list[tuple[Change, Planned]] = []
+    left_out: set[bytes] = set()
     gone: tuple[bytes, ...] = ()
     first: dict[int, bytes] = {}
-    for path, here in sorted(changes, key=lambda change: change.path.split(b"/")):
-        if _is_own(path) or (gone and path.startswith(gone)):
+    for change in sorted(changes, key=lambda change: change.path.split(b"/")):
+        path, here, _ = change
+        if path in own or path.startswith(beginnings):
+            left_out |= _parents(path)
             continue
-        if here is None:
-            gone = (path + b"/",)
-            parent, slash, name = path.rpartition(b"/")
-            found.append(Planned(Entry(name=parent + slash + _WHITEOUT + name, mode=0)))
+        if gone and path.startswith(gone):
             continue
-        if here.type != "directory":
-            gone = (path + b"/",)  # what was below a directory that it took the place of
-        if here.type not in _KINDS or not path:
-            continue  # sockets, and the root itself
-        kind = _KINDS[here.type]
-        linked = first.get(here.inode) if here.inode else None
-        if linked is not None:
-            found.append(Planned(Entry(name=path, kind=HARD_LINK, mode=here.mode, link=linked)))
-            continue
-        if here.inode:
-            first[here.inode] = path
-        entry = _entry(path, kind, here)
-        found.append(Planned(entry, path if entry.size else None))
-    return found
+        if here is None or here.type != "directory":
+            gone = (path + b"/",)  # what was below a directory that is gone, or that it took the place of
+        if (planned := _planned(path, here, first)) is not None:
+            found.append((change, planned))
+    return _needed(found, left_out)
 
 
-def _is_own(path: bytes) -> bool:
-    return path in _OWN_FILES or path.startswith(_OWN_BEGINNINGS)
+def _needed(found: Sequence[tuple[Change, Planned]], left_out: set[bytes]) -> list[Planned]:
+    """Without directories that are there for nothing but what was left out, or has not changed."""
+    kept: list[Planned] = []
+    needed: set[bytes] = set()
+    for change, planned in reversed(found):
+        path = change.path
+        idle = change.same or (path in left_out and path + b"/" not in _OWN_BEGINNINGS)
+        if planned.entry.kind == DIRECTORY and idle and path not in needed:
+            continue
+        needed |= _parents(path)
+        kept.append(planned)
+    return kept[::-1]
+
+
+def _parents(path: bytes) -> set[bytes]:
+    parts = path.split(b"/")
+    return {b"/".join(parts[:count]) for count in range(1, len(parts))}
+
+
+def _planned(path: bytes, here: State | None, first: dict[int, bytes]) -> Planned | None:
+    """The entry of a file; None for the root itself, and for sockets. ``first`` is by inode."""
+    if here is None:
+        parent, slash, name = path.rpartition(b"/")
+        return Planned(Entry(name=parent + slash + _WHITEOUT + name, mode=0))
+    if here.type not in _KINDS or not path:
+        return None
+    kind = _KINDS[here.type]
+    if here.inode and here.inode in first:
+        return Planned(Entry(name=path, kind=HARD_LINK, mode=here.mode, link=first[here.inode]))
+    if here.inode:
+        first[here.inode] = path
+    entry = _entry(path, kind, here)
+    return Planned(entry, path if entry.size else None)
 
 
 def _entry(path: bytes, kind: bytes, here: State) -> Entry:
