@@ -127,7 +127,7 @@ async def _update(
     if planned.removed or planned.sent or not before:
         size = sum(item.size for item in planned.sent)
         with task(emit, "context", f"Sending {len(planned.sent)} files of {source.directory}", total=size):
-            await files.make_directory(place, parents=True)
+            await files.make_directory(place, parents=True, exist_ok=True)
             await files.write(f"{place}/removed", b"".join(path + b"\0" for path in planned.removed))
             words = ["/bin/sh", "-c", _CHANGE, "sh", place]
             feeding = chunks(context.tar(source.directory, planned.sent))
