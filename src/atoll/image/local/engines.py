@@ -75,7 +75,7 @@ def _context(client: Path, environment: Mapping[str, str]) -> str:
 
 
 def endpoint_of(client: Path, name: str) -> str:
-    """The address of a context of the Docker client, whose settings are in ``client``; empty if it has none."""
+    """The address of a context of the Docker client with its settings in ``client``; empty if it has none."""
     key = hashlib.sha256(name.encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         meta = json.loads((client / "contexts/meta" / key / "meta.json").read_bytes())
