@@ -115,10 +115,15 @@ def test_a_full_disk(atoll, tmp_path, built, paths):
 
 @pytest.mark.parametrize(
     ("name", "code", "fragment"),
-    [("debain", "image.unknown", "debian"), ("../etc", "image.name", ""), ("fedora", "image.unknown", "")],
+    [
+        ("debain", "registry.unreachable", "debian"),
+        ("../etc", "image.name", ""),
+        ("fedora", "registry.unreachable", ""),
+    ],
 )
 def test_an_unknown_image(atoll, name, code, fragment):
-    assert_error(atoll("run", name, "--", "true"), code, fragment)
+    nowhere = {"ATOLL_DEFAULT_REGISTRY": "localhost:1"}
+    assert_error(atoll("run", name, "--", "true", env=nowhere), code, fragment)
 
 
 def test_a_guest_whose_kernel_panics_while_the_command_runs(atoll, built):

@@ -221,7 +221,7 @@ BAD = [
     (("create", "Dev"), "usage.name"),
     (("create", "-x"), "usage.arguments"),
     (("create", "bad", "--init", "upstart"), "usage.arguments"),
-    (("create", "bad", "--image", "nonesuch"), "image.unknown"),
+    (("create", "bad", "--image", "localhost:1/nonesuch"), "registry.unreachable"),
     (("create", "bad", "--rootfs", "/nonesuch.tar"), "image.missing"),
     (("create", "bad", "--init", "minimal", "--cpus", "0"), "config.value"),
     (("create", "bad", "--init", "minimal", "--memory", "lots"), "config.value"),

@@ -51,7 +51,7 @@ def test_a_template_is_built_listed_and_removed(atoll, own):
     assert list(templates.iterdir()) == []
     assert_error(atoll("template", "rm", made["name"], env=env), "store.missing")
     assert_error(atoll("template", "rm", env=env), "usage.arguments")
-    assert_error(atoll("template", "build", "nonsuch", env=env), "image.unknown")
+    assert_error(atoll("template", "build", "localhost:1/nonsuch", env=env), "registry.unreachable")
 
 
 def test_where_a_boot_is_asked_for_no_template_is_made(atoll, own):

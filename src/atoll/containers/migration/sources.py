@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from atoll.containers import context
 from atoll.errors import UsageError
+from atoll.image.local.engines import endpoint_of
 from atoll.paths import Paths
 
 __all__ = ["NAMES", "find"]
@@ -85,7 +84,7 @@ def _docker(paths: Paths, client: Path, environment: Mapping[str, str]) -> Itera
     host = environment.get("DOCKER_HOST", "")
     chosen = environment.get("DOCKER_CONTEXT") or context.current(client)
     names = (chosen, context.former(paths)) if chosen == context.NAME else (chosen,)
-    for endpoint in (host, *(_endpoint(client, each) for each in names)):
+    for endpoint in (host, *(endpoint_of(client, each) for each in names)):
         if endpoint.startswith(_UNIX):
             yield Path(endpoint.removeprefix(_UNIX))
         elif endpoint:
@@ -93,15 +92,6 @@ def _docker(paths: Paths, client: Path, environment: Mapping[str, str]) -> Itera
     yield Path("/var/run/docker.sock")
     if runtime := environment.get("XDG_RUNTIME_DIR"):
         yield Path(runtime) / "docker.sock"
-
-
-def _endpoint(client: Path, name: str) -> str:
-    """The address of a context of the Docker client; empty if it has none."""
-    key = hashlib.sha256(name.encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        meta = json.loads((client / "contexts/meta" / key / "meta.json").read_bytes())
-        return str(meta["Endpoints"]["docker"]["Host"])
-    return ""
 
 
 def _elsewhere(endpoint: str) -> UsageError:

@@ -22,7 +22,7 @@ from atoll.errors import ImageError
 from atoll.image.oci.source import Stream
 from atoll.image.refusing import refuse
 
-__all__ = ["CONTAINER", "IMAGE", "opened", "socket_of"]
+__all__ = ["CONTAINER", "IMAGE", "endpoint_of", "opened", "socket_of"]
 
 #: What places begin with that an engine is asked for.
 IMAGE, CONTAINER = "docker://", "container:"
@@ -49,7 +49,7 @@ def socket_of(environment: Mapping[str, str], home: Path, others: Sequence[Path]
         ImageError: ``image.engine``: there is none, or it is of another host.
     """
     client = Path(environment.get("DOCKER_CONFIG") or home / ".docker")
-    host = environment.get("DOCKER_HOST") or _endpoint(client, _context(client, environment))
+    host = environment.get("DOCKER_HOST") or endpoint_of(client, _context(client, environment))
     if host.startswith(_UNIX):
         return Path(host.removeprefix(_UNIX))
     if host:
@@ -74,8 +74,8 @@ def _context(client: Path, environment: Mapping[str, str]) -> str:
     return "" if named == "default" else named
 
 
-def _endpoint(client: Path, name: str) -> str:
-    """The address of a context; empty if it has none."""
+def endpoint_of(client: Path, name: str) -> str:
+    """The address of a context of the Docker client with its settings in ``client``; empty if it has none."""
     key = hashlib.sha256(name.encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         meta = json.loads((client / "contexts/meta" / key / "meta.json").read_bytes())

@@ -113,6 +113,7 @@ class _Receiver:
     def data(self, piece: memoryview) -> None:
         """See ``Visitor``."""
         while piece:
+            assert self._left > 0, "an archive tells as much as its entry says"
             part = piece[: self._left]
             self._area.write(self._at, part)
             self._at += len(part)
