@@ -190,12 +190,13 @@ static void put_file(struct mp_writer *writer, const char *key, const struct sur
     bool device = S_ISBLK(status->st_mode) || S_ISCHR(status->st_mode);
 
     mp_write_str(writer, key);
-    mp_write_map(writer, 8 + (file->place_size > 0));
+    mp_write_map(writer, 9 + (file->place_size > 0));
     mp_put_str(writer, "type", file_type(status->st_mode));
     mp_put_int(writer, "mode", status->st_mode & 07777);
     mp_put_int(writer, "uid", status->st_uid);
     mp_put_int(writer, "gid", status->st_gid);
     mp_put_int(writer, "size", S_ISREG(status->st_mode) ? status->st_size : 0);
+    mp_put_int(writer, "mtime", (int64_t)status->st_mtim.tv_sec * 1000000000 + status->st_mtim.tv_nsec);
     mp_put_int(writer, "device", device ? (int64_t)makedev(major(status->st_rdev), minor(status->st_rdev)) : 0);
     put_bytes(writer, "target", file->target, file->target_size);
     put_bytes(writer, "xattrs", file->xattrs, file->xattrs_size);

@@ -6,12 +6,12 @@ Both are looked at in VMs that this process owns and that end with it (docs/expl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 from atoll import runtime
-from atoll.config import Config, load, override
+from atoll.config import Config, load
 from atoll.errors import (
     ChannelError,
     GuestError,
@@ -26,14 +26,13 @@ from atoll.guest.files import Access, Files
 from atoll.guest.survey import IN_MEMORY, End, Piece, Record, Survey, alike
 from atoll.image.extents import Extent
 from atoll.machine import comparing as machines
+from atoll.machine.beside import beside, launched
 from atoll.paths import Paths, agent_path
-from atoll.patience import to_its_end
 from atoll.sandbox import reviving
 from atoll.snapshot import catalog
 from atoll.snapshot.catalog import Snapshot, manifest_of
 from atoll.snapshot.differences import Change, Changed, Difference, Pair, difference_of, pairs_of, verdict
 from atoll.snapshot.manifest import Kind
-from atoll.template import falling_back
 from atoll.vm.life import Vm
 from atoll.vm.spawning import Spawned
 
@@ -158,35 +157,12 @@ async def _in_one_vm(
         with _reading():
             stack.enter_context(machines.undisturbed(*snapshots))
         changed = Changed(await asyncio.to_thread(_changed_runs, *snapshots))
-        vm = await _beside(config, snapshots, stack, emit)
+        vm = await beside(config, _new_name(), snapshots, stack, emit)
         one, other = (
             _Side(manifest_of(snapshot).name, vm, Survey(vm.agent, _AGENT, *serials))
             for snapshot, serials in zip(snapshots, machines.serials(shared=shared), strict=True)
         )
         yield _Sides(one, other, changed)
-
-
-async def _beside(
-    config: Config, snapshots: tuple[Snapshot, Snapshot], stack: AsyncExitStack, emit: Emit
-) -> Vm:
-    """A VM with the disks of both, which is up; a template from which it does not come up is discarded."""
-    spawned: list[Spawned] = []
-
-    async def launched(settings: Config) -> Vm:
-        def launch() -> Spawned:
-            return machines.spawn_beside(settings, _new_name(), *snapshots, emit=emit)
-
-        spawned.append(await _launched(launch))
-        return await stack.enter_async_context(Vm(spawned[-1], emit))
-
-    async def again() -> Vm:
-        return await launched(override(config, {"cold": True}))
-
-    first = await launched(config)
-    vm = await falling_back.boot(first, again, patience=config.boot_timeout, paths=config.paths, emit=emit)
-    # The overlays, which are open: no kill can leave them from now on.
-    await asyncio.to_thread(spawned[-1].release)
-    return vm
 
 
 def _changed_runs(before: Snapshot, after: Snapshot) -> list[Extent] | None:
@@ -218,7 +194,7 @@ async def _revived(config: Config, snapshot: Snapshot, stack: AsyncExitStack, em
     def launch() -> Spawned:
         return reviving.launch(config, name, snapshot.id, same=True, emit=emit).spawned
 
-    vm = await stack.enter_async_context(Vm(await _launched(launch), emit))
+    vm = await stack.enter_async_context(Vm(await launched(launch), emit))
     await vm.boot(config.boot_timeout)
 
     async def agent() -> Agent:
@@ -232,11 +208,6 @@ async def _revived(config: Config, snapshot: Snapshot, stack: AsyncExitStack, em
 
 def _new_name() -> str:
     return runtime.new_name().replace("sandbox", "compare")
-
-
-async def _launched(launch: Callable[[], Spawned]) -> Spawned:
-    """What a thread launches; a caller who is cancelled waits for it, and nothing is left."""
-    return await to_its_end(asyncio.to_thread(launch), unwanted=Spawned.discard)
 
 
 async def _compare(sides: _Sides, *, shared: bool, patience: float) -> tuple[Difference, ...]:

@@ -87,6 +87,10 @@ class Config(msgspec.Struct, frozen=True):
     ca_files: tuple[Path, ...]
     default_registry: str
     registries: dict[str, RegistrySettings]
+    build_cpus: int
+    build_memory: int
+    build_disk: int
+    build_idle: float
     docker_cpus: int
     docker_memory: int
     docker_disk: int
@@ -315,6 +319,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ca_files", _parse_paths, tuple, "more files of certificates that VMs believe, PEM"),
     Setting("default_registry", _parse_host, lambda: "docker.io", "registry of images whose name has none"),
     Setting("registries", parse_registries, dict, "mirrors, transport and certificates of registries"),
+    Setting("build_cpus", _parse_cpus, _engine_cpus, "vCPUs of the machine that builds images"),
+    Setting("build_memory", parse_memory, _engine_memory, "memory that it may use"),
+    Setting("build_disk", parse_memory, lambda: 32768 * _MIB, "disk that it may use"),
+    Setting(
+        "build_idle", _parse_pause, lambda: 300.0, "seconds without a build until it sleeps; 0 for never"
+    ),
     Setting("docker_cpus", _parse_cpus, _engine_cpus, "vCPUs of the Docker engine"),
     Setting("docker_memory", parse_memory, _engine_memory, "memory that the Docker engine may use"),
     Setting("docker_disk", parse_memory, lambda: 65536 * _MIB, "disk that the Docker engine may use"),

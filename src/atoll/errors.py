@@ -22,6 +22,7 @@
      |         +-- FileMissingError   because it does not exist
      +-- NetworkError          a network of VMs cannot be had, or refuses what a VM wants of it
      +-- EngineError           the engine of containers did not come up or does not answer
+     +-- BuildError            an image could not be built of a Containerfile
      +-- CommandTimeoutError   a command ran past its time
      +-- CommandFailedError    a command that had to succeed did not (atoll.guest.result)
 
@@ -34,6 +35,7 @@ from __future__ import annotations
 __all__ = [
     "AtollError",
     "BootError",
+    "BuildError",
     "ChannelError",
     "CommandError",
     "CommandTimeoutError",
@@ -231,6 +233,12 @@ class EngineError(AtollError):
     """The engine of containers did not come up or does not answer; the last part of the code is the stage."""
 
     family = "engine"
+
+
+class BuildError(AtollError):
+    """An image could not be built of a Containerfile; the last part of the code says what failed."""
+
+    family = "build"
 
 
 class CommandTimeoutError(AtollError):

@@ -389,6 +389,15 @@ class Paths(msgspec.Struct, frozen=True):
         return self.data / "docker" / "engine.lock"
 
     @property
+    def builder_lock(self) -> Path:
+        """Held while the machine that builds images is brought up or ended."""
+        return self.data / "builder" / "builder.lock"
+
+    def build_slot(self, name: str) -> Path:
+        """Held while a directory is built whose files the builder keeps under that name."""
+        return self.data / "builder" / f"{name}.lock"
+
+    @property
     def ssh(self) -> Path:
         """SSH keys, by what users call a machine: ``ssh/<name>.atoll``."""
         return self.data / "ssh"

@@ -59,7 +59,7 @@ def test_the_first_word_is_a_command(candidates):
 
 def test_the_second_word_of_some_commands_is_an_action(candidates):
     assert candidates("image", "") == [
-        *("build", "emulator", "export", "history", "import", "inspect"),
+        *("build", "commit", "emulator", "export", "history", "import", "inspect"),
         *("ls", "prune", "pull", "push", "rm", "tag", "tags", "verify"),
     ]
     assert candidates("config", "s") == ["show"]

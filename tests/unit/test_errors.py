@@ -25,6 +25,7 @@ FAMILIES = {
     "UsageError": ("usage", 2),
     "ConfigError": ("config", 2),
     "PreflightError": ("boot.preflight", 1),
+    "BuildError": ("build", 1),
     "EngineError": ("engine", 1),
     "ImageError": ("image", 1),
     "NetworkError": ("network", 1),

@@ -33,6 +33,7 @@ class Machine(Closing):
 
     start = blocking(aio.Machine.start)
     snapshot = blocking(aio.Machine.snapshot)
+    commit = blocking(aio.Machine.commit)
     suspend = blocking(aio.Machine.suspend)
     restore = blocking(aio.Machine.restore)
     stop = blocking(aio.Machine.stop)

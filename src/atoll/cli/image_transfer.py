@@ -47,6 +47,43 @@ def configure(commands: Any) -> None:
     add_platform(exporting)
     exporting.set_defaults(act=_export)
 
+    commit = commands.add_parser("commit", help="make an image of a machine, running or not")
+    commit.add_argument("machine")
+    commit.add_argument("image", metavar="NAME[:TAG]")
+    commit.add_argument(
+        "--change",
+        "-c",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="of how it is run, as 'CMD [\"/bin/app\"]'; ENV, USER, EXPOSE and others; repeatable",
+    )
+    commit.add_argument("--message", "-m", default="", help="what its history says")
+    add_json(commit, "events and the manifest")
+    commit.set_defaults(act=_commit)
+
+
+def _commit(arguments: argparse.Namespace, config: Config) -> int:
+    from atoll.cli.parts import running
+    from atoll.image.manifest import Image
+    from atoll.machine.machine import Machine
+
+    emit = listener(json=arguments.json)
+
+    async def act() -> Image:
+        machine = Machine(arguments.machine, config=config, on_event=emit)
+        try:
+            return await machine.commit(arguments.image, changes=arguments.change, message=arguments.message)
+        finally:
+            await machine.close()
+
+    image = running(act())
+    if arguments.json:
+        print_json(image.manifest)
+    else:
+        print(f"{arguments.image}: {size(image.manifest.size)}")
+    return 0
+
 
 def _import(arguments: argparse.Namespace, config: Config) -> int:
     from atoll.image.local.importing import bring

@@ -87,6 +87,8 @@ COMMANDS: tuple[_Row, ...] = (
     _Row("docker", "docker", "run Docker's engine in a machine, for any Docker client"),
     _Row("migrate", "migrate", "bring images, volumes, networks and containers over from another engine"),
     _Row("image", "image", "build, list, inspect and remove root images"),
+    _Row("build", "build", "build an image of a Containerfile"),
+    _Row("builder", "builder", "show, tidy, end and remove the machine in which images are built"),
     _Row("template", "template", "list, make and remove what sandboxes start from"),
     _Row("doctor", "doctor", "check this host and say how to mend what is wrong"),
     _Row("config", "config", "show the settings and where each value comes from"),

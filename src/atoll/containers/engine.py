@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from atoll import runtime, store
 from atoll.config import Config, NetworkKind, load, override
 from atoll.containers import api, guest, root
 from atoll.containers.hosting import NAME
+from atoll.containers.own import OwnMachine, alone
 from atoll.containers.settings import CONTAINERD_SOCKET, DOCKER_SOCKET, EngineSettings, daemon_json
 from atoll.errors import (
     AtollError,
@@ -35,11 +35,9 @@ from atoll.guest.wire import WINDOW
 from atoll.image.manifest import ImageManifest
 from atoll.machine import creation, registry
 from atoll.machine.creation import Wishes
-from atoll.machine.machine import Machine
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.vm import serving
-from atoll.vm.chain import read_chain, used_by
 from atoll.vm.restart import Policy
 from atoll.vm.state import Phase, StateError
 
@@ -87,49 +85,6 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     emulated: tuple[str, ...] = ()
 
 
-class _OwnMachine(Machine):
-    """The engine's machine, which its users neither make nor remove."""
-
-    def __init__(self, name: str, *, config: Config | None = None, on_event: Emit = ignore) -> None:
-        super().__init__(name, config=config, on_event=on_event)
-        self._reaching = asyncio.Lock()
-
-    async def settle(self, wanted: MachineSpec) -> None:
-        """Have the machine, which is about to boot, be what is wanted, with a root that is whole.
-
-        One that has snapshots keeps the root that they were made with.
-        """
-        async with self._changing() as machine:
-            if not machine.state.active:
-                if not await asyncio.to_thread(self.snapshots):
-                    await asyncio.to_thread(root.renew, self._paths, machine)
-                await asyncio.to_thread(root.check, machine)
-                registry.save(machine, wanted)
-
-    async def settled(self) -> None:
-        """Wait until nobody has it stand still who writes it down. Raises ``StateError``: it has no VM."""
-        await self._settled()
-
-    async def purge(self) -> None:
-        """Remove it, whatever it does."""
-        await self._discard(force=True)
-
-    async def agent(self) -> Agent:
-        """The guest's agent, over the one connection to the supervisor that serves all."""
-        async with self._reaching:
-            await self._reach()
-        return self._reached()
-
-    async def connected(self, path: str) -> Stream:
-        """A stream to the unix socket at ``path`` in the guest, which has taken the connection."""
-        return await (await self.agent()).connect(path).accepted()
-
-    def allocated(self) -> int:
-        """Bytes of this host that its disk takes."""
-        place = self.find().place
-        return used_by(place, read_chain(place))
-
-
 class Engine:
     """Docker's engine of this user. Nothing is done before a method is called. Belongs to one event loop.
 
@@ -154,7 +109,7 @@ class Engine:
         given = load().config if config is None else config
         self._config = override(given, {"platform": "", "full": False})
         self._emit = on_event
-        self._machine = _OwnMachine(NAME, config=self._config, on_event=on_event)
+        self._machine = OwnMachine(NAME, config=self._config, on_event=on_event)
 
     # Its life.
 
@@ -340,18 +295,12 @@ class Engine:
     @asynccontextmanager
     async def _alone(self, deadline: float) -> AsyncIterator[None]:
         """Keep other processes from bringing the engine up or ending it meanwhile."""
-        path = self._config.paths.engine_lock
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        while (lock := store.hold(path)) is None:
-            if time.monotonic() > deadline:
+        async with alone(self._config.paths.engine_lock, deadline) as held:
+            if not held:
                 hint = "wait for it, and see `atoll docker status`"
                 message = "another process brings the engine up or ends it"
                 raise EngineError(message, code="busy", hint=hint)
-            await asyncio.sleep(_PAUSE)
-        try:
             yield
-        finally:
-            os.close(lock)
 
     def _provide(self) -> None:
         """Have image and kernel here before a machine is made or started: to build them takes minutes."""

@@ -51,6 +51,7 @@ _SAID = 4096
 _Mode = Annotated[int, Meta(ge=0, le=0o7777)]
 _Id = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 _Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+_Time = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Kind = Literal["file", "directory", "symlink", "fifo", "socket", "block", "character"]
 
 
@@ -62,6 +63,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         mode: permission bits.
         uid: of its owner; ``gid`` likewise of its group.
         size: of a regular file, bytes; else 0.
+        mtime: of its content, ns since 1970.
         device: number of a device; else 0.
         target: of a symbolic link; else empty.
         xattrs: extended attributes by their names, each name, a zero, the length in four bytes, the value.
@@ -74,6 +76,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     uid: _Id
     gid: _Id
     size: _Size
+    mtime: _Time = 0
     device: _Size = 0
     target: Annotated[bytes, Meta(max_length=4096)] = b""
     xattrs: Annotated[bytes, Meta(max_length=16384)] = b""

@@ -2,19 +2,24 @@
 
 Docker's client is not in it: clients are on the host. What is in it beside the engine itself is what the
 engine calls: iptables, git for builds of a repository, ps for ``docker top``, programs that unpack layers;
-and qemu-user for images of the other architecture (`atoll.image.foreign`).
+and qemu-user for images of the other architecture (`atoll.image.foreign`). The machine that builds images
+(`atoll.building`) has the same root, lest two be built: buildah makes it larger by an eighth.
 """
 
 from __future__ import annotations
 
 from atoll.image.foreign import FOREIGN, interpreter
 
-__all__ = ["CLEAN", "EXCLUDED", "OPTIONAL", "PACKAGES", "REQUIRED", "VARIANT"]
+__all__ = ["BUILDER", "CLEAN", "EXCLUDED", "OPTIONAL", "PACKAGES", "REQUIRED", "VARIANT"]
+
+#: What builds images (`atoll.building`).
+BUILDER = "buildah"
 
 #: mmdebstrap's variant: the essential packages, without apt.
 VARIANT = "essential"
 
 PACKAGES = (
+    "buildah",  # for `atoll build`, whose machine has the same root
     "ca-certificates",
     "containerd",
     "crun",  # starts a container with half of the work that runc does
@@ -43,6 +48,8 @@ EXCLUDED = (
     "/usr/bin/qemu-aarch64_be",
     "/usr/bin/qemu-x[!8]*",
     "/usr/lib/*/perl/5*",  # git's commands in Perl are for mail and Subversion
+    "/usr/lib/cni/*",  # networks of containers that are built: they have their machine's
+    "/usr/libexec/buildah/*",  # its tests
     "/usr/share/bash-completion/*",
     "/usr/share/git-core/contrib/*",
     "/usr/share/gitweb/*",
@@ -65,10 +72,11 @@ REQUIRED = (
 )
 
 #: What it can do without: an engine that lacks them says so when they are needed.
-OPTIONAL = tuple(interpreter(architecture) for architecture in FOREIGN)
+OPTIONAL = (BUILDER, *(interpreter(architecture) for architecture in FOREIGN))
 
 #: Run in the tree: the older iptables, since each call of it takes half the time, and the module of the newer
-#: one need not be loaded. What would emulate the root's own architecture goes.
+#: one need not be loaded. What would emulate the root's own architecture goes, and GnuPG's programs: buildah
+#: has its library, and no keys.
 CLEAN = """
 for name in iptables ip6tables; do
     for what in '' -save -restore; do
@@ -77,7 +85,8 @@ for name in iptables ip6tables; do
 done
 native=aarch64
 [ ! -e usr/lib64/ld-linux-x86-64.so.2 ] || native=x86_64
-rm -f "usr/bin/qemu-$native"
+rm -f "usr/bin/qemu-$native" usr/bin/dirmngr* usr/bin/gpg* usr/bin/pinentry*
+rm -rf usr/lib/gnupg usr/share/gnupg
 rm -rf usr/share/docker.io var/lib/containerd/* var/lib/docker
 mkdir -p etc/docker etc/containerd
 """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from typing import Self
 
@@ -13,6 +15,7 @@ import msgspec
 
 from atoll import store
 from atoll.config import Config
+from atoll.errors import StoreError
 from atoll.events import Emit, ignore
 from atoll.machine import registry, suspending, undoing
 from atoll.machine.forking import Child, as_captured, fork, opened
@@ -136,6 +139,24 @@ class Checkpoints(Supervised):
         with registry.at_rest(machine, "written down"):
             undoing.settle(machine, self._emit)
             return make(self._paths, machine, wish, _disk_at_rest(machine), None, self._emit)
+
+    @asynccontextmanager
+    async def _kept_for(self, purpose: str) -> AsyncIterator[Snapshot]:
+        """A snapshot of its disk that is there for as long as the block lasts."""
+        base = base_of(self.find().place)
+        name = f"for-{os.urandom(4).hex()}"
+        snapshot = await self.snapshot(name, description=f"for {purpose}; it can be removed", disk_only=True)
+        try:
+            yield snapshot
+        finally:
+            await to_its_end(asyncio.to_thread(self._forget_kept, snapshot, base))
+
+    def _forget_kept(self, snapshot: Snapshot, base: str) -> None:
+        catalog.remove(self._paths, snapshot.id)
+        with contextlib.suppress(StoreError):  # it was removed meanwhile
+            place = self.find().place
+            if base_of(place) == snapshot.id:
+                note_base(place, base)
 
     async def suspend(self) -> None:
         """Keep RAM and devices, and end the VM: ``start`` has it go on where it was, whatever the host did.

@@ -15,7 +15,7 @@ from atoll.config import Config, load, override
 from atoll.errors import ChannelError, ImageError
 from atoll.events import Emit, ignore
 from atoll.guest.copying import Copied, receive_tree, send_tree
-from atoll.image.manifest import ImageManifest
+from atoll.image.manifest import Image, ImageManifest
 from atoll.machine import editing, live, naming, networks, registry
 from atoll.machine.checkpoints import Checkpoints
 from atoll.machine.creation import Wishes, create, parse_disk
@@ -358,6 +358,43 @@ class Machine(Linked, Ported, Checkpoints):
                     await self.close()
                     await asyncio.sleep(0.02)
             return state
+
+    async def commit(self, name: str, *, changes: Sequence[str] = (), message: str = "") -> Image:
+        """Make an image of what it has on its disk now: its image's layers, and one of its changes.
+
+        It may run, and stands still for a moment. What is its own is left out: what it mounts, its names and
+        ids, ``/tmp``. Of an image that has no layers, as those that Atoll builds, it becomes one with one.
+
+        Args:
+            name: of the image.
+            changes: of how the image is run: instructions of a Containerfile, such as ``CMD ["/bin/app"]``.
+            message: what its history says.
+
+        Raises:
+            UsageError: ``usage.change``: that is no such instruction.
+            ImageError: ``image.name``; ``image.missing``: the image that it was made of is not here any more.
+            StateError: it is about to start or stop, or suspended.
+            StoreError: ``store.full``, or the image cannot be written.
+            BootError, GuestError: its disk cannot be read.
+        """
+        from atoll.image.oci.committing import parse_change  # noqa: PLC0415 - not on the way to a VM
+        from atoll.image.registry.carrying import named  # noqa: PLC0415
+        from atoll.machine import committing  # noqa: PLC0415
+
+        parsed = [parse_change(text) for text in changes]
+        reference = named(name, self._config)
+        manifest = await asyncio.to_thread(store.read_record, self.find().place.image, ImageManifest)
+        base = await asyncio.to_thread(committing.base_of, self._paths, manifest)
+        async with self._kept_for("an image") as snapshot:
+            return await committing.commit(
+                self._config,
+                snapshot,
+                base,
+                references=(reference,),
+                changes=parsed,
+                message=message,
+                emit=self._emit,
+            )
 
     # Its files.
 

@@ -155,7 +155,7 @@ def attachment_of(config: Config, name: str, spec: MachineSpec) -> Attachment:
         egress=spec.egress,
         reverse=spec.reverse,
         aliases=spec.aliases,
-        trusted=spec.service is not None,  # containers are this user's own programs
+        trusted=spec.service is not None and spec.service.trusted,
     )
 
 

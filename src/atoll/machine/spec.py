@@ -48,7 +48,7 @@ _GIB = 1 << 30
 _LONGEST_ALIAS = 200
 
 #: Names of the machines that Atoll itself makes, and which command does it.
-RESERVED = {"docker": "`atoll docker`"}
+RESERVED = {"docker": "`atoll docker`", "image-builder": "`atoll builder`"}
 
 _IDLE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -68,11 +68,13 @@ class Service(msgspec.Struct, frozen=True):
         start: for the guest's ``/bin/sh``, as root, at each start.
         stop: likewise, before the guest is ended in order.
         direct: directories of the root that lie on the disk itself, beside the overlay.
+        trusted: it may use all ports of this host, as its user's own programs do.
     """
 
     start: str
     stop: str = ""
     direct: tuple[str, ...] = ()
+    trusted: bool = True
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):

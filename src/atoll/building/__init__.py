@@ -1,0 +1,1 @@
+"""Building images in a machine of Atoll's own, in which buildah runs."""
