@@ -12,10 +12,10 @@ import subprocess
 import sys
 import threading
 
-#: Tests of the Docker engine, which wait for their guests most of all. All but one have the same engine, with
-#: nothing in it at first; the last removes it.
+#: Tests of the Docker engine and of its image, which wait for their guests most of all. Those of the engine but
+#: one have the same, with nothing in it at first; the last removes it.
 _ENGINE = [
-    "tests/e2e/test_docker.py",
+    *(f"tests/e2e/test_{name}.py" for name in ("docker", "build")),
     *(
         f"tests/vm/test_{name}.py"
         for name in (
@@ -36,9 +36,9 @@ _BESIDE = [f"tests/vm/test_{name}.py" for name in ("systemd_machine", "templates
 SESSIONS = {
     "unit, contract, e2e": [
         *(f"tests/{name}" for name in ("unit", "contract", "images", "e2e")),
-        f"--ignore={_ENGINE[0]}",
+        *(f"--ignore={path}" for path in _ENGINE[:2]),
     ],
-    "vm": ["tests/vm", *(f"--ignore={path}" for path in (*_ENGINE[1:], *_BESIDE))],
+    "vm": ["tests/vm", *(f"--ignore={path}" for path in (*_ENGINE[2:], *_BESIDE))],
     "engine": [*_ENGINE, *_BESIDE],
 }
 

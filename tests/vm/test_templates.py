@@ -19,6 +19,8 @@ from atoll.config import load
 from atoll.errors import BootError
 from atoll.events import StageReached, TaskAdvanced, TaskStarted, Warned
 from atoll.hypervisor.port import MemorySize
+from atoll.image.architectures import PACKAGED
+from atoll.image.kernel import host_architecture
 from atoll.template import cache, making
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio, pytest.mark.usefixtures("no_leftovers")]
@@ -225,7 +227,7 @@ class TestMemory:
 
     async def test_a_small_vm_of_a_kernel_of_the_users_own(self, own, paths):
         """200 MiB: what its template lacks is plugged in, too."""
-        (package,) = paths.downloads.glob("linux-image-*.deb")
+        (package,) = paths.downloads.glob(f"linux-image-*_{PACKAGED[host_architecture()]}.deb")
         async with started(own, memory="200M", kernel=package) as box:
             assert box.vm.clone.template.split(".")[2].startswith("128M-")
             total = int(await output(box, "awk '/MemTotal/ { print $2 }' /proc/meminfo"))
