@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 
-#: Tests of the Docker engine and of its image, which wait for their guests most of all. Those of the engine but
-#: one have the same, with nothing in it at first; the last removes it.
+#: Tests of the Docker engine and of its image, which wait for their guests most of all. Those of the engine
+#: but one have the same, with nothing in it at first; the last removes it.
 _ENGINE = [
     *(f"tests/e2e/test_{name}.py" for name in ("docker", "build")),
     *(
