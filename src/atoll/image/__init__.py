@@ -18,12 +18,16 @@ bundle     building a kernel bundle
 packing    from a tree with owners to an image, as root or in a user namespace
 debian     building the root images of Debian and Ubuntu
 machine    what an image for machines has beside: systemd, trimmed (pure)
-archive    reading tar archives that nobody vouches for
-layers     the tree that archives make, laid over one another (pure)
-layouts    OCI image layouts
-oci        OCI images: references, documents, sources, layers as one root
+tarstream  reading tar archives that nobody vouches for, as they pass (pure)
+decompressing streams without their compression, however much they unpack to
+oci        OCI images: references, documents, sources, layers as one root, how they are run
+registry   images of registries: had from them, and given to them
+local      images of files, directories, pipes and engines; and to files
 local      images that are at hand: archives, directories, engines; and giving images away
-rootfs     importing the root file systems of others
+recipes    the images that Atoll builds, and names (pure)
+manifest   an image on disk, and whether it is whole
+foreign    what others call architectures, and what runs their programs
+emulation  the disk from which a guest gets that
 catalog    the root images on this host
 ========== ==========================================================================
 """
