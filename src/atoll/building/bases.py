@@ -20,7 +20,7 @@ from atoll.config import Config
 from atoll.errors import BuildError, FileError, ImageError
 from atoll.events import Emit, Warned, task
 from atoll.image import catalog
-from atoll.image.architectures import PACKAGED
+from atoll.image.architectures import uname_of
 from atoll.image.local.tarheaders import DIRECTORY, END, Entry, header, padding
 from atoll.image.manifest import Image
 from atoll.image.oci import documents, offering
@@ -33,7 +33,6 @@ __all__ = ["diff_sizes", "have", "send"]
 
 T = TypeVar("T")
 
-_ARCHITECTURES = {packaged: name for name, packaged in PACKAGED.items()}
 
 _STEP = 1 << 20
 
@@ -86,7 +85,7 @@ def _have(config: Config, name: str, platform: Platform, *, fresh: bool, emit: E
     # In a Containerfile `debian` is the registry's image, not the one that Atoll makes.
     reference = str(parse(name, default=config.default_registry).tagged())
     if not fresh:
-        architecture = _ARCHITECTURES.get(platform.architecture, platform.architecture)
+        architecture = uname_of(platform.architecture)
         try:
             return catalog.find(config.paths, reference, architecture=architecture)
         except ImageError as error:

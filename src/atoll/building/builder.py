@@ -16,18 +16,16 @@ import msgspec
 from atoll import runtime
 from atoll.building import guest
 from atoll.config import Config, NetworkKind, override
-from atoll.containers import root
 from atoll.containers.own import OwnMachine, alone
-from atoll.errors import AtollError, BuildError, StoreError, UsageError
-from atoll.events import Emit, Warned, ignore
+from atoll.errors import AtollError, BuildError
+from atoll.events import Emit, ignore
 from atoll.image import catalog
 from atoll.image.engine import BUILDER
-from atoll.machine import creation, registry
+from atoll.machine import creation
 from atoll.machine.creation import Wishes
-from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.vm.restart import Policy
-from atoll.vm.state import Phase, StateError
+from atoll.vm.state import Phase
 
 __all__ = ["NAME", "Builder", "BuilderStatus"]
 
@@ -71,7 +69,7 @@ class Builder:
     def __init__(self, config: Config, *, on_event: Emit = ignore) -> None:
         self._config = config
         self._emit = on_event
-        self.machine = OwnMachine(NAME, config=config, on_event=on_event)
+        self.machine = OwnMachine(NAME, title="the builder", config=config, on_event=on_event)
 
     async def ensure_ready(self) -> None:
         """Have it answer: made, started, resumed or just found. Many may ask at once.
@@ -87,20 +85,20 @@ class Builder:
         await asyncio.to_thread(self._provide)
         async with self._alone():
             if not await self._answers():
-                await self._bring_up()
+                await self.machine.bring_up(self._made, self._wanted)
 
     async def stop(self) -> None:
         """End it; what it keeps stays. Builds that go on fail."""
         async with self._alone():
-            if self._exists():
+            if self.machine.exists():
                 await self.machine.stop()
                 await self.machine.close()
 
     async def remove(self) -> None:
         """Remove it with all that it keeps. Builds that go on fail."""
         async with self._alone():
-            if self._exists():
-                self._require_own()
+            if self.machine.exists():
+                self.machine.require_own()
                 await self.machine.purge()
 
     async def prune(self) -> int:
@@ -110,7 +108,7 @@ class Builder:
             BuildError: ``build.busy``: an image is being built; ``build.builder``: buildah fails.
             AtollError: as ``ensure_ready``.
         """
-        if not self._exists():
+        if not self.machine.exists():
             return 0
         await self.ensure_ready()
         before = self.machine.allocated()
@@ -129,7 +127,7 @@ class Builder:
 
     def status(self) -> BuilderStatus:
         """What it is and does."""
-        if not self._exists():
+        if not self.machine.exists():
             return BuilderStatus(phase="absent")
         machine = self.machine.find()
         return BuilderStatus(
@@ -142,16 +140,6 @@ class Builder:
 
     # From here on: how it is done.
 
-    def _exists(self) -> bool:
-        return registry.exists(self._config.paths, NAME)
-
-    def _require_own(self) -> Named:
-        machine = self.machine.find()
-        if machine.spec.service is None:
-            message = f"the machine {NAME} is not the builder: somebody made one of that name"
-            raise UsageError(message, code="reserved", hint=f"`atoll rename {NAME} NAME` makes room")
-        return machine
-
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """Keep other processes from bringing it up or ending it meanwhile."""
@@ -163,13 +151,13 @@ class Builder:
 
     def _provide(self) -> None:
         """Have image and kernel here before the machine is made or started: to build them takes minutes."""
-        if self._exists() and self.machine.state.phase is Phase.SUSPENDED:
+        if self.machine.exists() and self.machine.state.phase is Phase.SUSPENDED:
             return
         image = runtime.ensure_image(self._config, _IMAGE, self._emit)
         if not any(program.name == BUILDER and program.path for program in image.manifest.programs):
             mirror = self._config.ubuntu_mirror
             catalog.build(self._config.paths, _IMAGE, force=True, mirror=mirror, emit=self._emit)
-        if not self._exists():
+        if not self.machine.exists():
             runtime.found(self._sized(), emit=self._emit)
 
     def _sized(self) -> Config:
@@ -191,41 +179,16 @@ class Builder:
             ca=config.ca,
         )
 
-    async def _bring_up(self) -> None:
-        if not self._exists():
-            wishes = Wishes(image=_IMAGE, init="minimal", network=True, disk=self._config.build_disk)
-            spec = self._wanted(creation.make_spec(self._sized(), wishes))
-            await asyncio.to_thread(creation.enter, self._config, NAME, spec, self._emit)
-        if self.machine.state.held:
-            await self.machine.settled()
-        machine = self._require_own()
-        if machine.state.phase is Phase.SUSPENDED:
-            await asyncio.to_thread(root.check, machine)
-            if await self._wake():
-                return
-        elif machine.state.phase is Phase.PAUSED:
-            await self.machine.resume()
-            return
-        if not self.machine.state.active:
-            await self.machine.settle(self._wanted(machine.spec))
-        await self.machine.start(discard=True)
-
-    async def _wake(self) -> bool:
-        """Go on where it was; False if this host cannot, as after an update of QEMU."""
-        try:
-            await self.machine.start()
-        except (StoreError, StateError) as error:
-            if error.code not in {"store.corrupt", "state.mismatch"}:
-                raise
-            self._emit(Warned(message=f"the builder boots anew: {error.message}", hint=error.hint))
-            return False
-        return True
+    def _made(self) -> MachineSpec:
+        """What a new machine is."""
+        wishes = Wishes(image=_IMAGE, init="minimal", network=True, disk=self._config.build_disk)
+        return self._wanted(creation.make_spec(self._sized(), wishes))
 
     async def _answers(self) -> bool:
         """Whether its guest answers."""
         with contextlib.suppress(AtollError, TimeoutError):
             async with asyncio.timeout(_ANSWER):
-                if self._exists() and self.machine.state.phase is Phase.RUNNING:
+                if self.machine.exists() and self.machine.state.phase is Phase.RUNNING:
                     await (await self.machine.agent()).ping()
                     return True
         return False

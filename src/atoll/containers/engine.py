@@ -25,21 +25,19 @@ from atoll.errors import (
     ConfigError,
     EngineError,
     GuestError,
-    StoreError,
-    UsageError,
 )
-from atoll.events import Emit, Warned, ignore
+from atoll.events import Emit, ignore
 from atoll.guest.agent import Agent
 from atoll.guest.channel import Stream
 from atoll.guest.wire import WINDOW
 from atoll.image.manifest import ImageManifest
-from atoll.machine import creation, registry
+from atoll.machine import creation
 from atoll.machine.creation import Wishes
 from atoll.machine.registry import Named
 from atoll.machine.spec import MachineSpec
 from atoll.vm import serving
 from atoll.vm.restart import Policy
-from atoll.vm.state import Phase, StateError
+from atoll.vm.state import Phase
 
 __all__ = ["IMAGE", "NAME", "Engine", "EngineStatus"]
 
@@ -109,7 +107,7 @@ class Engine:
         given = load().config if config is None else config
         self._config = override(given, {"platform": "", "full": False})
         self._emit = on_event
-        self._machine = OwnMachine(NAME, config=self._config, on_event=on_event)
+        self._machine = OwnMachine(NAME, title="the engine", config=self._config, on_event=on_event)
 
     # Its life.
 
@@ -141,13 +139,13 @@ class Engine:
         deadline = time.monotonic() + timeout
         async with self._alone(deadline):
             if not await self._answers():
-                await self._bring_up()
+                await self._machine.bring_up(self._made, self._wanted)
                 await self._await_answer(deadline, timeout)
 
     async def stop(self, timeout: float = _STOP) -> None:  # noqa: ASYNC109 - the containers' part
         """End containers, engine and machine in this order within ``timeout`` seconds, else by force."""
         async with self._alone(time.monotonic() + timeout):
-            if self._exists():
+            if self._machine.exists():
                 await self._machine.stop(timeout=timeout)
                 await self._machine.close()
 
@@ -174,7 +172,7 @@ class Engine:
         guest.service(self.settings)
         if self.settings.shares:
             serving.check()
-        if not self._exists() or self._machine.state.phase is not Phase.RUNNING:
+        if not self._machine.exists() or self._machine.state.phase is not Phase.RUNNING:
             return
         done = await self._machine.run(["/bin/sh", "-c", guest.VALIDATE], input=wanted)
         if done.code:
@@ -189,15 +187,15 @@ class Engine:
             StoreError: ``store.full``: it cannot be kept, and goes on.
         """
         async with self._alone(time.monotonic() + _STOP):
-            if self._exists() and self._machine.state.phase in {Phase.RUNNING, Phase.PAUSED}:
+            if self._machine.exists() and self._machine.state.phase in {Phase.RUNNING, Phase.PAUSED}:
                 await self._machine.suspend()
                 await self._machine.close()
 
     async def reset(self) -> None:
         """Remove the engine with all images, containers and volumes."""
         async with self._alone(time.monotonic() + _STOP):
-            if self._exists():
-                self._require_own()
+            if self._machine.exists():
+                self._machine.require_own()
                 await self._machine.purge()
 
     async def close(self) -> None:
@@ -208,7 +206,7 @@ class Engine:
 
     async def status(self) -> EngineStatus:
         """What the engine is and does."""
-        if not self._exists():
+        if not self._machine.exists():
             return EngineStatus(phase="absent")
         machine = self._machine.find()
         manifest = store.read_record(machine.place.image, ImageManifest)
@@ -225,7 +223,7 @@ class Engine:
 
     async def busy(self) -> bool:
         """Whether a container runs in it. One that does not run is not busy. Raises ``AtollError``."""
-        if not self._exists() or not self._machine.state.active:
+        if not self._machine.exists() or not self._machine.state.active:
             return False
         containers = await api.get(await self.connected(), "/containers/json")
         return bool(msgspec.json.decode(containers, type=list[msgspec.Raw]))
@@ -260,11 +258,13 @@ class Engine:
 
     def active(self) -> bool:
         """Whether its machine runs."""
-        return self._exists() and self._machine.state.active
+        return self._machine.exists() and self._machine.state.active
 
     def shared(self) -> tuple[str, ...]:
         """Paths in its machine that are directories of this host."""
-        return tuple(share.guest for share in self._machine.find().spec.shares) if self._exists() else ()
+        return (
+            tuple(share.guest for share in self._machine.find().spec.shares) if self._machine.exists() else ()
+        )
 
     def allocated(self) -> int:
         """Bytes of this host that its disk takes. Raises ``StoreError``: there is none."""
@@ -282,16 +282,6 @@ class Engine:
             return not at_rest and self._wanted(machine.spec) != machine.spec
         return True
 
-    def _exists(self) -> bool:
-        return registry.exists(self._config.paths, NAME)
-
-    def _require_own(self) -> Named:
-        machine = self._machine.find()
-        if machine.spec.service is None:
-            message = f"the machine {NAME} is not the engine's: somebody made one of that name"
-            raise UsageError(message, code="reserved", hint=f"`atoll rename {NAME} NAME` makes room")
-        return machine
-
     @asynccontextmanager
     async def _alone(self, deadline: float) -> AsyncIterator[None]:
         """Keep other processes from bringing the engine up or ending it meanwhile."""
@@ -304,7 +294,7 @@ class Engine:
 
     def _provide(self) -> None:
         """Have image and kernel here before a machine is made or started: to build them takes minutes."""
-        if not self._exists():
+        if not self._machine.exists():
             runtime.ensure_image(self._config, IMAGE, self._emit)
             runtime.found(self._sized(), emit=self._emit)
 
@@ -327,41 +317,16 @@ class Engine:
             ca=self._config.ca,
         )
 
-    async def _bring_up(self) -> None:
-        if not self._exists():
-            wishes = Wishes(image=IMAGE, init="minimal", network=True, disk=self.settings.disk)
-            spec = self._wanted(creation.make_spec(self._sized(), wishes))
-            await asyncio.to_thread(creation.enter, self._config, NAME, spec, self._emit)
-        if self._machine.state.held:
-            await self._machine.settled()
-        machine = self._require_own()
-        if machine.state.phase is Phase.SUSPENDED:
-            await asyncio.to_thread(root.check, machine)
-            if await self._wake():
-                return
-        elif machine.state.phase is Phase.PAUSED:
-            await self._machine.resume()
-            return
-        if not self._machine.state.active:
-            await self._machine.settle(self._wanted(machine.spec))
-        await self._machine.start(discard=True)
-
-    async def _wake(self) -> bool:
-        """Go on where it was; False if this host cannot, as after an update of QEMU."""
-        try:
-            await self._machine.start()
-        except (StoreError, StateError) as error:
-            if error.code not in {"store.corrupt", "state.mismatch"}:
-                raise
-            self._emit(Warned(message=f"the engine boots anew: {error.message}", hint=error.hint))
-            return False
-        return True
+    def _made(self) -> MachineSpec:
+        """What a new machine is."""
+        wishes = Wishes(image=IMAGE, init="minimal", network=True, disk=self.settings.disk)
+        return self._wanted(creation.make_spec(self._sized(), wishes))
 
     async def _answers(self) -> bool:
         """Whether dockerd answers."""
         with contextlib.suppress(AtollError, TimeoutError):
             async with asyncio.timeout(_ANSWER):
-                if self._exists() and self._machine.state.phase is Phase.RUNNING:
+                if self._machine.exists() and self._machine.state.phase is Phase.RUNNING:
                     return await api.get(await self.connected(), "/_ping") == b"OK"
         return False
 

@@ -333,10 +333,8 @@ def remove(paths: Paths, name: str, *, architecture: str | None = None, default:
     directory = directory_by(paths, digest)
     with store.lock(lock_of(directory)):
         if not names.remove(paths, reference, machine):
-            for known in names.names(paths):  # it was named by its digest
-                if known.manifest == digest:
-                    names.remove(paths, parse_reference(known.reference), known.architecture)
-        if not any(known.manifest == digest for known in names.names(paths)):
+            names.forget(paths, digest)  # it was named by its digest
+        if not names.meaning(paths, digest):
             _remove(directory)
 
 

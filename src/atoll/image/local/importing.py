@@ -73,7 +73,7 @@ def _instead(paths: Paths, place: str, name: str, platform: Platform, pick: str,
     finally:
         assert image.manifest.origin is not None
         with store.lock(catalog.lock_of(image.directory)):
-            if not any(one.manifest == image.manifest.origin.manifest for one in names.names(paths)):
+            if not names.meaning(paths, image.manifest.origin.manifest):
                 store.remove_tree(image.directory)
 
 

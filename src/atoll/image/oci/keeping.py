@@ -23,7 +23,7 @@ from atoll import store, threads
 from atoll.errors import AtollError, ImageError
 from atoll.events import Emit, TaskAdvanced, ignore, task
 from atoll.image import catalog, packing
-from atoll.image.architectures import PACKAGED
+from atoll.image.architectures import PACKAGED, uname_of
 from atoll.image.manifest import MANIFEST, ROOT, Image, ImageManifest, load
 from atoll.image.oci import documents, layer, names, relocating, surveying
 from atoll.image.oci.command import directories_of
@@ -153,34 +153,27 @@ def _make(
     emit: Emit,
 ) -> ImageManifest:
     """The image in ``staged``."""
-    sources = _with_diff_ids(offered)
-    store.require_space(staged, sum(source.size or 0 for source in sources) + _SPARE)
+    said = documents.config_of(offered.config) if offered.config else None
+    sources = _with_diff_ids(offered.layers, said)
+    total = sum(source.size or 0 for source in sources)
+    store.require_space(staged, total + _SPARE)
     place_of(staged, 0).parent.mkdir()
     root = staged / ROOT
     with root.open("x+b") as file:
         space = Space(file.fileno(), staged, start=BLOCK, most=most)
-        total = sum(source.size or 0 for source in sources)
         with task(emit, "layers", f"Unpacking {name}", total=total, unit="bytes"):
             layers = _Taking(paths, staged, space, _Progress(len(sources), emit)).all(sources)
-        tree = Tree(whiteouts=offered.whiteouts)
-        for number in range(len(layers)):
-            tree.add_layer(layer.read_index(place_of(staged, number)))
-        if not offered.whiteouts:
-            for trace in _TRACES:
-                tree.remove(trace.split(b"/"))
-        if offered.config:  # as engines make them when they run it; a VM need not
-            for path in directories_of(documents.config_of(offered.config).config or RunConfig()):
-                tree.make(path.encode(errors="replace"))
+        tree = _tree_of(staged, layers, said, whiteouts=offered.whiteouts)
         found = surveying.survey(tree, file.fileno(), programs)
         config, document = _documents(offered, layers, platform, found.architecture)
         start = blocks(space.end)
         system = _finish(file.fileno(), tree, start, layers)
     (staged / CONFIG).write_bytes(config)
     (staged / DOCUMENT).write_bytes(document)
-    decoded = documents.config_of(config)
+    decoded = said or documents.config_of(config)
     manifest = ImageManifest(
         name=name,
-        architecture=_ARCHITECTURES.get(decoded.architecture, decoded.architecture),
+        architecture=uname_of(decoded.architecture),
         distribution=found.distribution,
         suite=found.suite,
         digest=packing.digest_of(root) if programs else system,
@@ -203,19 +196,29 @@ def _make(
     return manifest
 
 
-_ARCHITECTURES = {packaged: name for name, packaged in PACKAGED.items()}
+def _tree_of(staged: Path, layers: tuple[Layer, ...], said: ImageConfig | None, *, whiteouts: bool) -> Tree:
+    """What the layers come to, with what an image is to have, and not to have, when it is run."""
+    tree = Tree(whiteouts=whiteouts)
+    for number in range(len(layers)):
+        tree.add_layer(layer.read_index(place_of(staged, number)))
+    if not whiteouts:
+        for trace in _TRACES:
+            tree.remove(trace.split(b"/"))
+    if said is not None:  # as engines make them when they run it; a VM need not
+        for path in directories_of(said.config or RunConfig()):
+            tree.make(path.encode(errors="replace"))
+    return tree
 
 
-def _with_diff_ids(offered: Offered) -> tuple[LayerSource, ...]:
+def _with_diff_ids(sources: tuple[LayerSource, ...], said: ImageConfig | None) -> tuple[LayerSource, ...]:
     """The layers, each with the digest that the configuration says its tar has."""
-    if not offered.config:
-        return offered.layers
-    ids = documents.config_of(offered.config).rootfs.diff_ids
-    if len(ids) != len(offered.layers):
-        raise refuse(f"its configuration has {len(ids)} layers, its manifest {len(offered.layers)}")
+    if said is None:
+        return sources
+    ids = said.rootfs.diff_ids
+    if len(ids) != len(sources):
+        raise refuse(f"its configuration has {len(ids)} layers, its manifest {len(sources)}")
     return tuple(
-        msgspec.structs.replace(source, diff_id=diff_id)
-        for source, diff_id in zip(offered.layers, ids, strict=True)
+        msgspec.structs.replace(source, diff_id=diff_id) for source, diff_id in zip(sources, ids, strict=True)
     )
 
 

@@ -14,10 +14,10 @@ import msgspec
 
 from atoll import store
 from atoll.errors import StoreError
-from atoll.image.oci.reference import Reference
+from atoll.image.oci.reference import Reference, parse
 from atoll.paths import Paths
 
-__all__ = ["Name", "lookup", "names", "point", "remove"]
+__all__ = ["Name", "forget", "lookup", "meaning", "names", "point", "remove"]
 
 
 class Name(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,3 +81,14 @@ def remove(paths: Paths, reference: Reference, architecture: str) -> bool:
     file.unlink(missing_ok=True)
     store.sync_directory(file.parent)
     return True
+
+
+def meaning(paths: Paths, manifest: str) -> list[Name]:
+    """Those that mean the image with that manifest."""
+    return [name for name in names(paths) if name.manifest == manifest]
+
+
+def forget(paths: Paths, manifest: str) -> None:
+    """Have no reference mean the image with that manifest."""
+    for name in meaning(paths, manifest):
+        remove(paths, parse(name.reference), name.architecture)

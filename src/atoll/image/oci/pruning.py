@@ -15,7 +15,6 @@ from atoll.errors import StoreError
 from atoll.image import catalog
 from atoll.image.manifest import USED, Image, Listed
 from atoll.image.oci import names
-from atoll.image.oci.reference import parse
 from atoll.paths import Paths
 
 __all__ = ["Doomed", "plan", "prune"]
@@ -28,11 +27,13 @@ class Doomed(msgspec.Struct, frozen=True):
 
     Attributes:
         directory: it.
+        manifest: digest of its manifest.
         names: references that mean it; empty if none do.
         size: bytes that become free.
     """
 
     directory: Path
+    manifest: str
     names: tuple[str, ...]
     size: int
 
@@ -61,11 +62,12 @@ def plan(
     for one in listed:
         if one.image is None or one.image.manifest.origin is None:
             continue
-        references = named.get(one.image.manifest.origin.manifest, [])
+        manifest = one.image.manifest.origin.manifest
+        references = named.get(manifest, [])
         if references and (not every or one.image.root.stat().st_nlink > 1):
             continue
         if now - _used(one.image) >= unused_for:
-            doomed.append(Doomed(one.directory, tuple(references), _size(one.directory)))
+            doomed.append(Doomed(one.directory, manifest, tuple(references), _size(one.directory)))
     return doomed
 
 
@@ -78,9 +80,7 @@ def prune(paths: Paths, doomed: Iterable[Doomed]) -> int:
     freed = _sweep(paths)
     for one in doomed:
         with store.lock(catalog.lock_of(one.directory)):
-            for known in names.names(paths):
-                if paths.image(known.manifest.replace(":", "-")) == one.directory:
-                    names.remove(paths, parse(known.reference), known.architecture)
+            names.forget(paths, one.manifest)
             with store.refusing(one.directory):
                 store.remove_tree(one.directory)
         freed += one.size

@@ -10,7 +10,7 @@ from atoll.config import Config
 from atoll.errors import ImageError
 from atoll.events import Emit, ignore
 from atoll.image import catalog
-from atoll.image.architectures import PACKAGED
+from atoll.image.architectures import uname_of
 from atoll.image.manifest import Image
 from atoll.image.oci import keeping, names, offering
 from atoll.image.oci.documents import Platform
@@ -20,8 +20,6 @@ from atoll.image.registry.pulling import offer
 from atoll.image.registry.pushing import Pushed, push
 
 __all__ = ["named", "pull", "push_kept"]
-
-_ARCHITECTURES = {packaged: name for name, packaged in PACKAGED.items()}
 
 
 def named(name: str, config: Config) -> Reference:
@@ -87,10 +85,10 @@ def push_kept(
         ImageError: ``image.missing``, ``image.layers``: it is not here, or does not consist of layers.
     """
     reference = named(target, config)
-    architecture = _ARCHITECTURES.get(platform.architecture, platform.architecture)
+    architecture = uname_of(platform.architecture)
     default = config.default_registry
     image = catalog.find(config.paths, name, architecture=architecture, default=default)
     digest = offering.origin_of(image).manifest
-    known = tuple(one.reference for one in names.names(config.paths) if one.manifest == digest)
+    known = tuple(one.reference for one in names.meaning(config.paths, digest))
     offered = msgspec.structs.replace(offering.offer(image), names=known)
     return push(offered, reference, tags=tags, registries=config.registries, emit=emit)
