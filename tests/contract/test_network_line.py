@@ -32,7 +32,7 @@ ADDRESSING = Addressing(ipaddress.ip_network("10.0.2.0/24"), ipaddress.ip_networ
 #: Sends so many bytes, reads as many, and says what both were.
 BOTH_WAYS = """
 import hashlib, os, socket, sys
-s = socket.create_connection(('10.0.2.2', int(sys.argv[1])), 50); size = int(sys.argv[2])
+s = socket.create_connection(('10.0.2.2', int(sys.argv[1])), 100); size = int(sys.argv[2])
 data = os.urandom(size); s.sendall(data); s.shutdown(1); came = hashlib.sha256()
 while piece := s.recv(1 << 20): came.update(piece)
 print(hashlib.sha256(data).hexdigest(), came.hexdigest())
@@ -52,7 +52,7 @@ except TimeoutError: print('none')
 async def lan():
     destinations = Destinations(ADDRESSING, host_ports=frozenset(range(1, 65536)))
     lan = Lan(ADDRESSING, destinations, mtu=65520, is_shared=True, domain="atoll.internal")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         yield lan
     lan.close()
 
@@ -118,7 +118,7 @@ async def echo():
     ids=["lossy", "long", "narrow"],
 )
 async def test_transfers_arrive_as_they_were_sent(guest, line, inward, outward):
-    size = 200_000 if inward.loss else 1_000_000  # what is lost at the end of a window costs seconds
+    size = 1_000_000
     command = guest.command(["ip", "link", "set", "eth0", "mtu", "1500" if inward.loss else "65520"])
     await asyncio.to_thread(subprocess.run, command, check=True)
     line.shape_to_guest(inward)
@@ -126,7 +126,8 @@ async def test_transfers_arrive_as_they_were_sent(guest, line, inward, outward):
     async with BothWays(size) as server:
         said = await run(guest, BOTH_WAYS, server.port, size)
     assert said.split() == server.digests
-    assert bool(line.to_guest.lost + line.from_guest.lost) == bool(inward.loss)
+    assert bool(line.to_guest.lost) == bool(inward.loss)
+    assert bool(line.from_guest.lost) == bool(outward.loss)
     assert not line.to_guest.dropped  # whoever sends to a guest waits for its link
 
 
