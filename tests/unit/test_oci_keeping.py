@@ -235,9 +235,10 @@ class Stuck:
     """A stream of which nothing comes before it is closed."""
 
     def __init__(self):
-        self.closed = threading.Event()
+        self.waits, self.closed = threading.Event(), threading.Event()
 
     def read(self, _size):
+        self.waits.set()
         assert self.closed.wait(20)
         raise ConnectionAbortedError("closed")
 
@@ -247,7 +248,13 @@ class Stuck:
 
 def test_a_layer_that_waits_for_nothing_is_given_up_when_another_fails(home):
     stuck = Stuck()
-    layers = [layer(b"", open=lambda one=one: contextlib.nullcontext(one)) for one in (stuck, Broken())]
+
+    class Late(Broken):
+        def read(self, size):
+            assert stuck.waits.wait(20)
+            super().read(size)
+
+    layers = [layer(b"", open=lambda one=one: contextlib.nullcontext(one)) for one in (stuck, Late())]
     with pytest.raises(OSError, match="gone"):
         raise_store(home, Offered(layers=tuple(layers)))
     assert stuck.closed.is_set()
